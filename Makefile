@@ -1,0 +1,38 @@
+# make run and make test set up all they need: a virtual environment and the packages in pyproject.toml.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: run test test-system lint bench soak clean
+
+$(VENV)/.ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+run: $(VENV)/.ready  ## the main job on a copy of the fixtures
+	$(BIN)/python examples/tour.py
+
+test: $(VENV)/.ready  ## the whole suite; needs nothing but Python
+	$(BIN)/python -m pytest -m "not system"
+
+test-system: $(VENV)/.ready  ## what needs Node.js, root or Debian packages
+	./tests/install_system_packages.sh
+	$(BIN)/python -m pytest -m system
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.ready  ## ratios, measured side by side
+	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/.ready  ## the long runs of the concurrency tests
+	SOAK=1 $(BIN)/python -m pytest -m "not system" tests/test_gateway_writers.py tests/test_kill.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,42 @@
+"""Why a session may not be touched: one function, asked by every path, again under the lock."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import msgspec
+
+from session_manager.core.session import MAIN, Session, safe_name
+
+CURRENT = "current"
+BUSY = "busy"
+PINNED = "pinned"
+RUNNING = "running"
+UNSAFE_ID = "unsafe id"
+
+
+class Protection(msgspec.Struct, frozen=True):
+    """A reason to keep a session, and whether ``force`` may override it in a delete."""
+
+    reason: str
+    overridable: bool
+
+
+def protection(session: Session, current: Set[str]) -> Protection | None:
+    """Says why ``session`` must be kept, or None when nothing protects it.
+
+    ``current`` holds the ids and keys of the sessions that are calling. A prune respects every reason,
+    a delete those that ``force`` does not override. The strongest reason comes first.
+    """
+    if session.id in current or not current.isdisjoint(session.keys):
+        return Protection(CURRENT, overridable=False)
+    if not safe_name(session.id):
+        # Its files cannot be named safely, so it could only be removed by half.
+        return Protection(UNSAFE_ID, overridable=False)
+    if MAIN in session.kinds:
+        return Protection(MAIN, overridable=True)
+    if session.busy:
+        return Protection(RUNNING if session.running else BUSY, overridable=True)
+    if session.pinned:
+        return Protection(PINNED, overridable=True)
+    return None

@@ -1,0 +1,282 @@
+"""Sessions and session keys: what an index entry says, read from data that nobody promises is well formed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+
+DAY_MS = 86_400_000
+
+MAIN = "main"
+UNKNOWN = "unknown"
+KINDS = (
+    MAIN,
+    "cron",
+    "subagent",
+    "hook",
+    "acp",
+    "heartbeat",
+    "node",
+    "voice",
+    "slash",
+    "api",
+    "explicit",
+    "ui",
+    "thread",
+    "group",
+    "channel",
+    "direct",
+    UNKNOWN,
+)
+
+_PREFIXES = {
+    "cron": "cron",
+    "subagent": "subagent",
+    "hook": "hook",
+    "acp": "acp",
+    "acp-bridge": "acp",
+    "node": "node",
+    "voice": "voice",
+    "explicit": "explicit",
+    "dashboard": "ui",
+    "openai": "api",
+    "openai-user": "api",
+    "openresponses": "api",
+    "openresponses-user": "api",
+}
+_ROUTES = {"group": "group", "channel": "channel", "direct": "direct", "dm": "direct", "slash": "slash"}
+_THREADS = ("thread", "topic")
+_MARKERS = {*_PREFIXES, *_ROUTES, *_THREADS}
+
+NAME_LIMIT = 200
+_FORBIDDEN = frozenset("/\\\0")
+
+
+def safe_name(name: str) -> bool:
+    """Says whether an agent name or session id may become part of a path.
+
+    Both are data from a language model. No separator, no ``..``, no control character, no leading
+    dot or dash, nothing that a file system cannot encode.
+    """
+    return (
+        0 < len(name) <= NAME_LIMIT
+        and name[0] not in ".-"
+        and ".." not in name
+        and name.isprintable()
+        and not _FORBIDDEN.intersection(name)
+    )
+
+
+class SessionKey(msgspec.Struct, frozen=True):
+    """A session key taken apart: ``agent:<agent_id>:<rest>``, or a bare ``rest`` with ``agent_id`` None."""
+
+    text: str
+    agent_id: str | None
+    rest: str
+    kind: str
+
+
+def parse_key(text: str) -> SessionKey:
+    """Reads a session key. Never raises: what it does not know has the kind ``unknown``.
+
+    Key grammar: gateway 2026.2.17 ``parseAgentSessionKey`` and its ``is…SessionKey`` predicates;
+    keys are stored in lower case, except some peer ids.
+    """
+    parts = text.split(":")
+    if parts[0].lower() == "agent":
+        if len(parts) < 3 or not parts[1]:
+            return SessionKey(text, None, text, UNKNOWN)
+        rest = ":".join(parts[2:])
+        return SessionKey(text, parts[1].lower(), rest, _kind(rest.lower()))
+    return SessionKey(text, None, text, _kind(text.lower()))
+
+
+def _kind(rest: str) -> str:
+    if rest in (MAIN, "global"):
+        return MAIN
+    parts = rest.split(":")
+    if _is_heartbeat(parts):
+        return "heartbeat"
+    # A thread inside another kind of key is a conversation of its own: durable wins.
+    if any(part in _THREADS and following for part, following in pairwise(parts)):
+        return "thread"
+    head = parts[0]
+    if len(parts) > 1 and parts[1] and head in _PREFIXES:
+        return _PREFIXES[head]
+    if head.startswith("node-") and len(head) > 5:
+        return "node"
+    if head.startswith("tui-") and len(head) > 4:
+        return "ui"
+    for part, following in pairwise(parts[:4]):
+        if part in _ROUTES and following:
+            return _ROUTES[part]
+    return UNKNOWN
+
+
+def _is_heartbeat(parts: Sequence[str]) -> bool:
+    if parts[0] == "heartbeat" or parts[0].startswith("heartbeat-recovered-"):
+        return True
+    # In `telegram:direct:heartbeat` and `cron:heartbeat` the last part is an id, not a suffix.
+    return len(parts) > 1 and parts[-1] == "heartbeat" and bool(parts[-2]) and parts[-2] not in _MARKERS
+
+
+class Entry(msgspec.Struct, rename="camel"):
+    """The fields of a SessionEntry that this tool reads, each as found: any JSON value, or None.
+
+    Field list: gateway 2026.2.17 to 2026.7.1, type SessionEntry. Unknown fields are skipped unread.
+    """
+
+    session_id: Any = None
+    session_file: Any = None
+    updated_at: Any = None
+    last_interaction_at: Any = None
+    last_activity_at: Any = None
+    ended_at: Any = None
+    label: Any = None
+    origin: Any = None
+    delivery_context: Any = None
+    context_tokens: Any = None
+    model: Any = None
+    pinned_at: Any = None
+    status: Any = None
+    spawned_by: Any = None
+    parent_session_key: Any = None
+
+
+def epoch_ms(value: object, now_ms: int) -> int | None:
+    """Reads a time in epoch milliseconds; None when it is no time or an absurd one.
+
+    A digit string counts as a number. A value <= 0, not a number, or more than a day after ``now_ms`` is ignored.
+    """
+    if isinstance(value, str):
+        if not (value.isascii() and value.isdigit() and len(value) <= 20):
+            return None
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return int(value) if 0 < value <= now_ms + DAY_MS else None
+
+
+def text_or_none(value: object) -> str | None:
+    """Returns a non-empty string, or None for anything else."""
+    return value if isinstance(value, str) and value else None
+
+
+def entry_label(entry: Entry) -> str | None:
+    """Returns the entry's label, else ``origin.label``, else ``deliveryContext.to``."""
+    origin, delivery = entry.origin, entry.delivery_context
+    return (
+        text_or_none(entry.label)
+        or (text_or_none(origin.get("label")) if isinstance(origin, dict) else None)
+        or (text_or_none(delivery.get("to")) if isinstance(delivery, dict) else None)
+    )
+
+
+def entry_activity(entry: Entry, now_ms: int) -> int | None:
+    """Returns the newest of the entry's own times in epoch milliseconds, or None when it has none."""
+    values = (entry.updated_at, entry.last_interaction_at, entry.last_activity_at, entry.ended_at)
+    return max((t for t in (epoch_ms(v, now_ms) for v in values) if t is not None), default=None)
+
+
+class Session(msgspec.Struct):
+    """One session of one agent, with every key that points at it.
+
+    The ``entry_…`` fields come from the index, ``busy`` and ``transcript_activity`` from what lies beside it;
+    those two stay at their defaults until somebody has looked.
+    """
+
+    agent_id: str
+    id: str
+    keys: list[str]
+    kinds: frozenset[str]
+    key: str
+    session_type: str
+    label: str | None
+    updated_at: int | None
+    entry_activity: int | None
+    context_tokens: int | float | None
+    model: str | None
+    pinned: bool
+    running: bool
+    session_files: tuple[str, ...]
+    parents: tuple[str, ...]
+    busy: bool = False
+    transcript_activity: int | None = None
+
+    @property
+    def last_activity(self) -> int | None:
+        """Newest sign of life in epoch milliseconds; None when the entry holds no time (unknown age)."""
+        if self.entry_activity is None:
+            return None
+        return max(self.entry_activity, self.transcript_activity or 0)
+
+
+def build_sessions(agent_id: str, entries: Iterable[tuple[str, Entry]], now_ms: int) -> list[Session]:
+    """Groups index entries (key, entry) into sessions, one per session id, in index order.
+
+    Entries without a session id are no sessions and are left out.
+    """
+    grouped: dict[str, list[tuple[str, Entry]]] = {}
+    for key, entry in entries:
+        session_id = text_or_none(entry.session_id)
+        if session_id is not None:
+            grouped.setdefault(session_id, []).append((key, entry))
+    return [_session(agent_id, session_id, members, now_ms) for session_id, members in grouped.items()]
+
+
+def _session(agent_id: str, session_id: str, members: list[tuple[str, Entry]], now_ms: int) -> Session:
+    parsed = [parse_key(key) for key, _ in members]
+    best = 0
+    if len(members) > 1:
+        best = min(range(len(members)), key=lambda i: _telling(parsed[i], members[i][1], i))
+    entry = members[best][1]
+    entries = [e for _, e in members]
+    tokens = entry.context_tokens
+    times = [t for t in (epoch_ms(e.updated_at, now_ms) for e in entries) if t is not None]
+    activity = [t for t in (entry_activity(e, now_ms) for e in entries) if t is not None]
+    return Session(
+        agent_id=agent_id,
+        id=session_id,
+        keys=[key for key, _ in members],
+        kinds=frozenset(p.kind for p in parsed),
+        key=members[best][0],
+        session_type=parsed[best].kind,
+        label=entry_label(entry),
+        updated_at=max(times, default=None),
+        entry_activity=max(activity, default=None),
+        context_tokens=tokens if isinstance(tokens, int | float) and not isinstance(tokens, bool) else None,
+        model=text_or_none(entry.model),
+        pinned=any(e.pinned_at is not None and e.pinned_at is not False for e in entries),
+        running=any(e.status == "running" for e in entries),
+        session_files=tuple(dict.fromkeys(f for e in entries if (f := text_or_none(e.session_file)))),
+        parents=_parents(parsed, entries),
+    )
+
+
+def _telling(key: SessionKey, entry: Entry, position: int) -> tuple[bool, bool, bool, int]:
+    return (
+        key.kind not in ("cron", "subagent"),
+        text_or_none(entry.label) is None,
+        entry_label(entry) is None,
+        position,
+    )
+
+
+def _parents(parsed: Sequence[SessionKey], entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Keys of the sessions that spawned this one: from the entries, and from a nested sub-agent key itself."""
+    found: dict[str, None] = {}
+    for key, entry in zip(parsed, entries, strict=True):
+        for value in (entry.spawned_by, entry.parent_session_key):
+            if parent := text_or_none(value):
+                found[parent] = None
+        if key.kind == "subagent" and (cut := key.text.lower().rfind(":subagent:")) > 0:
+            outer = key.text[:cut]
+            if parse_key(outer).kind == "subagent":
+                found[outer] = None
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""Faces: parse, call, print. No decision lives here."""

@@ -1,0 +1,195 @@
+"""The JSON face: ``run_skill.py session_manager <function> ['<json object>' | -]``.
+
+Invariant: standard output carries exactly one JSON document and a newline, whatever happens (``--help`` prints text).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from session_manager.core.errors import (
+    PARTIAL_EXIT_CODE,
+    Failed,
+    Interrupted,
+    SessionManagerError,
+    UsageError,
+)
+from session_manager.functions import NAMES, Function, load
+
+SKILL_NAMES = ("session_manager", "session-manager", "aria-sessionmanager", "aria-session-manager")
+
+USAGE = """\
+usage: run_skill.py session_manager <function> ['<json object>' | -]
+       run_skill.py --list
+       run_skill.py --help
+
+Prints one JSON document on standard output; logs go to standard error.
+Arguments are one JSON object; left out: {}; -: read from standard input.
+
+functions:
+%s
+
+environment:
+  ARIA_AGENTS_DIR    folder that holds <agent>/sessions; else $OPENCLAW_STATE_DIR/agents,
+                     /app/agents, ~/.openclaw/agents
+  ARIA_STATE_DIR     the ledger's folder (default <agents dir>/.session_manager)
+  ARIA_SESSION_ID    id of the calling session, which is never deleted (also OPENCLAW_SESSION_ID)
+  ARIA_AGENT_ID      who is asking; noted in the ledger
+  ARIA_API_URL       history layer; empty: there is none, and no mark is owed
+  ARIA_LOCK_TIMEOUT  seconds to wait for a lock (default 10)
+  ARIA_KEEP_DAYS     days that removed index entries are kept in the ledger (default 7)
+
+exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 damaged,
+            70 internal error, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Runs one call (``argv`` without the program's name) and returns the exit code."""
+    if any(argument in ("--help", "-h") for argument in argv):
+        functions = [load(name) for name in NAMES]
+        _write((USAGE % "\n".join(f"  {f.name}\n      {f.description}" for f in functions)).encode())
+        return 0
+    # Whatever a library prints must not end up beside the document.
+    stdout, sys.stdout = sys.stdout, sys.stderr
+    try:
+        document, exit_code = _answer(argv, environ)
+    finally:
+        sys.stdout = stdout
+    _write(encode(document) + b"\n")
+    return exit_code
+
+
+def _answer(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[str, Any], int]:
+    try:
+        _interrupt_on_sigterm()
+        document = _dispatch(argv, environ)
+    except SessionManagerError as error:
+        return error.document(), error.exit_code
+    except KeyboardInterrupt:
+        interrupted = Interrupted("interrupted; what was begun is finished or undone by the next call")
+        return interrupted.document(), interrupted.exit_code
+    except ModuleNotFoundError as error:
+        missing = Failed(
+            f"the Python package {error.name!r} is missing; install it: python3 -m pip install {error.name}",
+            code="missing_package",
+        )
+        return missing.document(), missing.exit_code
+    except BaseException as error:
+        import traceback
+
+        traceback.print_exc(file=sys.stderr)
+        failed = Failed(f"internal error ({type(error).__name__}: {error}); the traceback is on standard error")
+        return failed.document(), failed.exit_code
+    return document, PARTIAL_EXIT_CODE if document.get("code") == "partial" else 0
+
+
+def _interrupt_on_sigterm() -> None:
+    import signal
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+
+
+def _dispatch(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
+    if "--list" in argv:
+        return {"functions": [_catalogue_entry(load(name)) for name in NAMES]}
+    if not argv:
+        raise UsageError("no skill named: run_skill.py session_manager <function> ['<json object>' | -]", code="usage")
+    skill, *rest = argv
+    if skill not in SKILL_NAMES:
+        raise UsageError(f"unknown skill {skill!r}; this runner has session_manager", code="unknown_skill")
+    if not rest:
+        raise UsageError(f"no function named; there are: {', '.join(NAMES)}", code="unknown_function")
+    name, *texts = rest
+    function = _function(name)
+    if len(texts) > 1:
+        raise UsageError(
+            "more than one argument after the function; give one JSON object, in quotes, or - for standard input",
+            code="usage",
+        )
+    arguments = _arguments(function, texts[0] if texts else "{}")
+
+    from session_manager.functions.context import Context
+    from session_manager.live.liveness import now_ms
+    from session_manager.live.volume import Volume
+    from session_manager.settings import read_settings
+
+    settings = read_settings(environ)
+    return function.run(Context(settings, Volume(settings.agents_dir), now_ms), arguments)
+
+
+def _function(name: str) -> Function:
+    plain = name.replace("-", "_").lower()
+    if plain in NAMES:
+        return load(plain)
+    raise UsageError(
+        f"unknown function {name!r}{_nearest(plain, NAMES) or '; there are: ' + ', '.join(NAMES)}",
+        code="unknown_function",
+    )
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _arguments(function: Function, text: str) -> msgspec.Struct:
+    """Reads the arguments laxly: ``"60"`` is 60, ``"true"`` is true. Raises UsageError."""
+    data = sys.stdin.buffer.read() if text == "-" else text.encode("utf-8", "surrogateescape")
+    try:
+        value = msgspec.json.decode(data)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the arguments are not valid JSON: {error}", code="bad_json") from error
+    if not isinstance(value, dict):
+        kind = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
+        raise UsageError(f"the arguments must be one JSON object, not {kind}", code="bad_json")
+    known = function.arguments.__struct_fields__
+    for name in value:
+        if name not in known:
+            hint = _nearest(name, known) or f"; {function.name} takes: {', '.join(known)}"
+            raise UsageError(f"unknown argument {name!r}{hint}", code="unknown_argument", argument=name)
+    try:
+        return msgspec.convert(value, function.arguments, strict=False)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise UsageError(f"{function.name}: {error}", code="bad_argument") from error
+
+
+def _catalogue_entry(function: Function) -> dict[str, Any]:
+    _, components = msgspec.json.schema_components((function.arguments,))
+    schema = components[function.arguments.__name__]
+    return {
+        "name": function.name,
+        "description": function.description,
+        "arguments": {k: v for k, v in schema.items() if k not in ("title", "description")},
+    }
+
+
+def encode(document: dict[str, Any]) -> bytes:
+    """Writes a document as JSON that strict parsers read: a lone surrogate becomes U+FFFD."""
+    try:
+        return msgspec.json.encode(document)
+    except UnicodeEncodeError:
+        import json
+
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def _write(data: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # Nobody reads any more; Python's own flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,36 @@
+"""The functions: one module a verb. Each has ``DESCRIPTION``, ``Arguments`` (a msgspec Struct) and ``run``.
+
+``run(context, arguments)`` returns the function's document or raises a SessionManagerError. A module is loaded when
+its function is asked for: the skill is a new process every time, and imports are its cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import msgspec
+
+NAMES = (
+    "list_sessions",
+    "get_session_stats",
+    "prune_sessions",
+    "delete_session",
+    "cleanup_after_delegation",
+)
+
+
+class Function(msgspec.Struct, frozen=True):
+    """One function of the skill."""
+
+    name: str
+    description: str
+    arguments: type[msgspec.Struct]
+    run: Callable[[Any, Any], dict[str, Any]]
+
+
+def load(name: str) -> Function:
+    """Loads one of ``NAMES``."""
+    module = import_module(f"{__name__}.{name}")
+    return Function(name, module.DESCRIPTION, module.Arguments, module.run)

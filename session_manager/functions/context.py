@@ -1,0 +1,47 @@
+"""What every function gets, and the checks of arguments that several share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Annotated
+
+import msgspec
+
+from session_manager.core.errors import UsageError
+from session_manager.core.session import KINDS, safe_name
+from session_manager.live.volume import Volume
+from session_manager.settings import Settings
+
+Minutes = Annotated[int, msgspec.Meta(ge=1, description="minutes, at least 1")]
+Limit = Annotated[int, msgspec.Meta(ge=1, description="at most so many, at least 1")]
+Agent = Annotated[str, msgspec.Meta(description="one agent's name; all agents when left out")]
+SessionType = Annotated[str, msgspec.Meta(description=f"one of: {', '.join(KINDS)}")]
+
+
+class Context(msgspec.Struct, frozen=True):
+    """Settings, the agents directory and the clock (epoch milliseconds)."""
+
+    settings: Settings
+    volume: Volume
+    clock: Callable[[], int]
+
+
+def check_session_type(name: str | None) -> None:
+    """Raises UsageError when ``name`` is no session type, naming the nearest."""
+    if name is None or name in KINDS:
+        return
+    near = get_close_matches(name, KINDS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(KINDS)}"
+    raise UsageError(f"{name!r} is no session type{hint}", argument="session_type")
+
+
+def check_session_id(session_id: str) -> None:
+    """Raises UsageError for an id that cannot be one. A session key (it holds a ``:``) is one, too."""
+    if ":" in session_id and len(session_id) <= 1000 and "\0" not in session_id:
+        return
+    if not safe_name(session_id):
+        raise UsageError(
+            f"{session_id!r} is not a session id: full ids only, no path, no '..', no leading dot or dash",
+            argument="session_id",
+        )

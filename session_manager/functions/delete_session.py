@@ -1,0 +1,219 @@
+"""delete_session: removes one session in both layers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+
+from session_manager.core.errors import NotFound, Refused, SessionManagerError, failure, with_errors
+from session_manager.core.protection import BUSY, RUNNING, Protection, protection
+from session_manager.core.session import Session
+from session_manager.functions.context import Agent, Context, check_session_id
+from session_manager.functions.reading import AgentRead, View, names_referred_to, observe, read_view
+from session_manager.live.observe import listing, observe_locks
+from session_manager.live.transcripts import outside_files, owner, parse_archive
+from session_manager.live.volume import Snapshot, Store
+
+DESCRIPTION = (
+    "Removes one session: all its keys leave the index, its transcripts are archived, its history row is marked ended."
+)
+_POLL_S = 0.1
+
+SessionId = Annotated[str, msgspec.Meta(description="the full session id, or one of the session's keys")]
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of delete_session."""
+
+    session_id: SessionId
+    agent: Agent | None = None
+    force: bool = False
+
+
+class Result(msgspec.Struct):
+    """What a delete did, over all agents."""
+
+    removed: list[tuple[str, str]]
+    keys: list[str]
+    archived: list[str]
+    left_alone: list[str]
+    recovered: list[dict[str, object]]
+    errors: list[dict[str, object]]
+
+
+def run(context: Context, arguments: Arguments) -> dict[str, Any]:
+    """Returns what was removed; a session that was removed before is a success that says so."""
+    return delete(context, "delete_session", arguments)
+
+
+def delete(context: Context, function: str, arguments: Arguments, wait_seconds: float = 0) -> dict[str, Any]:
+    """Deletes a session; waits up to ``wait_seconds`` for its transcript's lock first.
+
+    Raises UsageError, NotFound (``session_not_found``), Refused (``session_protected``, ``session_busy``), or the
+    failure of the only agent concerned.
+    """
+    check_session_id(arguments.session_id)
+    if arguments.session_id in context.settings.current:
+        raise _refusal(Protection("current", overridable=False), arguments.session_id)
+    # Every agent is read: another agent's entry may refer to a transcript of this one.
+    everyone = read_view(context, None)
+    scope = everyone
+    if arguments.agent is not None:
+        named = context.volume.resolve_agent(arguments.agent)
+        scope = View(
+            [a for a in everyone.agents if a.agent_id == named], [(a, e) for a, e in everyone.failed if a == named]
+        )
+    failed = scope.errors()
+    _wait(scope, arguments.session_id, wait_seconds, context)
+
+    from session_manager.live.ledger import start_run
+    from session_manager.live.removal import Remover
+
+    run_info = start_run(function, context.settings)
+    with Remover(context.settings, run_info) as remover:
+        result = _remove(context, remover, everyone, scope, arguments)
+        if result.removed:
+            document = _document(result, run_info.history)
+        else:
+            document = _already_deleted(remover, run_info.history, scope, arguments, failed)
+    document["run_id"] = run_info.run_id
+    if result.recovered:
+        document["recovered"] = result.recovered
+    return with_errors(document, result.errors + failed)
+
+
+def _remove(context: Context, remover: Any, everyone: View, scope: View, arguments: Arguments) -> Result:
+    result = Result([], [], [], [], [], [])
+    refused: list[tuple[str, SessionManagerError]] = []
+    for read in scope.agents:
+        store = read.store
+        if store is None or not (_matching(read.sessions, arguments.session_id) or remover.has_unfinished(store)):
+            continue
+
+        def choose(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
+            observe(snapshot, names, context.clock(), None)
+            found = _matching(snapshot.sessions, arguments.session_id)
+            for session in found:
+                protected = protection(session, context.settings.current)
+                if protected is not None and not (protected.overridable and arguments.force):
+                    raise _refusal(protected, session.id)
+            return [(session, "asked for") for session in found]
+
+        try:
+            outcome = remover.remove(store, choose, names_referred_to(everyone.agents, store))
+        except SessionManagerError as error:
+            refused.append((read.agent_id, error))
+            continue
+        result.recovered += outcome.recovered
+        result.errors += [failure(error, read.agent_id, session_id) for session_id, error in outcome.failures]
+        if outcome.alive:
+            what = f"session {arguments.session_id} became active just now and was kept"
+            refused.append((read.agent_id, Refused(what, code="session_busy")))
+        _collect(result, store, outcome)
+    if refused and not result.removed:
+        raise refused[0][1]
+    result.errors += [failure(error, agent_id, arguments.session_id) for agent_id, error in refused]
+    return result
+
+
+def _collect(result: Result, store: Store, outcome: Any) -> None:
+    unmoved = {session_id for session_id, _ in outcome.failures}
+    by_id = {s.id: s for s in outcome.snapshot.sessions}
+    for removal in outcome.removed:
+        result.removed.append((store.agent_id, removal.session_id))
+        result.keys += removal.keys
+        result.left_alone += outside_files(by_id[removal.session_id], store.sessions_dir)
+        if removal.session_id not in unmoved:
+            result.archived += [target for _, target in removal.files]
+
+
+def _document(result: Result, history: bool) -> dict[str, Any]:
+    session_id = result.removed[0][1]
+    archived = bool(result.archived)
+    transcript = "archived" if archived else "none"
+    mark = "PG mark pending" if history else "no history layer"
+    document: dict[str, Any] = {
+        "deleted": session_id,
+        "removed_keys": result.keys,
+        "transcript_archived": archived,
+        "pg_status_updated": False,
+        "pg_pending": history,
+        "message": f"Session {session_id} removed ({len(result.keys)} keys, transcript={transcript}), {mark}",
+        "agents": [agent_id for agent_id, _ in result.removed],
+        "archived_files": result.archived,
+    }
+    if result.left_alone:
+        document["left_alone"] = result.left_alone
+    return document
+
+
+def _already_deleted(
+    remover: Any, history: bool, scope: View, arguments: Arguments, failed: list[dict[str, object]]
+) -> dict[str, Any]:
+    agent_id = scope.agents[0].agent_id if arguments.agent is not None and scope.agents else None
+    known = set(remover.removed(arguments.session_id, agent_id))
+    archives = {a.agent_id: _archives(a, arguments.session_id) for a in scope.agents}
+    gone = known | {(a, arguments.session_id) for a, names in archives.items() if names}
+    if not gone:
+        details: dict[str, Any] = {"history": "unknown"} if history else {}
+        if failed:
+            details["errors"] = failed
+        raise NotFound(
+            f"no session {arguments.session_id!r}: give the full id or key as list_sessions shows it", **details
+        )
+    pending = remover.owe_marks(gone) if history else False
+    return {
+        "deleted": sorted(gone)[0][1],
+        "removed_keys": [],
+        "transcript_archived": any(archives.values()),
+        "pg_status_updated": False,
+        "pg_pending": pending,
+        "already_deleted": True,
+        "message": f"Session {sorted(gone)[0][1]} was already removed; nothing to do in the files",
+        "agents": sorted({a for a, _ in gone}),
+    }
+
+
+def _archives(read: AgentRead, session_id: str) -> list[str]:
+    """Archives that say that a session was deleted or reset, by whomever."""
+    found = []
+    for name in read.names:
+        parsed = parse_archive(name)
+        if parsed is not None and parsed[1] != "bak" and owner(parsed[0], (session_id,)) == session_id:
+            found.append(name)
+    return found
+
+
+def _matching(sessions: Sequence[Session], wanted: str) -> list[Session]:
+    return [s for s in sessions if s.id == wanted or (":" in wanted and wanted in s.keys)]
+
+
+def _wait(scope: View, wanted: str, seconds: float, context: Context) -> None:
+    deadline = time.monotonic() + seconds
+    for read in scope.agents:
+        found = _matching(read.sessions, wanted)
+        while read.store is not None and any(s.busy for s in found) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            for session in found:
+                session.busy = False
+            observe_locks(read.store, read.sessions, listing(read.store), context.clock())
+
+
+def _refusal(protected: Protection, session_id: str) -> Refused:
+    hints = {
+        "current": "it is the session that is calling, it cannot delete itself",
+        "main": "it is the agent's main session; call with force: true if you really mean it",
+        "pinned": "it is pinned; call with force: true if you really mean it",
+        BUSY: "its transcript is locked by a run in progress; try again later, or call with force: true",
+        RUNNING: "it is running; try again later, or call with force: true",
+        "unsafe id": "its id is no safe file name; remove it with the gateway's own tools",
+    }
+    busy = protected.reason in (BUSY, RUNNING)
+    return Refused(
+        f"session {session_id} was not deleted: {hints[protected.reason]}",
+        code="session_busy" if busy else "session_protected",
+        reason=protected.reason,
+    )

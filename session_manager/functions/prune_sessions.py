@@ -1,0 +1,151 @@
+"""prune_sessions: removes every session whose last activity is older than a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from session_manager.core.errors import SessionManagerError, failure, with_errors
+from session_manager.core.retention import Decision, Policy, decide
+from session_manager.core.session import Session
+from session_manager.functions.context import Agent, Context, Limit, Minutes, SessionType, check_session_type
+from session_manager.functions.reading import (
+    AgentRead,
+    View,
+    errors_or_raise,
+    names_referred_to,
+    observe,
+    read_view,
+    relatives,
+)
+from session_manager.live.volume import Snapshot
+
+DESCRIPTION = (
+    "Removes every session whose last activity is older than max_age_minutes: its keys leave the index, its "
+    "transcripts are archived, its history row is marked ended. Conversations with people stay unless asked for."
+)
+ACTIVE = "active"
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of prune_sessions."""
+
+    max_age_minutes: Minutes = 60
+    dry_run: bool = False
+    agent: Agent | None = None
+    session_type: SessionType | None = None
+    include_durable: bool = False
+    limit: Limit | None = None
+
+
+class Tally(msgspec.Struct):
+    """What came of the decisions so far. ``removed`` holds (agent id, session id)."""
+
+    decisions: list[Decision]
+    removed: list[tuple[str, str]]
+    alive: set[tuple[str, str]]
+    errors: list[dict[str, object]]
+    agents: list[AgentRead] = []
+
+    def document(self, arguments: Arguments) -> dict[str, Any]:
+        """Returns the function's document; in a dry run the counts mean "would"."""
+        gone = set(self.removed)
+        kept = []
+        for decision in self.decisions:
+            session = decision.session
+            name = (session.agent_id, session.id)
+            reason = ACTIVE if name in self.alive else decision.reason
+            if reason is not None and name not in gone:
+                kept.append({"id": session.id, "agentId": session.agent_id, "reason": reason})
+        return {
+            "total_sessions": len(self.decisions),
+            "pruned_count": len(self.removed),
+            "kept_count": len(self.decisions) - len(self.removed),
+            "dry_run": arguments.dry_run,
+            "deleted_ids": [session_id for _, session_id in self.removed],
+            "errors": self.errors,
+            "threshold_minutes": arguments.max_age_minutes,
+            "kept": kept,
+        }
+
+
+def run(context: Context, arguments: Arguments) -> dict[str, Any]:
+    """Returns the counts, the ids that went, and why each old session that stayed did stay."""
+    check_session_type(arguments.session_type)
+    policy = Policy(arguments.max_age_minutes, arguments.session_type, arguments.include_durable, arguments.limit)
+    if arguments.dry_run:
+        tally = preview(context, arguments.agent, policy)
+        return with_errors(tally.document(arguments), tally.errors)
+    tally, extra = _prune(context, arguments.agent, policy)
+    return with_errors({**tally.document(arguments), **extra}, tally.errors)
+
+
+def preview(context: Context, agent: str | None, policy: Policy) -> Tally:
+    """Decides as a prune would, and touches nothing.
+
+    Raises the failure of the named agent, or the first when every agent failed.
+    """
+    now = context.clock()
+    everyone = read_view(context, None, policy.cutoff(now))
+    scope = everyone if agent is None else _only(everyone, context.volume.resolve_agent(agent))
+    tally = Tally([], [], set(), scope.errors(), scope.agents)
+    for read in scope.agents:
+        others = relatives(everyone, read.agent_id)
+        decisions = decide(read.sessions, policy, now, context.settings.current, others, len(tally.removed))
+        tally.decisions += decisions
+        tally.removed += [(d.session.agent_id, d.session.id) for d in decisions if d.prune]
+    return tally
+
+
+def _only(view: View, agent_id: str) -> View:
+    return View([a for a in view.agents if a.agent_id == agent_id], [(a, e) for a, e in view.failed if a == agent_id])
+
+
+def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, dict[str, Any]]:
+    from session_manager.live.ledger import start_run
+    from session_manager.live.removal import Remover
+
+    settings = context.settings
+    stores = list(context.volume.stores(agent))
+    # Families and sessionFiles may cross agents; an agent that is alone, or named alone, is not read twice.
+    alone = {a for a, _ in stores} if len(stores) == 1 else set()
+    others = read_view(context, None, policy.cutoff(context.clock()), skip=next(iter(alone), None))
+    tally, failed = Tally([], [], set(), []), []
+    recovered: list[dict[str, object]] = []
+    run_info = start_run("prune_sessions", settings)
+    with Remover(settings, run_info) as remover:
+        for agent_id, store in stores:
+            if store is None:
+                continue
+            decisions: list[Decision] = []
+
+            def choose(
+                snapshot: Snapshot, names: Sequence[str], agent_id: str = agent_id, out: list[Decision] = decisions
+            ) -> list[tuple[Session, str]]:
+                now = context.clock()
+                observe(snapshot, names, now, policy.cutoff(now))
+                kin = relatives(others, agent_id)
+                out[:] = decide(snapshot.sessions, policy, now, settings.current, kin, len(tally.removed))
+                return [(d.session, f"older than {policy.max_age_minutes} min") for d in out if d.prune]
+
+            try:
+                if isinstance(store, SessionManagerError):
+                    raise store
+                outcome = remover.remove(store, choose, names_referred_to(others.agents, store))
+            except SessionManagerError as error:
+                failed.append((agent_id, error))
+                continue
+            tally.decisions += decisions
+            tally.removed += [(agent_id, r.session_id) for r in outcome.removed]
+            tally.alive |= {(agent_id, session_id) for session_id in outcome.alive}
+            tally.errors += [failure(error, agent_id, session_id) for session_id, error in outcome.failures]
+            recovered += outcome.recovered
+    tally.errors += errors_or_raise(failed, any_done=len(failed) < len(stores))
+    extra: dict[str, Any] = {
+        "run_id": run_info.run_id,
+        "pg_status_updated": False,
+        "pg_pending": run_info.history and bool(tally.removed),
+    }
+    return tally, {**extra, "recovered": recovered} if recovered else extra

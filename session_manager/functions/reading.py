@@ -1,0 +1,102 @@
+"""Reads all stores of a call once, without a lock, and looks at what lies beside each index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from session_manager.core.errors import SessionManagerError, failure
+from session_manager.core.session import Session
+from session_manager.functions.context import Context
+from session_manager.live.observe import listing, observe_locks, observe_transcripts
+from session_manager.live.volume import Snapshot, Store, read_snapshot
+
+
+class AgentRead(msgspec.Struct):
+    """One agent's sessions as of one read; ``store`` is None when the agent has no sessions folder."""
+
+    agent_id: str
+    store: Store | None
+    sessions: list[Session]
+    names: list[str]
+
+
+class View(msgspec.Struct):
+    """What could be read, and which agents failed with what."""
+
+    agents: list[AgentRead]
+    failed: list[tuple[str, SessionManagerError]]
+
+    @property
+    def sessions(self) -> list[Session]:
+        """All sessions of all agents."""
+        return [s for agent in self.agents for s in agent.sessions]
+
+    def errors(self) -> list[dict[str, object]]:
+        """Returns the failures as a document's ``errors``; raises when every agent failed."""
+        return errors_or_raise(self.failed, bool(self.agents))
+
+
+def errors_or_raise(failed: Sequence[tuple[str, SessionManagerError]], any_done: bool) -> list[dict[str, object]]:
+    """Returns agents' failures as a document's ``errors``; when nothing was done, raises the first of them."""
+    errors = [failure(error, agent_id) for agent_id, error in failed]
+    if failed and not any_done:
+        first = failed[0][1]
+        if len(failed) > 1:
+            first.details.setdefault("errors", errors)
+        raise first
+    return errors
+
+
+def observe(snapshot: Snapshot, names: Sequence[str], now_ms: int, cutoff: int | None) -> None:
+    """Completes a snapshot's sessions by what lies beside the index; times inside transcripts only for a cut-off."""
+    observe_locks(snapshot.store, snapshot.sessions, names, now_ms)
+    if cutoff is not None:
+        observe_transcripts(snapshot.store, snapshot.sessions, names, cutoff, now_ms)
+
+
+def read_view(context: Context, agent: str | None, cutoff: int | None = None, skip: str | None = None) -> View:
+    """Reads the stores of all agents, or of the named one, except ``skip``.
+
+    Raises UsageError or NotFound for a bad agent name; failures of single agents are in the view.
+    """
+    view = View([], [])
+    for agent_id, store in context.volume.stores(agent):
+        if agent_id == skip:
+            continue
+        if isinstance(store, SessionManagerError):
+            view.failed.append((agent_id, store))
+        elif store is None:
+            view.agents.append(AgentRead(agent_id, None, [], []))
+        else:
+            try:
+                now = context.clock()
+                snapshot = read_snapshot(store, now)
+                names = listing(store)
+                observe(snapshot, names, now, cutoff)
+            except SessionManagerError as error:
+                view.failed.append((agent_id, error))
+            else:
+                view.agents.append(AgentRead(agent_id, store, snapshot.sessions, names))
+    return view
+
+
+def relatives(view: View, agent_id: str) -> list[Session]:
+    """Returns the sessions of other agents: a sub-agent's family may cross agents."""
+    return [s for s in view.sessions if s.agent_id != agent_id]
+
+
+def names_referred_to(others: Iterable[AgentRead], store: Store) -> set[str]:
+    """Returns names of files in ``store`` that other agents' entries refer to by their ``sessionFile``."""
+    found = set()
+    for agent in others:
+        if agent.store is None or agent.agent_id == store.agent_id:
+            continue
+        for session in agent.sessions:
+            for file in session.session_files:
+                folder, name = os.path.split(os.path.normpath(os.path.join(agent.store.sessions_dir, file)))
+                if folder == store.sessions_dir or folder.split(os.sep)[-2:] == [store.agent_id, "sessions"]:
+                    found.add(name)
+    return found

@@ -1,0 +1,76 @@
+"""Moves a session's files between their live names and their archive names, by rename, never over another file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+
+from session_manager.core.errors import SessionManagerError
+from session_manager.live.atomic import explain, rename_new
+from session_manager.live.gateway_lock import StoreLock
+from session_manager.live.ledger import Ledger, Removal
+from session_manager.live.liveness import now_ms
+from session_manager.live.steps import step
+from session_manager.live.transcripts import archive_name
+from session_manager.live.volume import Store
+
+# Reading the marker costs about as much as a rename: often enough against a 30 s staleness, not at every file.
+_CHECK_EVERY = 64
+
+Failures = list[tuple[str, SessionManagerError]]
+
+
+def archive_files(
+    store: Store, lock: StoreLock, ledger: Ledger, removals: Iterable[Removal], spared: Collection[str]
+) -> Failures:
+    """Archives the files of ``removals`` (from → to as the ledger has it), except the names in ``spared``.
+
+    What is archived already, or gone, is no failure. Returns (session id, error) for files that could not be
+    moved; raises LockLost.
+    """
+    failures: Failures = []
+    count = 0
+    for removal in removals:
+        for position, (source, target) in enumerate(removal.files):
+            if source in spared:
+                continue
+            count += 1
+            if count % _CHECK_EVERY == 0:
+                lock.check()
+            try:
+                _archive(store, ledger, removal, position, source, target)
+            except OSError as error:
+                failures.append(
+                    (removal.session_id, explain(error, "archive", os.path.join(store.sessions_dir, source)))
+                )
+            step("file archived")
+    return failures
+
+
+def _archive(store: Store, ledger: Ledger, removal: Removal, position: int, source: str, target: str) -> None:
+    while True:
+        try:
+            rename_new(os.path.join(store.sessions_dir, source), os.path.join(store.sessions_dir, target))
+            return
+        except FileNotFoundError:
+            return
+        except FileExistsError:
+            target = archive_name(source, os.listdir(store.sessions_dir), now_ms())
+            removal.files[position] = (source, target)
+            ledger.note_files(removal)
+
+
+def bring_back_files(store: Store, removals: Iterable[Removal]) -> Failures:
+    """Gives archived files their live names back, unless something else has that name by now."""
+    failures: Failures = []
+    for removal in removals:
+        for source, target in removal.files:
+            try:
+                rename_new(os.path.join(store.sessions_dir, target), os.path.join(store.sessions_dir, source))
+            except (FileNotFoundError, FileExistsError):
+                continue
+            except OSError as error:
+                failures.append(
+                    (removal.session_id, explain(error, "bring back", os.path.join(store.sessions_dir, target)))
+                )
+    return failures

@@ -1,0 +1,131 @@
+"""The one durable writer, and the two renames that need the kernel's help."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import stat
+from collections.abc import Iterator
+
+from session_manager.core.errors import Failed, Refused, SessionManagerError
+from session_manager.live.volume import Identity
+
+# Everything of ours in a sessions folder starts with this: the gateway's clean-ups and our grammar pass it over.
+OWN_PREFIX = ".session_manager."
+
+_AT_FDCWD = -100
+_NOREPLACE = 1
+_EXCHANGE = 2
+_RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "s390x": 347, "ppc64le": 357}.get(platform.machine())
+_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+
+
+@contextlib.contextmanager
+def clear_errors(what: str, path: str) -> Iterator[None]:
+    """Turns an OSError into one of ours, with a sentence that says what was being done.
+
+    Raises Refused (``disk_full``, ``not_writable``) or Failed (``io_error``).
+    """
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, what, path) from error
+
+
+def explain(error: OSError, what: str, path: str) -> SessionManagerError:
+    """Returns the error of ours that stands for an OSError while doing ``what`` with ``path``."""
+    sentence = f"cannot {what} {path}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Refused(f"{sentence}; free some space and call again", code="disk_full")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Refused(f"{sentence}; run as the gateway's user on a writable mount", code="not_writable")
+    return Failed(sentence, code="io_error")
+
+
+def write_new(path: str, data: bytes, like: os.stat_result) -> Identity:
+    """Writes a new file durably, with the mode and owner of ``like``; nothing is left behind on failure.
+
+    Returns the new file's identity. Raises OSError; EPERM when the owner cannot be kept, because a gateway that
+    cannot read its own index any more would start an empty one.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        with open(fd, "wb", buffering=0) as file:
+            keep_owner(fd, like)
+            os.fchmod(fd, stat.S_IMODE(like.st_mode))
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            os.fsync(fd)
+            return Identity.of(os.fstat(fd))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def keep_owner(file: int | str, like: os.stat_result) -> None:
+    """Gives a file or folder the owner and group of ``like`` where they differ. Raises OSError."""
+    status = os.stat(file)
+    if (status.st_uid, status.st_gid) != (like.st_uid, like.st_gid):
+        # A group that we are no member of is not worth a failure when the owner is right.
+        try:
+            os.chown(file, like.st_uid, like.st_gid)
+        except PermissionError:
+            if status.st_uid != like.st_uid:
+                raise
+
+
+def sync_folder(path: str) -> None:
+    """Makes the names in a folder durable. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def exchange(first: str, second: str) -> bool:
+    """Swaps two names in one step; False where the system or file system cannot. Raises OSError."""
+    return _renameat2(first, second, _EXCHANGE)
+
+
+def rename_new(source: str, target: str) -> None:
+    """Renames without ever overwriting. Raises FileExistsError, FileNotFoundError and other OSErrors."""
+    if _renameat2(source, target, _NOREPLACE):
+        return
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+    os.rename(source, target)
+
+
+def _renameat2(source: str, target: str, flags: int) -> bool:
+    if _RENAMEAT2 is None or platform.system() != "Linux":
+        return False
+    result = _libc().syscall(
+        ctypes.c_long(_RENAMEAT2),
+        ctypes.c_int(_AT_FDCWD),
+        os.fsencode(source),
+        ctypes.c_int(_AT_FDCWD),
+        os.fsencode(target),
+        ctypes.c_uint(flags),
+    )
+    if result == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _UNSUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), source, None, target)
+
+
+_LIBC: ctypes.CDLL | None = None
+
+
+def _libc() -> ctypes.CDLL:
+    global _LIBC  # noqa: PLW0603
+    if _LIBC is None:
+        _LIBC = ctypes.CDLL(None, use_errno=True)
+    return _LIBC

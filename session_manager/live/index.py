@@ -1,0 +1,181 @@
+"""sessions.json as ordered (key, raw bytes) entries: what survives an edit keeps every byte."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from session_manager.core.session import Entry
+from session_manager.live.jsonscan import Member, scan_object, without_lone_surrogates
+
+_TOP = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ENTRY = msgspec.json.Decoder(Entry)
+_ENTRY_FIELDS = {f.encode_name: f.name for f in msgspec.structs.fields(Entry)}
+_KEY = re.compile(rb'[ \t\n\r]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*+:[ \t\n\r]*+', re.DOTALL)
+_SEPARATOR = re.compile(rb"[ \t\n\r]*+([,}])")
+
+
+class Index:
+    """A parsed index.
+
+    ``data`` is the file's text; ``entries`` maps each key to its value's raw JSON, in file order. When a key
+    occurs twice the last value counts, as in JavaScript, and both go when the key goes. In ``entries`` an escaped
+    lone surrogate reads as U+FFFD; ``data`` and everything written from it keep the original bytes.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        """Parses ``data``; raises ValueError when it is not one JSON object."""
+        self.data = data
+        self._shadow = data
+        self._members: list[tuple[str, Member]] | None = None
+        self._raw: dict[str, tuple[bytes, bytes]] | None = None
+        self.entries: Mapping[str, Any] = self._decode()
+
+    def _decode(self) -> Mapping[str, Any]:
+        try:
+            return _TOP.decode(self.data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass
+        self._shadow = without_lone_surrogates(self.data)
+        try:
+            entries = _TOP.decode(self._shadow)
+            if not any("\ufffd" in key for key in entries):
+                return entries
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass
+        self._members = self._scan()
+        return {key: self._shadow[m.value_start : m.value_end] for key, m in self._members}
+
+    def decoded(self) -> Iterator[tuple[str, Entry]]:
+        """Yields each key with the fields of its entry; an entry that is no object yields an empty one."""
+        decode = _ENTRY.decode
+        for key, raw in self.entries.items():
+            try:
+                yield key, decode(raw)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                yield key, _decode_leniently(bytes(raw))
+
+    def raw(self, key: str) -> tuple[bytes, bytes]:
+        """Returns the key's token and its value, both exactly as in the file."""
+        if self._raw is None:
+            data = self.data
+            self._raw = {
+                key: (data[m.key_start : m.key_end], data[m.value_start : m.value_end]) for key, m in self.members()
+            }
+        return self._raw[key]
+
+    def members(self) -> list[tuple[str, Member]]:
+        """Returns every member in file order, duplicates included."""
+        if self._members is None:
+            self._members = self._walk() or self._scan()
+        return self._members
+
+    def _walk(self) -> list[tuple[str, Member]] | None:
+        """Spans along the entries that msgspec found; None when the text holds more than they say (duplicates)."""
+        shadow = self._shadow
+        pos = shadow.index(b"{") + 1
+        members: list[tuple[str, Member]] = []
+        last = b","
+        for key, raw in self.entries.items():
+            token = _KEY.match(shadow, pos)
+            if token is None or last != b"," or _text(token[1]) != key:
+                return None
+            start = token.end()
+            value = bytes(raw)
+            end = start + len(value)
+            separator = _SEPARATOR.match(shadow, end)
+            if separator is None or shadow[start:end] != value:
+                return None
+            members.append((key, Member(token.start(1), token.end(1), start, end)))
+            pos, last = separator.end(), separator[1]
+        return members if last == b"}" else None
+
+    def _scan(self) -> list[tuple[str, Member]]:
+        members: list[tuple[str, Member]] = []
+        tokens: dict[str, bytes] = {}
+        for m in scan_object(self._shadow):
+            token = self.data[m.key_start : m.key_end]
+            key = _text(self._shadow[m.key_start : m.key_end])
+            # Two keys that differ only in their damage must not be taken for one.
+            if tokens.setdefault(key, token) != token:
+                key = token[1:-1].decode("utf-8", "backslashreplace")
+            members.append((key, m))
+        return members
+
+    def without(self, keys: Collection[str]) -> bytes:
+        """Returns the text without ``keys``: order, white space and every byte of the others stay."""
+        return self.edited(keys, {})
+
+    def edited(self, remove: Collection[str], put: Mapping[str, tuple[bytes, bytes]]) -> bytes:
+        """Returns the text without the keys ``remove`` and with the raw members ``put``.
+
+        ``put`` maps a key to (key token, value); a key that exists keeps its place, a new one goes to the end.
+        An index that loses its last key becomes ``{}``, as the gateway writes it.
+        """
+        members = self.members()
+        keep = [(key, m) for key, m in members if key not in remove]
+        new = {key: member for key, member in put.items() if key not in self.entries or key in remove}
+        if not keep and not new:
+            return b"{}"
+        view = memoryview(self.data)
+        lead, tail, colon = self._style(members)
+        parts: list[bytes | memoryview] = []
+        for key, m in keep:
+            parts.append(b",")
+            if key in put:
+                parts.append(lead + put[key][0] + colon + put[key][1])
+            else:
+                parts.append(lead if len(parts) == 1 else view[self._lead_start(m) : m.key_start])
+                parts.append(view[m.key_start : m.value_end])
+        for token, value in new.values():
+            parts += (b",", lead, token, colon, value)
+        parts[0] = b"{"
+        return bytes(b"".join((*parts, tail, b"}")))
+
+    def _lead_start(self, member: Member) -> int:
+        start = member.key_start
+        while self.data[start - 1] in b" \t\r\n":
+            start -= 1
+        return start
+
+    def _style(self, members: list[tuple[str, Member]]) -> tuple[bytes, bytes, bytes]:
+        """White space before a key, white space before the closing brace, and the colon as written here."""
+        if not members:
+            return b"\n  ", b"\n", b": "
+        first, last = members[0][1], members[-1][1]
+        tail = self.data[last.value_end : self.data.rindex(b"}")]
+        return (
+            self.data[self._lead_start(first) : first.key_start],
+            tail,
+            self.data[first.key_end : first.value_start],
+        )
+
+
+def _text(token: bytes) -> str:
+    if b"\\" not in token:
+        return token[1:-1].decode("utf-8", "replace")
+    return str(json.loads(token.decode("utf-8", "replace"), strict=False))
+
+
+def _decode_leniently(raw: bytes) -> Entry:
+    try:
+        members = scan_object(raw)
+    except ValueError:
+        return Entry()
+    found: dict[str, Any] = {}
+    for m in members:
+        name = _ENTRY_FIELDS.get(_text(raw[m.key_start : m.key_end]))
+        if name is not None:
+            found[name] = _value_or_none(raw[m.value_start : m.value_end])
+    return Entry(**found)
+
+
+def _value_or_none(raw: bytes) -> Any:
+    try:
+        return json.loads(raw.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,178 @@
+"""Lock files of the gateway's kind: who wrote one, and whether it is still held.
+
+Payload and staleness: gateway 2026.2.17 and 2026.4.14 ``acquireSessionWriteLock``: JSON ``{pid, createdAt,
+starttime?}``. The store's marker is stale after 30 s, a transcript's lock after 30 min.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import msgspec
+
+STORE_STALE_MS = 30_000
+TRANSCRIPT_STALE_MS = 1_800_000
+OWNER = "session_manager"
+
+_TITLES = ("openclaw", "openclaw-gateway")
+_RUNTIMES = ("node", "bun")
+_SCRIPTS = ("openclaw", "openclaw.mjs")
+
+
+class Payload(msgspec.Struct, rename="camel", omit_defaults=True):
+    """What a lock file says. ``starttime`` is field 22 of /proc/<pid>/stat, in clock ticks since boot."""
+
+    pid: int
+    created_at: str
+    starttime: int | None = None
+    owner: str | None = None
+    token: str | None = None
+
+
+class Marker(msgspec.Struct):
+    """A lock file as found: its bytes, its payload (None when it is empty or garbage), its mtime in epoch ms."""
+
+    content: bytes
+    payload: Payload | None
+    mtime_ms: int
+
+    @property
+    def ours(self) -> bool:
+        """Says whether this tool wrote it."""
+        return self.payload is not None and self.payload.owner == OWNER
+
+    def holder(self) -> dict[str, object]:
+        """Describes the holder for a failure document."""
+        if self.payload is None:
+            return {"who": "unknown", "pid": None, "createdAt": None}
+        who = OWNER if self.ours else "gateway"
+        return {"who": who, "pid": self.payload.pid, "createdAt": self.payload.created_at}
+
+
+def read_marker(path: str) -> Marker | None:
+    """Reads a lock file; None when there is none. One that cannot be read counts as garbage of its age."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        try:
+            return Marker(b"", None, os.lstat(path).st_mtime_ns // 1_000_000)
+        except FileNotFoundError:
+            return None
+    with open(fd, "rb", buffering=0) as file:
+        mtime_ms = os.fstat(fd).st_mtime_ns // 1_000_000
+        try:
+            content = file.read(65536)
+        except OSError:
+            content = b""
+    return Marker(content, _payload(content), mtime_ms)
+
+
+def _payload(content: bytes) -> Payload | None:
+    try:
+        return msgspec.json.decode(content, type=Payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def is_held(marker: Marker, stale_ms: int, now_ms: int) -> bool:
+    """Says whether a lock file must be respected.
+
+    A living process's lock always is. A dead one's is free at once only when its pid means something here:
+    the lock is our own tool's, or a gateway runs in this process namespace. Otherwise, and for garbage, the
+    gateway's own staleness time must have passed, because in another container every pid looks dead.
+    """
+    payload = marker.payload
+    if payload is not None:
+        if process_lives(payload.pid, payload.starttime):
+            return True
+        if marker.ours or gateway_visible():
+            return False
+    return 0 <= now_ms - _written_at(marker, now_ms) < stale_ms
+
+
+def _written_at(marker: Marker, now_ms: int) -> int:
+    from datetime import datetime
+
+    if marker.payload is not None:
+        try:
+            created = int(datetime.fromisoformat(marker.payload.created_at).timestamp() * 1000)
+        except (ValueError, OverflowError):
+            return min(marker.mtime_ms, now_ms)
+        if created <= now_ms:
+            return created
+    return min(marker.mtime_ms, now_ms)
+
+
+def process_lives(pid: int, starttime: int | None) -> bool:
+    """Says whether a process lives here, and is the one that started at ``starttime`` when that is known.
+
+    A process of another user lives too; a zombie does not, it cannot write any more.
+    """
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        pass
+    except (OSError, OverflowError):
+        return False
+    found = process_stat(pid)
+    if found is None:
+        return True
+    state, started = found
+    if state in ("Z", "X"):
+        return False
+    return starttime is None or started == starttime
+
+
+def process_stat(pid: int) -> tuple[str, int] | None:
+    """Returns a process's state letter and start time (clock ticks since boot); None without a /proc."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The command's name stands in parentheses and may hold spaces and parentheses itself.
+            fields = file.read().rpartition(b")")[2].split()
+        return fields[0].decode(), int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def gateway_visible() -> bool:
+    """Says whether a gateway runs in our own process namespace.
+
+    Seen from a host, a container's gateway is visible but its lock holds another pid: only a process with
+    exactly one NSpid shares our view of pids.
+    """
+    try:
+        pids = [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return False
+    return any(_is_gateway(pid) for pid in pids)
+
+
+def _is_gateway(pid: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            names = [os.path.basename(a.decode("utf-8", "replace").strip()) for a in file.read(4096).split(b"\0")]
+        if names[0] not in _TITLES and not (names[0] in _RUNTIMES and any(n in _SCRIPTS for n in names[1:])):
+            return False
+        with open(f"/proc/{pid}/status", "rb") as file:
+            nspid = next((line.split()[1:] for line in file if line.startswith(b"NSpid:")), [])
+    except OSError:
+        return False
+    return len(nspid) == 1
+
+
+def now_ms() -> int:
+    """Returns the wall clock in epoch milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def iso_ms(epoch_ms: int) -> str:
+    """Writes epoch milliseconds as JavaScript's ``toISOString`` does: ``2026-02-15T18:00:00.123Z``."""
+    from datetime import UTC, datetime
+
+    moment = datetime.fromtimestamp(epoch_ms // 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{epoch_ms % 1000:03d}Z"

@@ -1,0 +1,143 @@
+"""Looks at what lies beside the index: held transcript locks and the times inside transcripts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from session_manager.core.session import Session, epoch_ms
+from session_manager.live.liveness import TRANSCRIPT_STALE_MS, is_held, read_marker
+from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session, is_transcript
+from session_manager.live.volume import Store
+
+_WINDOW = 64 * 1024
+_WINDOW_LIMIT = 16 * 1024 * 1024
+_HEAD = re.compile(rb'^\{"type":"[^"\\]{1,64}"(?:,"[A-Za-z]{1,32}":(?:"[^"\\]{0,256}"|null|\d{1,20})){0,6}')
+
+
+class _Line(msgspec.Struct):
+    timestamp: object = None
+
+
+_DECODE_LINE = msgspec.json.Decoder(_Line)
+
+
+def listing(store: Store) -> list[str]:
+    """Returns the names of the files (not folders) in the sessions folder."""
+    try:
+        with os.scandir(store.sessions_dir) as found:
+            return [entry.name for entry in found if not entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+
+
+def observe_locks(store: Store, sessions: Sequence[Session], names: Iterable[str], now_ms: int) -> None:
+    """Sets ``busy`` on every session one of whose transcripts' locks (``<file>.jsonl.lock``) is held."""
+    locks = [name for name in names if name.endswith(".jsonl" + LOCK_SUFFIX)]
+    if not locks:
+        return
+    held = []
+    for name in locks:
+        marker = read_marker(os.path.join(store.sessions_dir, name))
+        if marker is not None and is_held(marker, TRANSCRIPT_STALE_MS, now_ms):
+            held.append(name.removesuffix(LOCK_SUFFIX))
+    if held:
+        owners = files_by_session(held, sessions, store.sessions_dir)
+        for session in sessions:
+            session.busy = session.id in owners
+
+
+def observe_transcripts(
+    store: Store, sessions: Sequence[Session], names: Iterable[str], cutoff: int, now_ms: int
+) -> None:
+    """Sets ``transcript_activity`` on the sessions that look older than ``cutoff`` and whose files may know better.
+
+    The tail of a transcript is read only when its mtime is newer than the cut-off: an old mtime proves
+    that nothing new is inside.
+    """
+    old = [s for s in sessions if s.entry_activity is not None and s.entry_activity < cutoff]
+    if not old:
+        return
+    # All ids take part in the grammar, or a topic-like id would be read as somebody else's topic.
+    files = files_by_session(names, sessions, store.sessions_dir)
+    for session in old:
+        for name in files.get(session.id, ()):
+            if is_transcript(name):
+                seen = _newer_than(os.path.join(store.sessions_dir, name), cutoff, now_ms)
+                session.transcript_activity = max(session.transcript_activity or 0, seen or 0) or None
+
+
+def _newer_than(path: str, cutoff: int, now_ms: int) -> int | None:
+    try:
+        mtime_ms = os.lstat(path).st_mtime_ns // 1_000_000
+        return last_timestamp(path, now_ms, mtime_ms) if mtime_ms >= cutoff else None
+    except OSError:
+        return None
+
+
+def last_timestamp(path: str, now_ms: int, unread_ms: int) -> int | None:
+    """Returns the last time written inside a transcript, in epoch milliseconds, or None when it holds none.
+
+    Reads backwards from the end, 16 MiB at most; a transcript without a time in there counts as active at
+    ``unread_ms``. Links are not followed. Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(fd, "rb", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        window = _WINDOW
+        while True:
+            start = max(0, size - window)
+            file.seek(start)
+            found = _last_in(file.read(window), start == 0, now_ms)
+            if found is not None or start == 0:
+                return found
+            if window >= _WINDOW_LIMIT:
+                return unread_ms
+            window *= 4
+
+
+def _last_in(text: bytes, whole: bool, now_ms: int) -> int | None:
+    end = len(text)
+    while end > 0:
+        start = text.rfind(b"\n", 0, end) + 1
+        if start == 0 and not whole:
+            return None
+        found = _line_time(text[start:end], now_ms)
+        if found is not None:
+            return found
+        end = start - 1
+    return None
+
+
+def _line_time(line: bytes, now_ms: int) -> int | None:
+    try:
+        value = _DECODE_LINE.decode(line).timestamp
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # A line that is being written, or one that only JavaScript reads: its first members still count.
+        head = _HEAD.match(line)
+        if head is None:
+            return None
+        try:
+            value = _DECODE_LINE.decode(head[0] + b"}").timestamp
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+    if isinstance(value, str) and (parsed := _iso_ms(value)) is not None:
+        value = parsed
+    return epoch_ms(value, now_ms)
+
+
+def _iso_ms(text: str) -> int | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    try:
+        return int(moment.timestamp() * 1000)
+    except (OverflowError, ValueError):
+        return None

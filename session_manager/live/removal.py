@@ -1,0 +1,245 @@
+"""Removes sessions from a store: intent, index, transcripts, under one lock, with one rewrite.
+
+Order, each step durable before the next: the intent in the ledger; the index without the keys; the transcripts
+under their archive names; the end of the attempt in the ledger, with the marks that history is owed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from session_manager.core.errors import Locked
+from session_manager.core.session import Session
+from session_manager.live.archive import Failures, archive_files
+from session_manager.live.atomic import clear_errors, sync_folder
+from session_manager.live.gateway_lock import LockLost, StoreLock
+from session_manager.live.ledger import Attempt, Ledger, Removal, Run
+from session_manager.live.liveness import now_ms
+from session_manager.live.merge import merge
+from session_manager.live.observe import listing
+from session_manager.live.recovery import recover, try_recover
+from session_manager.live.steps import step
+from session_manager.live.swap import IndexChanged, Swap, identity_of, write_temp
+from session_manager.live.transcripts import archive_name, files_by_session
+from session_manager.live.volume import Snapshot, Store, read_snapshot
+from session_manager.settings import Settings
+
+# Under a gateway that writes all the time the exchange merges; before that, a fresh decision is better.
+_FRESH_STARTS = 4
+_LOOKS_AFTER = 8
+# A gateway of 2026.2 may cache the old text under the new mtime while it parses (about 200 MB/s, 10 ms at least).
+_SETTLE_S = 0.01
+_PARSE_BYTES_PER_S = 200e6
+
+Choose = Callable[[Snapshot, Sequence[str]], Sequence[tuple[Session, str]]]
+
+
+class Outcome(msgspec.Struct):
+    """What happened in one store. ``snapshot`` is the read that the decision was made from.
+
+    ``alive`` are chosen sessions that showed a sign of life at the last moment and were kept.
+    """
+
+    snapshot: Snapshot
+    removed: list[Removal]
+    alive: set[str]
+    failures: Failures
+    recovered: list[dict[str, object]]
+
+
+class Remover:
+    """Removes sessions for one run. A context manager that keeps the ledger open in between stores."""
+
+    def __init__(self, settings: Settings, run: Run) -> None:
+        self._settings = settings
+        self._run = run
+        self._ledger: Ledger | None = None
+
+    def __enter__(self) -> Self:
+        self._ledger = Ledger.open_existing(self._settings)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ledger is not None:
+            self._ledger.__exit__(kind, error, trace)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger, made now if need be."""
+        if self._ledger is None:
+            self._ledger = Ledger.open(self._settings)
+        return self._ledger
+
+    def has_unfinished(self, store: Store) -> bool:
+        """Says whether a killed process left something to finish in a store."""
+        return self._ledger is not None and self._ledger.has_open_attempts(store.store_id)
+
+    def removed(self, session: str, agent_id: str | None) -> list[tuple[str, str]]:
+        """Returns (agent id, session id) of earlier removals of a session, named by its id or one of its keys."""
+        return self._ledger.removed(session, agent_id) if self._ledger is not None else []
+
+    def owe_marks(self, sessions: Collection[tuple[str, str]]) -> bool:
+        """Owes history the end of sessions (agent id, session id) that are gone; says whether any mark waits."""
+        pending = False
+        for agent_id, session_id in sorted(sessions):
+            pending |= self.ledger.owe_mark(self._run, agent_id, session_id)
+        return pending
+
+    def remove(self, store: Store, choose: Choose, shared: Collection[str] = ()) -> Outcome:
+        """Removes what ``choose`` picks from a fresh read under the lock, after finishing what others left.
+
+        ``choose`` gets the snapshot and the names in the folder and returns (session, reason) pairs; it is asked
+        again when the gateway wrote in between. ``shared`` are file names that other agents refer to. Raises
+        whatever ``choose`` raises, Locked, Refused, Damaged or Failed; the store is then as it was.
+        """
+        deadline = time.monotonic() + self._settings.lock_timeout
+        while True:
+            try:
+                with StoreLock(store, max(0.0, deadline - time.monotonic())) as lock:
+                    return self._remove_locked(store, lock, choose, shared)
+            except LockLost:
+                if time.monotonic() >= deadline:
+                    raise Locked(
+                        f"the lock of agent {store.agent_id!r} was taken from us; try again", agentId=store.agent_id
+                    ) from None
+
+    def _remove_locked(self, store: Store, lock: StoreLock, choose: Choose, shared: Collection[str]) -> Outcome:
+        recovered, failures = recover(store, lock, self._ledger)
+        for fresh_starts_left in range(_FRESH_STARTS, -1, -1):
+            snapshot = read_snapshot(store, now_ms())
+            names = listing(store)
+            chosen = choose(snapshot, names)
+            if not chosen:
+                return Outcome(snapshot, [], set(), failures, recovered)
+            try:
+                removed, alive, failed = self._execute(lock, snapshot, names, chosen, shared, fresh_starts_left > 0)
+            except IndexChanged:
+                continue
+            return Outcome(snapshot, removed, alive, failures + failed, recovered)
+        raise Locked(
+            f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id
+        )
+
+    def _execute(
+        self,
+        lock: StoreLock,
+        snapshot: Snapshot,
+        names: Sequence[str],
+        chosen: Sequence[tuple[Session, str]],
+        shared: Collection[str],
+        fresh_start: bool,
+    ) -> tuple[list[Removal], set[str], Failures]:
+        store = snapshot.store
+        assert snapshot.index is not None
+        assert snapshot.identity is not None
+        removals = _plan(snapshot, names, chosen, shared)
+        text = snapshot.index.without({key for r in removals for key in r.keys})
+        temp = write_temp(store, text)
+        try:
+            step("index prepared")
+            expected = [snapshot.identity, temp.identity]
+            attempt = self.ledger.intend(self._run, store.store_id, store.agent_id, [temp], expected, removals)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(os.path.dirname(store.index_path), temp.name))
+            raise
+        step("intent written")
+        try:
+            with clear_errors("rewrite the index of", store.sessions_dir):
+                if fresh_start and identity_of(store.index_path) != snapshot.identity:
+                    raise IndexChanged
+                swap = Swap(store, lock, self.ledger, attempt)
+                swap.install(snapshot.index.entries, snapshot.identity, text, temp)
+                swapped_at = time.monotonic()
+                failures = self._settle(lock, snapshot, attempt, swap)
+                self._outlive_caches(store, swapped_at + _SETTLE_S + len(snapshot.index.data) / _PARSE_BYTES_PER_S)
+        except LockLost:
+            raise
+        except BaseException:
+            try_recover(store, lock, self.ledger, attempt)
+            raise
+        return [r for r in removals if r.session_id not in swap.alive], swap.alive, failures
+
+    def _settle(self, lock: StoreLock, snapshot: Snapshot, attempt: Attempt, swap: Swap) -> Failures:
+        """From the new index to the end of the attempt: look again, archive, make durable, note."""
+        store = snapshot.store
+        spared = self._look_again(store, attempt, swap)
+        step("index verified")
+        going = [r for r in attempt.removals if r.session_id not in swap.alive]
+        failures = archive_files(store, lock, self.ledger, going, spared)
+        step("files archived")
+        swap.clean()
+        step("displaced index removed")
+        if os.path.dirname(store.index_path) != store.sessions_dir:
+            sync_folder(os.path.dirname(store.index_path))
+        sync_folder(store.sessions_dir)
+        step("folder synced")
+        self.ledger.finish(attempt, swap.alive, complete=not failures)
+        step("end noted")
+        return failures
+
+    def _look_again(self, store: Store, attempt: Attempt, swap: Swap) -> set[str]:
+        """Removes stale copies that a gateway wrote back at once; returns file names that are in use again."""
+        for _ in range(_LOOKS_AFTER):
+            if identity_of(store.index_path) == swap.installed:
+                if not swap.alive:
+                    return set()
+                break
+            snapshot = read_snapshot(store, now_ms())
+            if snapshot.index is None or snapshot.identity is None:
+                break
+            merged = merge(snapshot.index, attempt.removals, {}, {})
+            swap.alive |= merged.alive
+            if merged.text is None:
+                break
+            swap.install(snapshot.index.entries, snapshot.identity, merged.text)
+        current = read_snapshot(store, now_ms())
+        swap.alive |= {s.id for s in current.sessions} & {r.session_id for r in attempt.removals}
+        names = [source for r in attempt.removals for source, _ in r.files]
+        return {n for files in files_by_session(names, current.sessions, store.sessions_dir).values() for n in files}
+
+    @staticmethod
+    def _outlive_caches(store: Store, until: float) -> None:
+        """Bumps the index's mtime once more, still under the lock.
+
+        A gateway of 2026.2.17 that read the old text just before the swap and took the time just after it would
+        otherwise serve the old text from its cache, and write it back.
+        """
+        time.sleep(max(0.0, until - time.monotonic()))
+        with contextlib.suppress(OSError):
+            os.utime(store.index_path)
+
+
+def _plan(
+    snapshot: Snapshot, names: Sequence[str], chosen: Sequence[tuple[Session, str]], shared: Collection[str]
+) -> list[Removal]:
+    assert snapshot.index is not None
+    index = snapshot.index
+    files = files_by_session(names, snapshot.sessions, snapshot.store.sessions_dir)
+    going = {session.id for session, _ in chosen}
+    kept = {n for s in snapshot.sessions if s.id not in going for n in files.get(s.id, ())} | set(shared)
+    taken, now = set(names), now_ms()
+    placed: set[str] = set()
+    removals = []
+    for session, reason in chosen:
+        mine = [n for n in files.get(session.id, ()) if n not in kept and n not in placed]
+        placed.update(mine)
+        removals.append(
+            Removal(
+                session.id,
+                reason,
+                list(session.keys),
+                [index.raw(key) for key in session.keys],
+                [(name, archive_name(name, taken, now)) for name in mine],
+            )
+        )
+    return removals

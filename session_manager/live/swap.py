@@ -1,0 +1,116 @@
+"""Puts a new version of the index in place, so that nothing a gateway wrote meanwhile is lost.
+
+Invariants:
+
+- A version is thrown away only when it is the very file that was read (or one of our own).
+- Before a swap the ledger knows the name of the file that may afterwards hold the gateway's newest version.
+- Every swap is preceded by a look at the lock's marker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from session_manager.core.errors import Damaged
+from session_manager.live.atomic import OWN_PREFIX, clear_errors, exchange, write_new
+from session_manager.live.gateway_lock import StoreLock
+from session_manager.live.index import Index
+from session_manager.live.ledger import Attempt, Ledger, Temp
+from session_manager.live.merge import merge
+from session_manager.live.steps import step
+from session_manager.live.volume import Identity, Store, read_file
+
+TEMP_SUFFIX = ".index"
+
+
+class IndexChanged(Exception):
+    """Somebody wrote the index between our read and our swap; nothing was done."""
+
+
+class Swap:
+    """The swaps of one attempt. ``alive`` collects sessions that the gateway showed to be alive meanwhile."""
+
+    def __init__(self, store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt) -> None:
+        self._store = store
+        self._lock = lock
+        self._ledger = ledger
+        self._attempt = attempt
+        self.alive: set[str] = set()
+        self.installed: Identity | None = None
+
+    def install(self, base: Mapping[str, Any], read: Identity, text: bytes, temp: Temp | None = None) -> None:
+        """Replaces the version ``read`` (entries ``base``) by ``text``, which ``temp`` may hold already.
+
+        What turns out to have been displaced instead is merged and swapped in, until the displaced file is the
+        expected one. Raises IndexChanged, LockLost, Damaged, OSError.
+        """
+        while True:
+            temp = temp or self._prepare(text)
+            displaced = self._swap(temp, read)
+            self.installed = temp.identity
+            if displaced is None:
+                return
+            mine = Index(text).entries
+            merged = merge(self._readable(displaced, temp), self._attempt.removals, base, mine)
+            self.alive |= merged.alive
+            base, read, text, temp = mine, temp.identity, merged.text or displaced, None
+
+    def _swap(self, temp: Temp, read: Identity) -> bytes | None:
+        """Swaps ``temp`` in; returns what was displaced when that is not the version ``read``."""
+        temp_path = self._path(temp.name)
+        self._lock.check()
+        try:
+            swapped = exchange(temp_path, self._store.index_path)
+            if not swapped:
+                if identity_of(self._store.index_path) != read:
+                    raise IndexChanged
+                os.replace(temp_path, self._store.index_path)
+        except FileNotFoundError:
+            raise IndexChanged from None
+        step("index swapped")
+        if not swapped or identity_of(temp_path) == read:
+            return None
+        return read_file(temp_path)[0]
+
+    def _readable(self, displaced: bytes, temp: Temp) -> Index:
+        try:
+            return Index(displaced)
+        except ValueError as error:
+            exchange(self._path(temp.name), self._store.index_path)
+            raise Damaged(
+                f"the index of agent {self._store.agent_id!r} was replaced by unreadable text while it was edited; "
+                "it was left like that",
+                agentId=self._store.agent_id,
+            ) from error
+
+    def _prepare(self, text: bytes) -> Temp:
+        temp = write_temp(self._store, text)
+        self._attempt.temps.append(temp)
+        self._attempt.expected.append(temp.identity)
+        self._ledger.note_temps(self._attempt)
+        return temp
+
+    def clean(self) -> None:
+        """Removes the attempt's temporary files; to be called when nothing in them is needed any more."""
+        for temp in self._attempt.temps:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path(temp.name))
+
+    def _path(self, name: str) -> str:
+        return os.path.join(os.path.dirname(self._store.index_path), name)
+
+
+def identity_of(path: str) -> Identity:
+    """Returns the identity of the file at ``path``, links not followed. Raises OSError."""
+    return Identity.of(os.lstat(path))
+
+
+def write_temp(store: Store, text: bytes) -> Temp:
+    """Writes a new version of the index durably under a name of our own beside it. Raises Refused or Failed."""
+    folder = os.path.dirname(store.index_path)
+    name = f"{OWN_PREFIX}{os.getpid()}.{os.urandom(6).hex()}{TEMP_SUFFIX}"
+    with clear_errors("write the new index in", folder):
+        return Temp(name, write_new(os.path.join(folder, name), text, os.stat(store.index_path)))

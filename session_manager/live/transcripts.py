@@ -1,0 +1,145 @@
+"""The grammar of file names in a sessions folder: which file belongs to which session, and archive names.
+
+Names: gateway 2026.2.17 to 2026.7.1 (transcripts, topics, sidecars, ``<path>.<reason>.<timestamp>`` archives).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable
+
+from session_manager.core.session import Session
+
+LOCK_SUFFIX = ".lock"
+_TIMESTAMP = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d{3})?Z"
+# The gateway's own rule (2026.6.11); a 2026.9 archive adds a generation and may be compressed.
+_ARCHIVE = re.compile(
+    rf"^(?P<path>.+)\.(?P<reason>deleted|reset|bak)\.(?P<at>{_TIMESTAMP})(?:\.[0-9a-f]{{32}}(?:\.zst)?)?$"
+)
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_CHECKPOINT = re.compile(rf"^(?P<id>.+)\.checkpoint\.{_UUID}$", re.IGNORECASE)
+_STAMPED = re.compile(r"^\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z_(?P<id>.+)$")
+_SIDECAR = re.compile(
+    r"\.jsonl\.(?:bak-\d+-\d+|repair-\d+-\d+\.tmp|truncate-tmp|manual-compaction-tmp|codex-app-server\.json)\Z"
+)
+_TRAJECTORY_POINTER = ".trajectory-path.json"
+
+
+def parse_archive(name: str) -> tuple[str, str, str] | None:
+    """Takes an archive's name apart: (original name, reason, timestamp), or None when it is no archive."""
+    match = _ARCHIVE.match(name)
+    return (match["path"], match["reason"], match["at"]) if match else None
+
+
+def archive_timestamp(epoch_ms: int) -> str:
+    """Writes a time as the gateway does in archive names: ``2026-02-15T18-00-00.123Z``."""
+    from datetime import UTC, datetime
+
+    moment = datetime.fromtimestamp(epoch_ms // 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H-%M-%S}.{epoch_ms % 1000:03d}Z"
+
+
+def archive_name(name: str, taken: Collection[str], now_ms: int) -> str:
+    """Returns the name under which ``name`` is archived as deleted; never one of ``taken``."""
+    moment = now_ms
+    while (target := f"{name}.deleted.{archive_timestamp(moment)}") in taken:
+        moment += 1
+    return target
+
+
+def is_transcript(name: str) -> bool:
+    """Says whether a name is that of a live transcript (not an archive, lock, sidecar or index)."""
+    return name.endswith(".jsonl") and not name.startswith(".") and len(name) > len(".jsonl")
+
+
+def owner(name: str, ids: Collection[str]) -> str | None:
+    """Returns which of ``ids`` a live file belongs to, or None.
+
+    Covers ``<id>.jsonl``, ``<id>-topic-<t>.jsonl``, ``<timestamp>_<id>.jsonl`` and the sidecars. Ids may
+    themselves look like a topic or sidecar name, so the longest reading wins.
+    """
+    if name.endswith(".jsonl"):
+        return _owner_of_stem(name.removesuffix(".jsonl"), ids)
+    if name.endswith(_TRAJECTORY_POINTER):
+        return _owner_of_stem(name.removesuffix(_TRAJECTORY_POINTER), ids)
+    cut = name.rfind(".jsonl.")
+    return _owner_of_stem(name[:cut], ids) if cut > 0 and _SIDECAR.match(name, cut) else None
+
+
+def _owner_of_stem(stem: str, ids: Collection[str]) -> str | None:
+    if stem in ids:
+        return stem
+    if (bare := stem.removesuffix(".trajectory")) != stem:
+        return _owner_of_stem(bare, ids)
+    if match := _CHECKPOINT.match(stem):
+        return _owner_of_stem(match["id"], ids)
+    if match := _STAMPED.match(stem):
+        return _owner_of_stem(match["id"], ids)
+    cut = stem.rfind("-topic-")
+    while cut > 0:
+        if stem[:cut] in ids:
+            return stem[:cut]
+        cut = stem.rfind("-topic-", 0, cut)
+    return None
+
+
+def local_name(session_file: str, sessions_dir: str) -> str | None:
+    """Returns the base name of an entry's ``sessionFile`` when it lies in ``sessions_dir``, else None.
+
+    It may be absolute, relative to the folder, or absolute on a mount that is not here: then a file of that
+    name in this folder is meant (the same volume, mounted elsewhere by the gateway).
+    """
+    if "\0" in session_file or not session_file.isprintable():
+        return None
+    folder, name = os.path.split(os.path.normpath(os.path.join(sessions_dir, session_file)))
+    if not is_transcript(name):
+        return None
+    if folder == sessions_dir:
+        return name
+    if os.path.isdir(folder):
+        return name if os.path.realpath(folder) == sessions_dir else None
+    elsewhere = os.path.isabs(session_file) and os.path.lexists(os.path.join(sessions_dir, name))
+    return name if elsewhere else None
+
+
+def files_by_session(names: Iterable[str], sessions: Iterable[Session], sessions_dir: str) -> dict[str, list[str]]:
+    """Finds the live files of ``sessions`` among ``names``: session id -> file names, transcripts before sidecars."""
+    known = list(sessions)
+    present = set(names)
+    stems = {s.id: s.id for s in known}
+    referred: list[tuple[str, str]] = []
+    for session in known:
+        for session_file in session.session_files:
+            # The usual case, told by the name alone: asking the file system about every session would be slow.
+            if session_file.rpartition("/")[2] == session.id + ".jsonl":
+                continue
+            file_name = local_name(session_file, sessions_dir)
+            if file_name is not None and file_name in present:
+                referred.append((session.id, file_name))
+                stems.setdefault(file_name.removesuffix(".jsonl"), session.id)
+    found: dict[str, list[str]] = {}
+    for name in present:
+        if (stem := owner(name, stems)) is not None:
+            found.setdefault(stems[stem], []).append(name)
+    for session_id, name in referred:
+        if name not in found.setdefault(session_id, []):
+            found[session_id].append(name)
+    for files in found.values():
+        files.sort(key=lambda n: (not is_transcript(n), n))
+    return found
+
+
+def outside_files(session: Session, sessions_dir: str) -> list[str]:
+    """Returns the ``sessionFile`` values that lie outside the agent's own folder, which are left alone.
+
+    A transcript's path in a folder that does not exist here is the gateway's own mount, not the outside.
+    """
+    return [
+        file
+        for file in session.session_files
+        if local_name(file, sessions_dir) is None
+        and not (
+            os.path.isabs(file) and is_transcript(os.path.basename(file)) and not os.path.isdir(os.path.dirname(file))
+        )
+    ]

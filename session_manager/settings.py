@@ -1,0 +1,99 @@
+"""Settings: the environment, read once and passed down."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+from session_manager.core.errors import UsageError
+
+STATE_DIR_NAME = ".session_manager"
+LEDGER_NAME = "ledger.sqlite"
+DEFAULT_API_URL = "http://localhost:8000/api"
+DEFAULT_LOCK_TIMEOUT = 10.0
+DEFAULT_KEEP_DAYS = 7
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Where things lie and who is asking.
+
+    ``api_url`` None means that there is no history layer. ``lock_timeout`` is in seconds, ``keep_days`` in days.
+    ``current`` holds the session ids or keys of the caller.
+    """
+
+    agents_dir: str
+    state_dir: str
+    api_url: str | None
+    lock_timeout: float
+    keep_days: int
+    current: frozenset[str]
+    asked_by: str | None
+
+
+def ledger_path(settings: Settings) -> str:
+    """Returns where the ledger lies."""
+    return os.path.join(settings.state_dir, LEDGER_NAME)
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Reads the environment.
+
+    Raises UsageError (``agents_dir_missing``, ``bad_setting``) when a variable is unusable: one that is
+    set but wrong is never passed over in favour of the next place.
+    """
+    agents_dir = os.path.realpath(_agents_dir(environ))
+    state_dir = environ.get("ARIA_STATE_DIR") or os.path.join(agents_dir, STATE_DIR_NAME)
+    api_url = environ.get("ARIA_API_URL", DEFAULT_API_URL).strip()
+    return Settings(
+        agents_dir=agents_dir,
+        state_dir=os.path.abspath(os.path.expanduser(state_dir)),
+        api_url=api_url or None,
+        lock_timeout=_number(environ, "ARIA_LOCK_TIMEOUT", DEFAULT_LOCK_TIMEOUT, least=0.0, most=3600.0),
+        keep_days=int(_number(environ, "ARIA_KEEP_DAYS", DEFAULT_KEEP_DAYS, least=1, most=36500)),
+        current=frozenset(v for name in ("ARIA_SESSION_ID", "OPENCLAW_SESSION_ID") if (v := environ.get(name))),
+        asked_by=environ.get("ARIA_AGENT_ID") or None,
+    )
+
+
+def _agents_dir(environ: Mapping[str, str]) -> str:
+    explicit = environ.get("ARIA_AGENTS_DIR")
+    if explicit is not None:
+        return _existing(explicit, "ARIA_AGENTS_DIR")
+    # The gateway itself treats an empty OPENCLAW_STATE_DIR as unset.
+    state = environ.get("OPENCLAW_STATE_DIR", "").strip()
+    if state:
+        return _existing(os.path.join(os.path.expanduser(state), "agents"), "OPENCLAW_STATE_DIR")
+    tried = ["/app/agents", os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".openclaw", "agents")]
+    for path in tried:
+        if os.path.isdir(path):
+            return path
+    raise UsageError(
+        f"no agents directory at {' or '.join(tried)}; set ARIA_AGENTS_DIR to the folder that holds <agent>/sessions",
+        code="agents_dir_missing",
+    )
+
+
+def _existing(path: str, variable: str) -> str:
+    if path and os.path.isdir(os.path.expanduser(path)):
+        return os.path.expanduser(path)
+    raise UsageError(
+        f"the agents directory {path!r} does not exist; correct or unset {variable}",
+        code="agents_dir_missing",
+        path=path,
+        variable=variable,
+    )
+
+
+def _number(environ: Mapping[str, str], name: str, default: float, *, least: float, most: float) -> float:
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise UsageError(f"{name} is {text!r}; it must be a number from {least:g} to {most:g}", code="bad_setting")
+    return value

@@ -1,0 +1,52 @@
+"""Every test runs in an environment of its own: no variable and no home of the machine reaches it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "fixtures"), str(ROOT / "tests")]
+
+from revive import revive  # noqa: E402
+from support import Skill  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("ARIA_", "OPENCLAW_", "CLAWDBOT_", "XDG_")) or name == "DATABASE_URL":
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+
+
+@pytest.fixture
+def sixteen(tmp_path: Path) -> Path:
+    """The mission's example as an agents directory, 14 of 16 sessions older than an hour."""
+    return revive("sixteen", tmp_path / "agents")
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """One agent with everything that real stores hold."""
+    return revive("mixed", tmp_path / "agents")
+
+
+@pytest.fixture
+def agents(tmp_path: Path) -> Path:
+    """An empty agents directory."""
+    path = tmp_path / "agents"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def skill(tmp_path: Path) -> Iterator[Skill]:
+    """Calls the real runner as a subprocess, on ``tmp_path / "agents"``."""
+    return Skill(tmp_path / "agents")

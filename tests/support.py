@@ -1,0 +1,151 @@
+"""What several tests need: the runner as a subprocess, stores built to order, pictures of a tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNNER = ROOT / "run_skill.py"
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Answer:
+    """What one call printed: the document, the exit code, standard error."""
+
+    def __init__(self, done: subprocess.CompletedProcess[bytes]) -> None:
+        self.exit_code = done.returncode
+        self.stdout = done.stdout
+        self.stderr = done.stderr.decode(errors="replace")
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The one JSON document; fails when standard output holds anything else."""
+        assert self.stdout.endswith(b"\n"), (self.stdout, self.stderr)
+        assert self.stdout.count(b"\n") == 1, (self.stdout, self.stderr)
+        found = json.loads(self.stdout)
+        assert isinstance(found, dict)
+        return found
+
+
+class Skill:
+    """The real runner on one agents directory. ``env`` adds to (or, with None, removes from) its environment."""
+
+    def __init__(self, agents: Path, **env: str | None) -> None:
+        self.agents = agents
+        self.env = env
+
+    def environment(self, **env: str | None) -> dict[str, str]:
+        merged = {**os.environ, "ARIA_AGENTS_DIR": str(self.agents), **self.env, **env}
+        return {name: value for name, value in merged.items() if value is not None}
+
+    def command(self, function: str, arguments: Any = None) -> list[str]:
+        text = [] if arguments is None else [arguments if isinstance(arguments, str) else json.dumps(arguments)]
+        return [sys.executable, str(RUNNER), "session_manager", function, *text]
+
+    def __call__(self, function: str, arguments: Any = None, *, stdin: bytes = b"", **env: str | None) -> Answer:
+        return Answer(
+            subprocess.run(
+                self.command(function, arguments),
+                input=stdin,
+                capture_output=True,
+                env=self.environment(**env),
+                timeout=120,
+                check=False,
+            )
+        )
+
+    def start(self, function: str, arguments: Any = None, **env: str | None) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self.command(function, arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment(**env),
+        )
+
+
+class StoreBuilder:
+    """Builds one agent's store in the gateway's format; entries are added with an age in minutes."""
+
+    def __init__(self, agents: Path, agent: str = "main") -> None:
+        self.agent = agent
+        self.dir = agents / agent / "sessions"
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.entries: dict[str, Any] = {}
+
+    @property
+    def index(self) -> Path:
+        return self.dir / "sessions.json"
+
+    def add(
+        self,
+        rest: str,
+        age_minutes: float | None = 120,
+        session_id: str | None = None,
+        transcript: bool = True,
+        **fields: Any,
+    ) -> str:
+        """Adds ``agent:<agent>:<rest>`` (``rest`` as it is when it starts with "=") and returns the session id."""
+        session_id = session_id or str(uuid.uuid4())
+        key = rest[1:] if rest.startswith("=") else f"agent:{self.agent}:{rest}"
+        entry: dict[str, Any] = {"sessionId": session_id}
+        at = now_ms() if age_minutes is None else now_ms() - int(age_minutes * 60_000)
+        if age_minutes is not None:
+            entry["updatedAt"] = at
+        self.entries[key] = {**entry, **fields}
+        if transcript:
+            self.transcript(f"{session_id}.jsonl", session_id, at)
+        return session_id
+
+    def transcript(self, name: str, session_id: str, at_ms: int, mtime_ms: int | None = None) -> Path:
+        """Writes a transcript whose only times are ``at_ms``; its mtime is the same unless given."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_ms // 1000)) + f".{at_ms % 1000:03d}Z"
+        path = self.dir / name
+        header = {"type": "session", "version": 3, "id": session_id, "timestamp": moment, "cwd": "/workspace"}
+        message = {"type": "message", "id": "1", "parentId": None, "timestamp": moment, "message": {"role": "user"}}
+        path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in (header, message)))
+        at = (at_ms if mtime_ms is None else mtime_ms) / 1000
+        os.utime(path, (at, at))
+        return path
+
+    def write(self) -> StoreBuilder:
+        """Writes the index as the gateway does: two spaces, no final newline, 0600."""
+        self.index.write_text(json.dumps(self.entries, indent=2, ensure_ascii=False))
+        self.index.chmod(0o600)
+        return self
+
+    def read(self) -> dict[str, Any]:
+        """Reads the index as the gateway would."""
+        found = json.loads(self.index.read_bytes())
+        assert isinstance(found, dict)
+        return found
+
+    def names(self) -> set[str]:
+        """File names in the folder, without the tool's own lock file."""
+        return {p.name for p in self.dir.iterdir()} - {".session_manager.lock"}
+
+
+def picture(root: Path, *, without_state: bool = True) -> dict[str, tuple[str, bytes]]:
+    """Every path below ``root`` with its kind, mode and bytes; the state directory and our lock file left out."""
+    found: dict[str, tuple[str, bytes]] = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if without_state and (name.split("/", maxsplit=1)[0] == ".session_manager" or path.name == ".session_manager.lock"):
+            continue
+        if path.is_symlink():
+            found[name] = ("link", os.readlink(path).encode())
+        elif path.is_dir():
+            found[name] = (f"dir {path.stat().st_mode:o}", b"")
+        else:
+            found[name] = (f"file {path.stat().st_mode:o}", path.read_bytes())
+    return found

@@ -1,0 +1,76 @@
+"""skill.md and README.md are true: every function is described, every example runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from support import ROOT, Skill, StoreBuilder
+
+from session_manager.faces.runner import USAGE
+from session_manager.functions import NAMES, load
+
+SKILL = (ROOT / "skill.md").read_text()
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(
+    r"^python3 (?:/app/skills/)?run_skill\.py (session_manager [a-z].*)$", SKILL + README, re.MULTILINE
+)
+
+
+def frontmatter() -> dict[str, str]:
+    block = SKILL.split("---\n")[1]
+    return dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and not line.startswith(" "))
+
+
+def test_the_frontmatter_follows_the_agent_skills_rules() -> None:
+    fields = frontmatter()
+    assert fields["name"] == "aria-sessionmanager"
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", fields["name"])
+    assert 0 < len(fields["description"]) <= 1024
+    known = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
+    keys = re.findall(r"^([a-z-]+):", SKILL.split("---\n")[1], re.MULTILINE)
+    assert set(keys) <= known
+    assert "{" not in SKILL.split("---\n")[1]
+    assert len(SKILL.split("---\n", 2)[2].splitlines()) < 500
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_function_is_described_with_an_example_and_all_its_arguments(name: str) -> None:
+    section = SKILL.split(f"### {name}\n")[1].split("\n### ")[0].split("\n## ")[0]
+    assert f"session_manager {name} '" in section
+    for argument in load(name).arguments.__struct_fields__:
+        assert f"`{argument}`" in section or f'"{argument}"' in section, argument
+
+
+def test_the_rules_for_agents_are_there() -> None:
+    assert "After every sub-agent delegation" in SKILL
+    assert "`prune_sessions` with `max_age_minutes: 60`" in SKILL
+    assert "Before a session review" in SKILL
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= len(NAMES)
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_examples_run(line: str, agents: Path, skill: Skill) -> None:
+    store = StoreBuilder(agents)
+    store.add("subagent:finished", 120, session_id="0f7c4c1e-3a54-4a8e-9b55-5b6a3c1d2e3f")
+    store.add("cron:daily", 5)
+    store.write()
+    _, function, *arguments = shlex.split(line)
+    answer = skill(function, *arguments)
+    assert answer.exit_code == 0, answer.document
+    section = SKILL.split(f"### {function}\n")[1].split("\n### ")[0]
+    returned = re.findall(r"`([a-z_]+)`", section.split("Returns")[1].split("\n\n")[0].split("```")[0])
+    assert set(returned) & set(answer.document), "the example shows none of the fields that the page promises"
+
+
+def test_environment_and_codes_are_documented() -> None:
+    sources = "".join(p.read_text() for p in (ROOT / "session_manager").rglob("*.py"))
+    for variable in set(re.findall(r'"((?:ARIA|OPENCLAW)_[A-Z_]+)"', sources)):
+        assert variable in USAGE, variable
+    for code in re.findall(r"^\| `([a-z_]+)` \|", SKILL, re.MULTILINE):
+        assert f'"{code}"' in sources, code

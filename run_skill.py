@@ -20,11 +20,10 @@ def run():
         return fail("Python 3.11 or newer is needed; this is %d.%d" % sys.version_info[:2], "python_too_old")
     try:
         from session_manager.faces.runner import main
-    except ModuleNotFoundError as error:
-        name = error.name
-        return fail(
-            f"the Python package {name!r} is missing; install it: python3 -m pip install {name}", "missing_package"
-        )
+    except ImportError as error:
+        name = (error.name or "").partition(".")[0]
+        what = f"the Python package {name!r} is missing or broken ({error})"
+        return fail(f"{what}; install it: python3 -m pip install {name}", "missing_package")
     except KeyboardInterrupt:
         fail("interrupted", "interrupted")
         return 130

@@ -140,12 +140,15 @@ def picture(root: Path, *, without_state: bool = True) -> dict[str, tuple[str, b
     found: dict[str, tuple[str, bytes]] = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
-        if without_state and (name.split("/", maxsplit=1)[0] == ".session_manager" or path.name == ".session_manager.lock"):
+        ours = name.startswith(".session_manager") or path.name == ".session_manager.lock"
+        if without_state and ours:
             continue
         if path.is_symlink():
             found[name] = ("link", os.readlink(path).encode())
         elif path.is_dir():
             found[name] = (f"dir {path.stat().st_mode:o}", b"")
+        elif not path.is_file():
+            found[name] = (f"other {path.stat().st_mode:o}", b"")
         else:
             found[name] = (f"file {path.stat().st_mode:o}", path.read_bytes())
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import msgspec
 
 DAY_MS = 86_400_000
+EXACT_LIMIT = 2**53
 
 MAIN = "main"
 UNKNOWN = "unknown"
@@ -158,14 +158,20 @@ def epoch_ms(value: object, now_ms: int) -> int | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return int(value) if 0 < value <= now_ms + DAY_MS else None
+    # NaN is in no range.
+    return int(value) if 1 <= value <= now_ms + DAY_MS else None
 
 
 def text_or_none(value: object) -> str | None:
     """Returns a non-empty string, or None for anything else."""
     return value if isinstance(value, str) and value else None
+
+
+def count_or_none(value: object) -> int | float | None:
+    """Returns a number that every JSON reader takes exactly, or None for anything else (also 1e400, 400 digits)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if -EXACT_LIMIT <= value <= EXACT_LIMIT else None
 
 
 def entry_label(entry: Entry) -> str | None:
@@ -237,7 +243,6 @@ def _session(agent_id: str, session_id: str, members: list[tuple[str, Entry]], n
         best = min(range(len(members)), key=lambda i: _telling(parsed[i], members[i][1], i))
     entry = members[best][1]
     entries = [e for _, e in members]
-    tokens = entry.context_tokens
     times = [t for t in (epoch_ms(e.updated_at, now_ms) for e in entries) if t is not None]
     activity = [t for t in (entry_activity(e, now_ms) for e in entries) if t is not None]
     return Session(
@@ -250,7 +255,7 @@ def _session(agent_id: str, session_id: str, members: list[tuple[str, Entry]], n
         label=entry_label(entry),
         updated_at=max(times, default=None),
         entry_activity=max(activity, default=None),
-        context_tokens=tokens if isinstance(tokens, int | float) and not isinstance(tokens, bool) else None,
+        context_tokens=count_or_none(entry.context_tokens),
         model=text_or_none(entry.model),
         pinned=any(e.pinned_at is not None and e.pinned_at is not False for e in entries),
         running=any(e.status == "running" for e in entries),

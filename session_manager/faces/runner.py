@@ -61,8 +61,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         document, exit_code = _answer(argv, environ)
     finally:
         sys.stdout = stdout
-    _write(encode(document) + b"\n")
-    return exit_code
+    return exit_code if _write(encode(document) + b"\n") else Failed.exit_code
 
 
 def _answer(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[str, Any], int]:
@@ -74,9 +73,10 @@ def _answer(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[str, 
     except KeyboardInterrupt:
         interrupted = Interrupted("interrupted; what was begun is finished or undone by the next call")
         return interrupted.document(), interrupted.exit_code
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        name = (error.name or "").partition(".")[0]
         missing = Failed(
-            f"the Python package {error.name!r} is missing; install it: python3 -m pip install {error.name}",
+            f"the Python package {name!r} is missing or broken ({error}); install it: python3 -m pip install {name}",
             code="missing_package",
         )
         return missing.document(), missing.exit_code
@@ -146,7 +146,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def _arguments(function: Function, text: str) -> msgspec.Struct:
     """Reads the arguments laxly: ``"60"`` is 60, ``"true"`` is true. Raises UsageError."""
-    data = sys.stdin.buffer.read() if text == "-" else text.encode("utf-8", "surrogateescape")
+    data = _standard_input() if text == "-" else text.encode("utf-8", "surrogateescape")
     try:
         value = msgspec.json.decode(data)
     except (ValueError, RecursionError) as error:
@@ -163,6 +163,12 @@ def _arguments(function: Function, text: str) -> msgspec.Struct:
         return msgspec.convert(value, function.arguments, strict=False)
     except (msgspec.ValidationError, OverflowError) as error:
         raise UsageError(f"{function.name}: {error}", code="bad_argument") from error
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; give the arguments as one JSON object instead of -", code="usage")
+    return sys.stdin.buffer.read()
 
 
 def _catalogue_entry(function: Function) -> dict[str, Any]:
@@ -186,10 +192,17 @@ def encode(document: dict[str, Any]) -> bytes:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
-def _write(data: bytes) -> None:
+def _write(data: bytes) -> bool:
+    """Prints the answer; False when it cannot be. A reader that has gone away is no failure of ours."""
+    if sys.stdout is None:
+        return False
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        # Nobody reads any more; Python's own flush at exit must not complain either.
+    except OSError as error:
+        # Python's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"the answer cannot be written: {error}", file=sys.stderr)
+            return False
+    return True

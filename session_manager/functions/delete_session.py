@@ -90,7 +90,9 @@ def _remove(context: Context, remover: Any, everyone: View, scope: View, argumen
     refused: list[tuple[str, SessionManagerError]] = []
     for read in scope.agents:
         store = read.store
-        if store is None or not (_matching(read.sessions, arguments.session_id) or remover.has_unfinished(store)):
+        if store is None or not (
+            _matching(read.sessions, arguments.session_id) or remover.has_unfinished(store, read.names)
+        ):
             continue
 
         def choose(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
@@ -103,7 +105,7 @@ def _remove(context: Context, remover: Any, everyone: View, scope: View, argumen
             return [(session, "asked for") for session in found]
 
         try:
-            outcome = remover.remove(store, choose, names_referred_to(everyone.agents, store))
+            outcome = remover.remove(store, choose, names_referred_to(everyone.agents, store, result.removed))
         except SessionManagerError as error:
             refused.append((read.agent_id, error))
             continue

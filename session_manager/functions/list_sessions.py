@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -42,7 +41,6 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
 def _row(session: Session, current: frozenset[str]) -> dict[str, Any]:
     protected = protection(session, current)
-    tokens = session.context_tokens
     return {
         "id": session.id,
         "sessionId": session.id,
@@ -51,7 +49,7 @@ def _row(session: Session, current: frozenset[str]) -> dict[str, Any]:
         "session_type": session.session_type,
         "label": session.label,
         "updatedAt": _iso(session.updated_at),
-        "contextTokens": tokens if tokens is None or math.isfinite(tokens) else None,
+        "contextTokens": session.context_tokens,
         "model": session.model,
         "protected": protected.reason if protected else None,
     }

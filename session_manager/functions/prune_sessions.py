@@ -133,7 +133,7 @@ def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, 
             try:
                 if isinstance(store, SessionManagerError):
                     raise store
-                outcome = remover.remove(store, choose, names_referred_to(others.agents, store))
+                outcome = remover.remove(store, choose, names_referred_to(others.agents, store, tally.removed))
             except SessionManagerError as error:
                 failed.append((agent_id, error))
                 continue

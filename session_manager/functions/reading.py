@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -88,13 +88,18 @@ def relatives(view: View, agent_id: str) -> list[Session]:
     return [s for s in view.sessions if s.agent_id != agent_id]
 
 
-def names_referred_to(others: Iterable[AgentRead], store: Store) -> set[str]:
-    """Returns names of files in ``store`` that other agents' entries refer to by their ``sessionFile``."""
+def names_referred_to(others: Iterable[AgentRead], store: Store, gone: Collection[tuple[str, str]]) -> set[str]:
+    """Returns names of files in ``store`` that other agents' entries refer to by their ``sessionFile``.
+
+    ``gone`` are sessions (agent id, session id) that this run has removed: they refer to nothing any more.
+    """
     found = set()
     for agent in others:
         if agent.store is None or agent.agent_id == store.agent_id:
             continue
         for session in agent.sessions:
+            if (agent.agent_id, session.id) in gone:
+                continue
             for file in session.session_files:
                 folder, name = os.path.split(os.path.normpath(os.path.join(agent.store.sessions_dir, file)))
                 if folder == store.sessions_dir or folder.split(os.sep)[-2:] == [store.agent_id, "sessions"]:

@@ -17,7 +17,8 @@ from session_manager.live.volume import Store
 # Reading the marker costs about as much as a rename: often enough against a 30 s staleness, not at every file.
 _CHECK_EVERY = 64
 
-Failures = list[tuple[str, SessionManagerError]]
+# (session id, None when it concerns the whole attempt; error)
+Failures = list[tuple[str | None, SessionManagerError]]
 
 
 def archive_files(

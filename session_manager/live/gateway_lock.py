@@ -55,6 +55,12 @@ class LockLost(Exception):
     """Somebody else removed or replaced our marker; what was about to be renamed must not be."""
 
 
+def has_dead_marker(store: Store) -> bool:
+    """Says whether a killed process of ours left its marker on a store."""
+    found = read_marker(os.path.join(store.sessions_dir, MARKER_NAME))
+    return found is not None and found.ours and not is_held(found, STORE_STALE_MS, now_ms())
+
+
 class StoreLock:
     """Holds one agent's store, against our own processes and against the gateway.
 
@@ -80,6 +86,7 @@ class StoreLock:
                 self._sweep()
                 self._take_marker(deadline)
             except BaseException:
+                self._drop_marker()
                 self._kernel.release()
                 raise
         return self
@@ -88,12 +95,15 @@ class StoreLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with contextlib.suppress(OSError):
-                if self.is_ours():
-                    os.unlink(self._marker)
+            self._drop_marker()
         finally:
             _released[self._dir] = time.monotonic()
             self._kernel.release()
+
+    def _drop_marker(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.is_ours():
+                os.unlink(self._marker)
 
     def is_ours(self) -> bool:
         """Says whether the marker's content still carries our token (inode numbers are reused at once)."""

@@ -24,7 +24,8 @@ class Index:
 
     ``data`` is the file's text; ``entries`` maps each key to its value's raw JSON, in file order. When a key
     occurs twice the last value counts, as in JavaScript, and both go when the key goes. In ``entries`` an escaped
-    lone surrogate reads as U+FFFD; ``data`` and everything written from it keep the original bytes.
+    lone surrogate reads as U+FFFD (one more where two keys would read the same); ``data`` and everything written
+    from it keep the original bytes.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -96,14 +97,18 @@ class Index:
 
     def _scan(self) -> list[tuple[str, Member]]:
         members: list[tuple[str, Member]] = []
-        tokens: dict[str, bytes] = {}
+        names: dict[str, str] = {}
+        taken: set[str] = set()
         for m in scan_object(self._shadow):
-            token = self.data[m.key_start : m.key_end]
-            key = _text(self._shadow[m.key_start : m.key_end])
-            # Two keys that differ only in their damage must not be taken for one.
-            if tokens.setdefault(key, token) != token:
-                key = token[1:-1].decode("utf-8", "backslashreplace")
-            members.append((key, m))
+            meaning = _text(self.data[m.key_start : m.key_end])
+            if meaning not in names:
+                # Two keys that differ only in lone surrogates must not be taken for one.
+                name = _text(self._shadow[m.key_start : m.key_end])
+                while name in taken:
+                    name += "\ufffd"
+                names[meaning] = name
+                taken.add(name)
+            members.append((names[meaning], m))
         return members
 
     def without(self, keys: Collection[str]) -> bytes:

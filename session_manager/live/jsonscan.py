@@ -106,7 +106,7 @@ def without_lone_surrogates(data: bytes) -> bytes:
     JavaScript cuts an emoji in half without a word, strict parsers refuse the result. Offsets stay valid.
     """
     lone: list[int] = []
-    high = -1
+    high: int | None = None
     for match in _SURROGATE.finditer(data):
         start = match.start()
         if _is_escaped(data, start):
@@ -114,9 +114,9 @@ def without_lone_surrogates(data: bytes) -> bytes:
         if data[start + 3] in b"89abAB":
             lone.append(start)
             high = start
-        elif high == start - 6:
+        elif high is not None and high == start - 6:
             lone.pop()
-            high = -1
+            high = None
         else:
             lone.append(start)
     if not lone:

@@ -12,7 +12,7 @@ import msgspec
 from session_manager.core.session import Session, epoch_ms
 from session_manager.live.liveness import TRANSCRIPT_STALE_MS, is_held, read_marker
 from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session, is_transcript
-from session_manager.live.volume import Store
+from session_manager.live.volume import Store, folder_unreadable
 
 _WINDOW = 64 * 1024
 _WINDOW_LIMIT = 16 * 1024 * 1024
@@ -27,12 +27,14 @@ _DECODE_LINE = msgspec.json.Decoder(_Line)
 
 
 def listing(store: Store) -> list[str]:
-    """Returns the names of the files (not folders) in the sessions folder."""
+    """Returns the names of the files (not folders) in the sessions folder. Raises Damaged when it cannot be read."""
     try:
         with os.scandir(store.sessions_dir) as found:
             return [entry.name for entry in found if not entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise folder_unreadable(store.agent_id, error) from error
 
 
 def observe_locks(store: Store, sessions: Sequence[Session], names: Iterable[str], now_ms: int) -> None:

@@ -46,10 +46,11 @@ def recover(store: Store, lock: StoreLock, ledger: Ledger | None) -> tuple[list[
 
 def _sweep(store: Store, known: set[str]) -> None:
     folder = os.path.dirname(store.index_path)
-    for name in os.listdir(folder):
-        # Not in the ledger means never swapped: the ledger hears of a temporary file before it is used.
-        if name.startswith(OWN_PREFIX) and name.endswith(TEMP_SUFFIX) and name not in known:
-            os.unlink(os.path.join(folder, name))
+    with clear_errors("tidy up", folder):
+        for name in os.listdir(folder):
+            # Not in the ledger means never swapped: the ledger hears of a temporary file before it is used.
+            if name.startswith(OWN_PREFIX) and name.endswith(TEMP_SUFFIX) and name not in known:
+                os.unlink(os.path.join(folder, name))
 
 
 def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt) -> tuple[set[str], Failures]:
@@ -122,7 +123,14 @@ def _put_back(swap: Swap, attempt: Attempt, snapshot: Snapshot, alive: set[str])
         swap.install(entries, snapshot.identity, snapshot.index.edited((), missing))
 
 
-def try_recover(store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt) -> None:
-    """Cleans up after a failure at once where that is possible; the next call does it where it is not."""
+def try_recover(store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt) -> tuple[set[str], Failures]:
+    """Cleans up after a failure at once where that is possible; the next call does it where it is not.
+
+    Returns the sessions that live, by what the index says now, and the files that could not be moved.
+    """
     with contextlib.suppress(Exception):
-        recover_attempt(store, lock, ledger, attempt)
+        return recover_attempt(store, lock, ledger, attempt)
+    going = {r.session_id for r in attempt.removals}
+    with contextlib.suppress(Exception):
+        return going & {s.id for s in read_snapshot(store, now_ms()).sessions}, []
+    return going, []

@@ -15,18 +15,18 @@ from typing import Self
 
 import msgspec
 
-from session_manager.core.errors import Locked
+from session_manager.core.errors import Locked, SessionManagerError
 from session_manager.core.session import Session
 from session_manager.live.archive import Failures, archive_files
-from session_manager.live.atomic import clear_errors, sync_folder
-from session_manager.live.gateway_lock import LockLost, StoreLock
+from session_manager.live.atomic import OWN_PREFIX, clear_errors, sync_folder
+from session_manager.live.gateway_lock import LockLost, StoreLock, has_dead_marker
 from session_manager.live.ledger import Attempt, Ledger, Removal, Run
 from session_manager.live.liveness import now_ms
 from session_manager.live.merge import merge
 from session_manager.live.observe import listing
 from session_manager.live.recovery import recover, try_recover
 from session_manager.live.steps import step
-from session_manager.live.swap import IndexChanged, Swap, identity_of, write_temp
+from session_manager.live.swap import TEMP_SUFFIX, IndexChanged, Swap, identity_of, write_temp
 from session_manager.live.transcripts import archive_name, files_by_session
 from session_manager.live.volume import Snapshot, Store, read_snapshot
 from session_manager.settings import Settings
@@ -79,8 +79,10 @@ class Remover:
             self._ledger = Ledger.open(self._settings)
         return self._ledger
 
-    def has_unfinished(self, store: Store) -> bool:
-        """Says whether a killed process left something to finish in a store."""
+    def has_unfinished(self, store: Store, names: Collection[str]) -> bool:
+        """Says whether a killed process left something to finish or to tidy up in a store (``names`` lie there)."""
+        if any(n.startswith(OWN_PREFIX) and n.endswith(TEMP_SUFFIX) for n in names) or has_dead_marker(store):
+            return True
         return self._ledger is not None and self._ledger.has_open_attempts(store.store_id)
 
     def removed(self, session: str, agent_id: str | None) -> list[tuple[str, str]]:
@@ -164,9 +166,13 @@ class Remover:
                 self._outlive_caches(store, swapped_at + _SETTLE_S + len(snapshot.index.data) / _PARSE_BYTES_PER_S)
         except LockLost:
             raise
-        except BaseException:
-            try_recover(store, lock, self.ledger, attempt)
-            raise
+        except BaseException as error:
+            alive, failures = try_recover(store, lock, self.ledger, attempt)
+            removed = [r for r in removals if r.session_id not in alive]
+            if not removed or not isinstance(error, SessionManagerError):
+                raise
+            # The index had been written by then: what is gone is reported as gone, beside what went wrong.
+            return removed, alive & swap.alive, [*failures, (None, error)]
         return [r for r in removals if r.session_id not in swap.alive], swap.alive, failures
 
     def _settle(self, lock: StoreLock, snapshot: Snapshot, attempt: Attempt, swap: Swap) -> Failures:

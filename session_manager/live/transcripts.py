@@ -15,11 +15,12 @@ LOCK_SUFFIX = ".lock"
 _TIMESTAMP = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d{3})?Z"
 # The gateway's own rule (2026.6.11); a 2026.9 archive adds a generation and may be compressed.
 _ARCHIVE = re.compile(
-    rf"^(?P<path>.+)\.(?P<reason>deleted|reset|bak)\.(?P<at>{_TIMESTAMP})(?:\.[0-9a-f]{{32}}(?:\.zst)?)?$"
+    rf"^(?P<path>.+)\.(?P<reason>deleted|reset|bak)\.(?P<at>{_TIMESTAMP})(?:\.[0-9a-f]{{32}}(?:\.zst)?)?\Z"
 )
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_CHECKPOINT = re.compile(rf"^(?P<id>.+)\.checkpoint\.{_UUID}$", re.IGNORECASE)
-_STAMPED = re.compile(r"^\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z_(?P<id>.+)$")
+_CHECKPOINT = re.compile(rf"^(?P<id>.+)\.checkpoint\.{_UUID}\Z", re.IGNORECASE)
+_STAMPED = re.compile(r"^\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z_(?P<id>.+)\Z")
+_TRAJECTORY = re.compile(r"^(?P<id>.+)\.trajectory\Z")
 _SIDECAR = re.compile(
     r"\.jsonl\.(?:bak-\d+-\d+|repair-\d+-\d+\.tmp|truncate-tmp|manual-compaction-tmp|codex-app-server\.json)\Z"
 )
@@ -70,12 +71,9 @@ def owner(name: str, ids: Collection[str]) -> str | None:
 def _owner_of_stem(stem: str, ids: Collection[str]) -> str | None:
     if stem in ids:
         return stem
-    if (bare := stem.removesuffix(".trajectory")) != stem:
-        return _owner_of_stem(bare, ids)
-    if match := _CHECKPOINT.match(stem):
-        return _owner_of_stem(match["id"], ids)
-    if match := _STAMPED.match(stem):
-        return _owner_of_stem(match["id"], ids)
+    for wrapping in (_STAMPED, _CHECKPOINT, _TRAJECTORY):
+        if (match := wrapping.match(stem)) and (found := _owner_of_stem(match["id"], ids)) is not None:
+            return found
     cut = stem.rfind("-topic-")
     while cut > 0:
         if stem[:cut] in ids:
@@ -108,6 +106,7 @@ def files_by_session(names: Iterable[str], sessions: Iterable[Session], sessions
     known = list(sessions)
     present = set(names)
     stems = {s.id: s.id for s in known}
+    ids = set(stems)
     referred: list[tuple[str, str]] = []
     for session in known:
         for session_file in session.session_files:
@@ -120,8 +119,12 @@ def files_by_session(names: Iterable[str], sessions: Iterable[Session], sessions
                 stems.setdefault(file_name.removesuffix(".jsonl"), session.id)
     found: dict[str, list[str]] = {}
     for name in present:
-        if (stem := owner(name, stems)) is not None:
-            found.setdefault(stems[stem], []).append(name)
+        if (stem := owner(name, stems)) is None:
+            continue
+        found.setdefault(stems[stem], []).append(name)
+        # Another session's topic file that this session's entry refers to stays the other's, too.
+        if stem not in ids and (named := owner(name, ids)) is not None and named != stems[stem]:
+            found.setdefault(named, []).append(name)
     for session_id, name in referred:
         if name not in found.setdefault(session_id, []):
             found[session_id].append(name)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
 
 import msgspec
 
-from session_manager.core.errors import Damaged, NotFound, Refused, SessionManagerError, UsageError
+from session_manager.core.errors import Damaged, Failed, NotFound, Refused, SessionManagerError, UsageError
 from session_manager.core.session import Session, build_sessions, safe_name
 from session_manager.live.index import Index
 
 INDEX_NAME = "sessions.json"
 SQLITE_NAME = "openclaw-agent.sqlite"
+_SQLITE_HEADER = b"SQLite format 3\0"
 # Gateways 2026.2.17 to 2026.4.26 in enforce mode rename the index away before they write the new one.
 MISSING_INDEX_PATIENCE_S = 1.0
 _POLL_S = 0.02
+# Gateway 2026.2.17 ``normalizeAgentId``.
+_AGENT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -61,15 +65,29 @@ class Volume:
         self.root = os.path.realpath(root)
 
     def agent_ids(self) -> list[str]:
-        """Returns the agents that have a store, in order of name; a link to a folder inside is none."""
-        with os.scandir(self.root) as found:
-            names = [e.name for e in found if safe_name(e.name) and self._is_agent(e)]
+        """Returns the agents that have a store, in order of name; a link to a folder inside is none.
+
+        Raises Failed (``io_error``) when the directory cannot be read.
+        """
+        try:
+            with os.scandir(self.root) as found:
+                names = [e.name for e in found if safe_name(e.name) and self._is_agent(e)]
+        except OSError as error:
+            sentence = f"the agents directory {self.root} cannot be read: {error.strerror}; run as the gateway's user"
+            raise Failed(sentence, code="io_error") from error
         return sorted(names)
 
     def _is_agent(self, entry: os.DirEntry[str]) -> bool:
         if entry.is_symlink() and self._inside(os.path.realpath(entry.path)):
             return False
-        return os.path.lexists(os.path.join(entry.path, "sessions")) or os.path.exists(_sqlite_path(entry.path))
+        try:
+            os.lstat(os.path.join(entry.path, "sessions"))
+        except PermissionError:
+            # It cannot be looked into, which must be said; but not of every closed folder, such as lost+found.
+            return _AGENT_ID.fullmatch(entry.name) is not None
+        except OSError:
+            return os.path.exists(_sqlite_path(entry.path))
+        return True
 
     def _inside(self, path: str) -> bool:
         return path == self.root or path.startswith(self.root + os.sep)
@@ -111,7 +129,7 @@ class Volume:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise Damaged(f"the sessions folder of {agent_id!r} cannot be read: {error.strerror}") from error
+            raise folder_unreadable(agent_id, error) from error
         if not stat.S_ISDIR(status.st_mode):
             raise Damaged(f"{sessions_dir} of agent {agent_id!r} is not a folder")
         index_path = self._contained(os.path.join(sessions_dir, INDEX_NAME), agent_id)
@@ -146,11 +164,16 @@ def _moved_to_sqlite(agent_dir: str) -> bool:
     The same file existed before, without these tables, beside a living sessions.json.
     """
     path = _sqlite_path(agent_dir)
-    try:
-        if os.path.getsize(path) == 0:
-            return False
-    except OSError:
+    if not os.path.isfile(path):
         return False
+    try:
+        with open(path, "rb") as file:
+            header = file.read(len(_SQLITE_HEADER))
+    except OSError:
+        return True
+    if header != _SQLITE_HEADER:
+        # SQLite itself would take a file that was cut off within its first page for an empty one.
+        return bool(header)
     import sqlite3
     from urllib.parse import quote
 
@@ -209,7 +232,11 @@ def _read_patiently(store: Store) -> tuple[bytes, Identity] | None:
         try:
             return read_file(store.index_path)
         except FileNotFoundError:
-            evidence = [n for n in os.listdir(store.sessions_dir) if n.startswith(INDEX_NAME) or n.endswith(".jsonl")]
+            try:
+                names = os.listdir(store.sessions_dir)
+            except OSError as error:
+                raise folder_unreadable(store.agent_id, error) from error
+            evidence = [n for n in names if n.startswith(INDEX_NAME) or n.endswith(".jsonl")]
             if not evidence:
                 return None
             if time.monotonic() > deadline:
@@ -219,6 +246,11 @@ def _read_patiently(store: Store) -> tuple[bytes, Identity] | None:
             time.sleep(_POLL_S)
         except OSError as error:
             raise _damaged(store, f"cannot be read: {error.strerror}") from error
+
+
+def folder_unreadable(agent_id: str, error: OSError) -> Damaged:
+    """Returns the error for a sessions folder that the system will not show."""
+    return Damaged(f"the sessions folder of agent {agent_id!r} cannot be read: {error.strerror}", agentId=agent_id)
 
 
 def _damaged(store: Store, what: str) -> Damaged:

@@ -1,0 +1,134 @@
+"""Prunes and deletes of ours beside a gateway that keeps writing: not one update of either side is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ROOT, Skill, StoreBuilder
+
+SOAK = 10 if os.environ.get("SOAK") else 1
+WRITES = 2000 * SOAK
+PRUNES = 50 * SOAK
+WAVES = 10
+NODE = shutil.which("node")
+
+
+def start_writer(language: str, mode: str, store: StoreBuilder, log: Path) -> subprocess.Popen[bytes]:
+    program = [sys.executable, str(ROOT / "tests/gateway_writer.py")]
+    if language == "node":
+        assert NODE is not None, "make test-system installs Node.js"
+        program = [NODE, str(ROOT / "tests/gateway_writer.mjs")]
+    return subprocess.Popen([*program, mode, str(store.dir), "0", str(WRITES), str(log)])
+
+
+class Watcher(threading.Thread):
+    """Reads the index all the time, as any reader may: it must be valid whenever it is there."""
+
+    def __init__(self, index: Path) -> None:
+        super().__init__(daemon=True)
+        self.index, self.stopped, self.bad, self.reads = index, threading.Event(), [], 0  # type: ignore[var-annotated]
+
+    def run(self) -> None:
+        while not self.stopped.wait(0.002):
+            text = self.index.read_bytes()
+            self.reads += 1
+            try:
+                assert isinstance(json.loads(text), dict)
+            except (ValueError, AssertionError):
+                self.bad.append(text)
+
+
+def prune_in_waves(skill: Skill, store: StoreBuilder, ours: list[str]) -> list[dict[str, Any]]:
+    """PRUNES calls, several at a time; every fifth is a delete of one session that prunes would take, too."""
+    documents = []
+    for wave in range(PRUNES // 5):
+        calls = [skill.start("prune_sessions", {"limit": 3}, ARIA_LOCK_TIMEOUT="60") for _ in range(4)]
+        victim = ours[wave % len(ours)]
+        calls.append(skill.start("delete_session", {"session_id": victim}, ARIA_LOCK_TIMEOUT="60"))
+        for call in calls:
+            out, err = call.communicate(timeout=300)
+            document = json.loads(out)
+            assert call.returncode in (0, 5), (document, err)
+            assert call.returncode == 0 or document["code"] == "session_not_found"
+            documents.append(document)
+    return documents
+
+
+CASES = [
+    pytest.param("python", "locking", id="python-locking"),
+    pytest.param("python", "lockless", id="python-lockless"),
+    pytest.param("node", "locking", id="node-locking", marks=pytest.mark.system),
+    pytest.param("node", "lockless", id="node-lockless", marks=pytest.mark.system),
+]
+
+
+@pytest.mark.parametrize(("language", "mode"), CASES)
+def test_nothing_is_lost_beside_a_writing_gateway(
+    language: str, mode: str, agents: Path, skill: Skill, tmp_path: Path
+) -> None:
+    store = StoreBuilder(agents)
+    ours = [store.add(f"cron:job-{i}", 300 + i, session_id=f"old-{i}") for i in range(40 * SOAK)]
+    contents = {i: (store.dir / f"{i}.jsonl").read_bytes() for i in ours}
+    store.write()
+    log = tmp_path / "log"
+    log.touch()
+    watcher = Watcher(store.index)
+    watcher.start()
+    writer = start_writer(language, mode, store, log)
+    try:
+        documents = prune_in_waves(skill, store, ours)
+        assert writer.wait(timeout=600) == 0
+    finally:
+        writer.kill()
+        writer.wait()
+        watcher.stopped.set()
+        watcher.join()
+    assert watcher.reads > 50
+    assert watcher.bad == []
+
+    left = store.read()
+    committed = {key: int(value) for key, value in (line.split() for line in log.read_text().splitlines())}
+    assert {key: left[key]["value"] for key in committed if key in left} == committed, (
+        "an update of the gateway's is lost"
+    )
+
+    deleted = Counter(i for d in documents for i in d.get("deleted_ids", []))
+    deleted.update(d["deleted"] for d in documents if d.get("removed_keys"))
+    back = {entry["sessionId"] for entry in left.values()} & set(deleted)
+    if mode == "locking":
+        assert back == set(), "a removal of ours is lost"
+        assert set(deleted) == set(ours), "50 calls were enough for all"
+        assert set(deleted.values()) == {1}, "each session is deleted by exactly one"
+    for session_id in set(deleted) - back:
+        archives = list(store.dir.glob(f"{session_id}.jsonl*"))
+        assert len(archives) == 1
+        assert ".deleted." in archives[0].name
+        assert archives[0].read_bytes() == contents[session_id]
+    assert [n for n in store.names() if n.startswith(".session_manager") or n.endswith((".tmp", ".json.lock"))] == []
+
+
+def test_four_prunes_at_once_share_the_work(agents: Path, skill: Skill) -> None:
+    store = StoreBuilder(agents)
+    ours = {store.add(f"cron:job-{i}", 300) for i in range(200)}
+    keep = store.add("cron:young", 1)
+    store.write()
+    calls = [skill.start("prune_sessions", {"limit": 120 if i % 2 else 60}, ARIA_LOCK_TIMEOUT="60") for i in range(4)]
+    documents = []
+    for call in calls:
+        out, err = call.communicate(timeout=120)
+        assert call.returncode == 0, (out, err)
+        documents.append(json.loads(out))
+    deleted = Counter(i for d in documents for i in d["deleted_ids"])
+    assert set(deleted) == ours
+    assert set(deleted.values()) == {1}
+    assert [e["sessionId"] for e in store.read().values()] == [keep]
+    assert len([n for n in store.names() if ".deleted." in n]) == 200

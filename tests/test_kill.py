@@ -1,0 +1,214 @@
+"""Killed at any step, or at any moment: after one more ordinary call every session is wholly live or wholly removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ROOT, Skill, StoreBuilder
+
+RANDOM_KILLS = 300 if os.environ.get("SOAK") else 25
+KILL_AT = [sys.executable, str(ROOT / "tests/kill_at.py")]
+STEPS = [
+    "index prepared",
+    "intent written",
+    "index swapped",
+    "index verified",
+    "file archived",
+    "file archived",
+    "file archived",
+    "files archived",
+    "displaced index removed",
+    "folder synced",
+    "end noted",
+]
+RECOVERY_STEPS = ["index recovered", "files recovered", "recovery noted"]
+CALLS = {"prune_sessions": {"session_type": "cron"}, "delete_session": {"session_id": "old-0"}}
+
+
+class Scene:
+    """A store with old sessions, one of them with two keys and a topic file, and the means to judge it."""
+
+    def __init__(self, agents: Path, count: int) -> None:
+        self.agents = agents
+        self.store = StoreBuilder(agents)
+        self.ids = [self.store.add(f"cron:job-{i}", 300, session_id=f"old-{i}") for i in range(count)]
+        self.store.add("cron:job-0:run:old-0", 300, session_id="old-0")
+        self.store.transcript("old-0-topic-7.jsonl", "old-0", 1_700_000_000_000)
+        self.store.add("main", 300, session_id="the-main")
+        self.store.write()
+        self.entries = dict(self.store.entries)
+        self.files = {p.name: p.read_bytes() for p in self.store.dir.glob("*.jsonl")}
+
+    def keys_of(self, session_id: str) -> set[str]:
+        return {k for k, e in self.entries.items() if e["sessionId"] == session_id}
+
+    def assert_whole(self, *, foreign: bool = False) -> set[str]:
+        """Checks the invariant; returns the ids of the removed sessions."""
+        left = self.store.read()
+        names = self.store.names()
+        removed = set()
+        for session_id in [*self.ids, "the-main"]:
+            present = self.keys_of(session_id) & set(left)
+            assert present in (set(), self.keys_of(session_id)), f"{session_id} is half there"
+            if not present:
+                removed.add(session_id)
+            for name in (n for n in self.files if n.startswith((f"{session_id}.", f"{session_id}-"))):
+                found = [n for n in names if n == name or n.startswith(f"{name}.")]
+                assert len(found) == 1, (name, found)
+                assert (found[0] == name) == bool(present), (name, found)
+                assert (self.store.dir / found[0]).read_bytes() == self.files[name]
+        for key, entry in left.items():
+            assert foreign or entry == self.entries[key]
+        assert [n for n in names if n.startswith(".session_manager.") or n == "sessions.json.lock"] == []
+        assert self.marks() == {("main", session_id): 1 for session_id in removed}
+        return removed
+
+    def marks(self) -> dict[tuple[str, str], int]:
+        path = self.agents / ".session_manager" / "ledger.sqlite"
+        if not path.exists():
+            return {}
+        connection = sqlite3.connect(path)
+        try:
+            rows = connection.execute(
+                "SELECT agent_id, session_id, count(*) FROM marks WHERE state = 'pending' AND status = 'ended'"
+                " GROUP BY agent_id, session_id"
+            ).fetchall()
+            unfinished = connection.execute("SELECT count(*) FROM attempts WHERE state = 'intent'").fetchone()[0]
+        finally:
+            connection.close()
+        assert unfinished == 0
+        return {(agent, session): count for agent, session, count in rows}
+
+
+def run_until(skill: Skill, limit: int, log: Path, function: str, arguments: dict[str, Any]) -> tuple[int, list[str]]:
+    log.unlink(missing_ok=True)
+    log.touch()
+    done = subprocess.run(
+        [*KILL_AT, str(limit), str(log), function, json.dumps(arguments)],
+        env=skill.environment(),
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, log.read_text().splitlines()
+
+
+def test_the_named_steps_are_those_that_occur(agents: Path, skill: Skill, tmp_path: Path) -> None:
+    Scene(agents, 2)
+    code, steps = run_until(skill, 0, tmp_path / "steps", "prune_sessions", CALLS["prune_sessions"])
+    assert code == 0
+    assert steps == STEPS
+
+
+@pytest.mark.parametrize("follow_up", ["prune_sessions", "delete_session"])
+@pytest.mark.parametrize("function", CALLS)
+@pytest.mark.parametrize("limit", range(1, len(STEPS) + 1))
+def test_killed_at_a_step(
+    limit: int, function: str, follow_up: str, agents: Path, skill: Skill, tmp_path: Path
+) -> None:
+    scene = Scene(agents, 2)
+    code, steps = run_until(skill, limit, tmp_path / "steps", function, CALLS[function])
+    if code != -signal.SIGKILL:
+        assert code == 0, "a delete of one session has a step less"
+        assert len(steps) < limit
+    # An ordinary call that removes nothing itself: what it finds half done is all its work.
+    arguments = {"session_id": "not-there"} if follow_up == "delete_session" else {"max_age_minutes": 1_000_000}
+    answer = skill(follow_up, arguments)
+    assert answer.exit_code in (0, 5), answer.document
+    removed = scene.assert_whole()
+    if code == -signal.SIGKILL and steps[-1] in ("index prepared", "intent written"):
+        assert removed == set()
+    if "index swapped" in steps:
+        assert removed == ({"old-0"} if function == "delete_session" else {"old-0", "old-1"})
+
+
+@pytest.mark.parametrize("second", range(1, 6))
+@pytest.mark.parametrize("first", [2, 3, 5])
+def test_killed_again_while_recovering(first: int, second: int, agents: Path, skill: Skill, tmp_path: Path) -> None:
+    scene = Scene(agents, 2)
+    assert run_until(skill, first, tmp_path / "steps", "prune_sessions", CALLS["prune_sessions"])[0] == -signal.SIGKILL
+    code, steps = run_until(skill, second, tmp_path / "steps", "prune_sessions", {"max_age_minutes": 1_000_000})
+    assert code in (0, -signal.SIGKILL)
+    if code == 0:
+        assert set(RECOVERY_STEPS) <= set(steps)
+    assert skill("prune_sessions", {"max_age_minutes": 1_000_000}).exit_code == 0
+    scene.assert_whole()
+
+
+def test_recovery_is_reported(agents: Path, skill: Skill, tmp_path: Path) -> None:
+    scene = Scene(agents, 2)
+    run_until(skill, 3, tmp_path / "steps", "prune_sessions", CALLS["prune_sessions"])
+    recovered = skill("prune_sessions", {"max_age_minutes": 1_000_000}).document["recovered"]
+    assert [(r["agentId"], sorted(r["finished"]), r["undone"]) for r in recovered] == [("main", ["old-0", "old-1"], [])]
+    assert scene.assert_whole() == {"old-0", "old-1"}
+
+
+def test_a_displaced_version_that_only_a_temporary_file_holds_is_merged(
+    agents: Path, skill: Skill, tmp_path: Path
+) -> None:
+    """A gateway that takes no lock wrote just before the swap, and we died just after it."""
+    scene = Scene(agents, 2)
+    run_until(skill, 3, tmp_path / "steps", "prune_sessions", CALLS["prune_sessions"])
+    (temp,) = scene.store.dir.glob(".session_manager.*.index")
+    theirs = {**scene.entries, "agent:main:telegram:direct:new": {"sessionId": "new", "updatedAt": 1}}
+    theirs["agent:main:cron:job-1"] = {**theirs["agent:main:cron:job-1"], "updatedAt": int(time.time() * 1000)}
+    fresh = temp.with_suffix(".other")
+    fresh.write_text(json.dumps(theirs, indent=2))
+    fresh.rename(temp)
+    assert skill("prune_sessions", {"max_age_minutes": 1_000_000}).exit_code == 0
+    left = scene.store.read()
+    assert left["agent:main:telegram:direct:new"] == {"sessionId": "new", "updatedAt": 1}
+    assert left["agent:main:cron:job-1"] == theirs["agent:main:cron:job-1"], "a sign of life is lost"
+    assert scene.assert_whole(foreign=True) == {"old-0"}
+
+
+def test_killed_at_random_moments_beside_a_writing_gateway(agents: Path, skill: Skill, tmp_path: Path) -> None:
+    scene = Scene(agents, 40)
+    log = tmp_path / "log"
+    log.touch()
+    writer = subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "tests/gateway_writer.py"),
+            "locking",
+            str(scene.store.dir),
+            "0",
+            "100000",
+            str(log),
+        ]
+    )
+    chance = random.Random(os.urandom(8))
+    try:
+        for _ in range(RANDOM_KILLS):
+            call = skill.start("prune_sessions", {"limit": 2}, ARIA_LOCK_TIMEOUT="60")
+            time.sleep(chance.uniform(0.03, 0.25))
+            call.kill()
+            call.communicate()
+    finally:
+        # Between two writes: the writer has no recovery of its own.
+        lines = len(log.read_text().splitlines())
+        while len(log.read_text().splitlines()) == lines and writer.poll() is None:
+            time.sleep(0.001)
+        writer.kill()
+        writer.wait()
+    marker = scene.store.dir / "sessions.json.lock"
+    marker.unlink(missing_ok=True)
+    assert skill("prune_sessions", {"max_age_minutes": 1_000_000}).exit_code == 0
+    committed = {key: int(value) for key, value in (line.split() for line in log.read_text().splitlines())}
+    left = scene.store.read()
+    for key, value in committed.items():
+        assert left[key]["value"] >= value
+    for name in scene.store.names():
+        if name.endswith(".tmp"):
+            (scene.store.dir / name).unlink()
+    scene.assert_whole(foreign=True)

@@ -107,6 +107,13 @@ def test_the_parent_may_be_named_in_either_field() -> None:
     assert outcome(found) == {"subagent-a": "family", "acp-b": "young"}
 
 
+def test_two_parents_join_their_families() -> None:
+    both = {"by": "agent:main:subagent:a", "parentSessionKey": "agent:main:subagent:b"}
+    assert groups(sessions({"subagent:a": {}, "subagent:b": {}, "acp:c": both})) == [
+        {"subagent-a", "subagent-b", "acp-c"}
+    ]
+
+
 def test_relatives_of_other_agents_count_and_are_not_decided() -> None:
     mine = sessions({"subagent:a": {}})
     child = sessions({"subagent:b": {"by": "agent:main:subagent:a", "updatedAt": YOUNG}}, "other")

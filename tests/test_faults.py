@@ -261,6 +261,20 @@ def test_the_ledger_fails(tmp_path: Path, number: int, sticky: bool, monkeypatch
         assert answer.exit_code == 3 or nth < total
 
 
+def test_no_marker_is_left_when_taking_the_lock_fails_half_way(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = build(agents)
+    before = picture(agents)
+    fault = Fault(1, False, OSError(errno.EIO, os.strerror(errno.EIO)))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", fault.wrap(os.unlink, lambda path: str(path).endswith(".marker")))
+        answer = in_process(agents, "prune_sessions", {})
+    assert (answer.exit_code, answer.document["code"]) == (70, "io_error")
+    assert "sessions.json.lock" not in store.names()
+    assert before.items() <= picture(agents).items()
+    assert in_process(agents, "prune_sessions", {}).exit_code == 0
+    assert ours(agents) == []
+
+
 def test_a_transcript_that_cannot_be_moved_is_reported_and_moved_later(agents: Path) -> None:
     store = build(agents)
     fault = Fault(2, False, OSError(errno.EPERM, os.strerror(errno.EPERM)))

@@ -52,6 +52,7 @@ def scans(text: str) -> bool:
 @example('{"k":1.}')
 @example('{"k":"\\x"}')
 @example('{"k":[}]}')
+@example('{"k":1] "l":2}')
 @example('{"k":{"a":1,}}')
 @example("{1:2}")
 def test_valid_is_what_the_standard_library_calls_valid(text: str) -> None:

@@ -17,7 +17,7 @@ from session_manager.core.session import DAY_MS, Entry, Session, build_sessions
 from session_manager.live import observe
 from session_manager.live.observe import last_timestamp, observe_transcripts
 from session_manager.live.transcripts import (
-    archive_name,
+    archive_names,
     archive_timestamp,
     files_by_session,
     is_transcript,
@@ -63,9 +63,9 @@ def test_the_timestamp_is_utc() -> None:
     "name", [f"{UUID}.jsonl", "a-topic-7.jsonl", f"{UUID}.trajectory-path.json", "a.jsonl.bak-1-2"]
 )
 def test_an_archive_name_is_free_and_leads_back(name: str) -> None:
-    first = archive_name(name, (), NOW)
-    second = archive_name(name, {first}, NOW)
-    third = archive_name(name, {first, second}, NOW)
+    first = archive_names([name], (), NOW)[0][1]
+    second = archive_names([name], {first}, NOW)[0][1]
+    third = archive_names([name], {first, second}, NOW)[0][1]
     assert len({first, second, third}) == 3
     for archived in (first, second, third):
         assert not is_transcript(archived)

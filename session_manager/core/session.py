@@ -186,8 +186,11 @@ def entry_label(entry: Entry) -> str | None:
 
 def entry_activity(entry: Entry, now_ms: int) -> int | None:
     """Returns the newest of the entry's own times in epoch milliseconds, or None when it has none."""
-    values = (entry.updated_at, entry.last_interaction_at, entry.last_activity_at, entry.ended_at)
-    return max((t for t in (epoch_ms(v, now_ms) for v in values) if t is not None), default=None)
+    newest = 0
+    for value in (entry.updated_at, entry.last_interaction_at, entry.last_activity_at, entry.ended_at):
+        if value is not None:
+            newest = max(newest, epoch_ms(value, now_ms) or 0)
+    return newest or None
 
 
 class Session(msgspec.Struct):
@@ -237,51 +240,63 @@ def build_sessions(agent_id: str, entries: Iterable[tuple[str, Entry]], now_ms: 
 
 
 def _session(agent_id: str, session_id: str, members: list[tuple[str, Entry]], now_ms: int) -> Session:
-    parsed = [parse_key(key) for key, _ in members]
-    best = 0
-    if len(members) > 1:
-        best = min(range(len(members)), key=lambda i: _telling(parsed[i], members[i][1], i))
-    entry = members[best][1]
-    entries = [e for _, e in members]
-    times = [t for t in (epoch_ms(e.updated_at, now_ms) for e in entries) if t is not None]
-    activity = [t for t in (entry_activity(e, now_ms) for e in entries) if t is not None]
-    return Session(
-        agent_id=agent_id,
-        id=session_id,
+    each = [_with_one_key(agent_id, session_id, key, entry, now_ms) for key, entry in members]
+    if len(each) == 1:
+        return each[0]
+    best = min(range(len(each)), key=lambda i: _telling(each[i], members[i][1], i))
+    return msgspec.structs.replace(
+        each[best],
         keys=[key for key, _ in members],
-        kinds=frozenset(p.kind for p in parsed),
-        key=members[best][0],
-        session_type=parsed[best].kind,
-        label=entry_label(entry),
-        updated_at=max(times, default=None),
-        entry_activity=max(activity, default=None),
-        context_tokens=count_or_none(entry.context_tokens),
-        model=text_or_none(entry.model),
-        pinned=any(e.pinned_at is not None and e.pinned_at is not False for e in entries),
-        running=any(e.status == "running" for e in entries),
-        session_files=tuple(dict.fromkeys(f for e in entries if (f := text_or_none(e.session_file)))),
-        parents=_parents(parsed, entries),
+        kinds=frozenset(s.session_type for s in each),
+        updated_at=max(s.updated_at or 0 for s in each) or None,
+        entry_activity=max(s.entry_activity or 0 for s in each) or None,
+        pinned=any(s.pinned for s in each),
+        running=any(s.running for s in each),
+        session_files=tuple(dict.fromkeys(f for s in each for f in s.session_files)),
+        parents=tuple(dict.fromkeys(p for s in each for p in s.parents)),
     )
 
 
-def _telling(key: SessionKey, entry: Entry, position: int) -> tuple[bool, bool, bool, int]:
+def _with_one_key(agent_id: str, session_id: str, key: str, entry: Entry, now_ms: int) -> Session:
+    parsed = parse_key(key)
+    session_file = text_or_none(entry.session_file)
+    return Session(
+        agent_id=agent_id,
+        id=session_id,
+        keys=[key],
+        kinds=frozenset((parsed.kind,)),
+        key=key,
+        session_type=parsed.kind,
+        label=entry_label(entry),
+        updated_at=epoch_ms(entry.updated_at, now_ms),
+        entry_activity=entry_activity(entry, now_ms),
+        context_tokens=count_or_none(entry.context_tokens),
+        model=text_or_none(entry.model),
+        pinned=entry.pinned_at is not None and entry.pinned_at is not False,
+        running=entry.status == "running",
+        session_files=(session_file,) if session_file else (),
+        parents=_parents(parsed, entry),
+    )
+
+
+def _telling(session: Session, entry: Entry, position: int) -> tuple[bool, bool, bool, int]:
+    """Sorts the most telling key first: cron and sub-agent keys, then those that carry a label."""
     return (
-        key.kind not in ("cron", "subagent"),
+        session.session_type not in ("cron", "subagent"),
         text_or_none(entry.label) is None,
-        entry_label(entry) is None,
+        session.label is None,
         position,
     )
 
 
-def _parents(parsed: Sequence[SessionKey], entries: Sequence[Entry]) -> tuple[str, ...]:
-    """Keys of the sessions that spawned this one: from the entries, and from a nested sub-agent key itself."""
-    found: dict[str, None] = {}
-    for key, entry in zip(parsed, entries, strict=True):
-        for value in (entry.spawned_by, entry.parent_session_key):
-            if parent := text_or_none(value):
-                found[parent] = None
-        if key.kind == "subagent" and (cut := key.text.lower().rfind(":subagent:")) > 0:
-            outer = key.text[:cut]
-            if parse_key(outer).kind == "subagent":
-                found[outer] = None
-    return tuple(found)
+def _parents(key: SessionKey, entry: Entry) -> tuple[str, ...]:
+    """Keys of the sessions that spawned this one: from the entry, and from a nested sub-agent key itself."""
+    named = (text_or_none(entry.spawned_by), text_or_none(entry.parent_session_key), _outer(key))
+    return tuple(dict.fromkeys(parent for parent in named if parent))
+
+
+def _outer(key: SessionKey) -> str | None:
+    if key.kind != "subagent":
+        return None
+    outer = key.text[: max(0, key.text.lower().rfind(":subagent:"))]
+    return outer if parse_key(outer).kind == "subagent" else None

@@ -5,6 +5,7 @@ Invariant: standard output carries exactly one JSON document and a newline, what
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -53,8 +54,10 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Runs one call (``argv`` without the program's name) and returns the exit code."""
     if any(argument in ("--help", "-h") for argument in argv):
         functions = [load(name) for name in NAMES]
-        _write((USAGE % "\n".join(f"  {f.name}\n      {f.description}" for f in functions)).encode())
-        return 0
+        text = USAGE % "\n".join(f"  {f.name}\n      {f.description}" for f in functions)
+        return 0 if _write(text.encode()) else Failed.exit_code
+    # One short call: what it allocates is freed with the process.
+    gc.disable()
     # Whatever a library prints must not end up beside the document.
     stdout, sys.stdout = sys.stdout, sys.stderr
     try:
@@ -96,7 +99,9 @@ def _interrupt_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+        # nohup means it.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
 
 
 def _dispatch(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
@@ -203,6 +208,6 @@ def _write(data: bytes) -> bool:
         # Python's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            print(f"the answer cannot be written: {error}", file=sys.stderr)
+            sys.stderr.write(f"the answer cannot be written: {error}\n")
             return False
     return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -88,12 +88,13 @@ def relatives(view: View, agent_id: str) -> list[Session]:
     return [s for s in view.sessions if s.agent_id != agent_id]
 
 
-def names_referred_to(others: Iterable[AgentRead], store: Store, gone: Collection[tuple[str, str]]) -> set[str]:
+def names_referred_to(others: Iterable[AgentRead], store: Store, gone: Iterable[tuple[str, str]]) -> set[str]:
     """Returns names of files in ``store`` that other agents' entries refer to by their ``sessionFile``.
 
     ``gone`` are sessions (agent id, session id) that this run has removed: they refer to nothing any more.
     """
     found = set()
+    gone = set(gone)
     for agent in others:
         if agent.store is None or agent.agent_id == store.agent_id:
             continue

@@ -11,7 +11,7 @@ from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.ledger import Ledger, Removal
 from session_manager.live.liveness import now_ms
 from session_manager.live.steps import step
-from session_manager.live.transcripts import archive_name
+from session_manager.live.transcripts import archive_names
 from session_manager.live.volume import Store
 
 # Reading the marker costs about as much as a rename: often enough against a 30 s staleness, not at every file.
@@ -56,8 +56,8 @@ def _archive(store: Store, ledger: Ledger, removal: Removal, position: int, sour
         except FileNotFoundError:
             return
         except FileExistsError:
-            target = archive_name(source, os.listdir(store.sessions_dir), now_ms())
-            removal.files[position] = (source, target)
+            removal.files[position] = archive_names([source], os.listdir(store.sessions_dir), now_ms())[0]
+            target = removal.files[position][1]
             ledger.note_files(removal)
 
 

@@ -33,7 +33,7 @@ class Index:
         self.data = data
         self._shadow = data
         self._members: list[tuple[str, Member]] | None = None
-        self._raw: dict[str, tuple[bytes, bytes]] | None = None
+        self._by_key: dict[str, Member] | None = None
         self.entries: Mapping[str, Any] = self._decode()
 
     def _decode(self) -> Mapping[str, Any]:
@@ -62,12 +62,10 @@ class Index:
 
     def raw(self, key: str) -> tuple[bytes, bytes]:
         """Returns the key's token and its value, both exactly as in the file."""
-        if self._raw is None:
-            data = self.data
-            self._raw = {
-                key: (data[m.key_start : m.key_end], data[m.value_start : m.value_end]) for key, m in self.members()
-            }
-        return self._raw[key]
+        if self._by_key is None:
+            self._by_key = dict(self.members())
+        m = self._by_key[key]
+        return self.data[m.key_start : m.key_end], self.data[m.value_start : m.value_end]
 
     def members(self) -> list[tuple[str, Member]]:
         """Returns every member in file order, duplicates included."""

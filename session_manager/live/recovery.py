@@ -105,7 +105,7 @@ def _rescue(store: Store, swap: Swap, attempt: Attempt, temp: Temp) -> None:
         lacking = {k: v for k, v in rescued.entries.items() if k not in entries and bytes(v) != gone.get(k)}
         put = {key: rescued.raw(key) for key in lacking}
         text = current.index.edited((), put)
-    swap.install(entries, current.identity, text)
+    swap.install(current.index, current.identity, text)
 
 
 def _put_back(swap: Swap, attempt: Attempt, snapshot: Snapshot, alive: set[str]) -> None:
@@ -120,7 +120,7 @@ def _put_back(swap: Swap, attempt: Attempt, snapshot: Snapshot, alive: set[str])
         if key not in entries
     }
     if missing:
-        swap.install(entries, snapshot.identity, snapshot.index.edited((), missing))
+        swap.install(snapshot.index, snapshot.identity, snapshot.index.edited((), missing))
 
 
 def try_recover(store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt) -> tuple[set[str], Failures]:

@@ -17,24 +17,23 @@ import msgspec
 
 from session_manager.core.errors import Locked, SessionManagerError
 from session_manager.core.session import Session
-from session_manager.live.archive import Failures, archive_files
+from session_manager.live.archive import Failures, archive_files, bring_back_files
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock, has_dead_marker
 from session_manager.live.ledger import Attempt, Ledger, Removal, Run
 from session_manager.live.liveness import now_ms
-from session_manager.live.merge import merge
 from session_manager.live.observe import listing
 from session_manager.live.recovery import recover, try_recover
 from session_manager.live.steps import step
 from session_manager.live.swap import TEMP_SUFFIX, IndexChanged, Swap, identity_of, write_temp
-from session_manager.live.transcripts import archive_name, files_by_session
+from session_manager.live.transcripts import archive_names, files_by_session
 from session_manager.live.volume import Snapshot, Store, read_snapshot
 from session_manager.settings import Settings
 
 # Under a gateway that writes all the time the exchange merges; before that, a fresh decision is better.
 _FRESH_STARTS = 4
 _LOOKS_AFTER = 8
-# A gateway of 2026.2 may cache the old text under the new mtime while it parses (about 200 MB/s, 10 ms at least).
+# A gateway that read the old text may write what it made of it when it has parsed it (200 MB/s, 10 ms at least).
 _SETTLE_S = 0.01
 _PARSE_BYTES_PER_S = 200e6
 
@@ -160,10 +159,9 @@ class Remover:
                 if fresh_start and identity_of(store.index_path) != snapshot.identity:
                     raise IndexChanged
                 swap = Swap(store, lock, self.ledger, attempt)
-                swap.install(snapshot.index.entries, snapshot.identity, text, temp)
-                swapped_at = time.monotonic()
-                failures = self._settle(lock, snapshot, attempt, swap)
-                self._outlive_caches(store, swapped_at + _SETTLE_S + len(snapshot.index.data) / _PARSE_BYTES_PER_S)
+                swap.install(snapshot.index, snapshot.identity, text, temp)
+                parsed_by = time.monotonic() + _SETTLE_S + len(snapshot.index.data) / _PARSE_BYTES_PER_S
+                failures = self._settle(lock, store, attempt, swap, parsed_by)
         except LockLost:
             raise
         except BaseException as error:
@@ -175,14 +173,19 @@ class Remover:
             return removed, alive & swap.alive, [*failures, (None, error)]
         return [r for r in removals if r.session_id not in swap.alive], swap.alive, failures
 
-    def _settle(self, lock: StoreLock, snapshot: Snapshot, attempt: Attempt, swap: Swap) -> Failures:
-        """From the new index to the end of the attempt: look again, archive, make durable, note."""
-        store = snapshot.store
-        spared = self._look_again(store, attempt, swap)
+    def _settle(self, lock: StoreLock, store: Store, attempt: Attempt, swap: Swap, parsed_by: float) -> Failures:
+        """From the new index to the end of the attempt: look again, archive, make durable, look again, note.
+
+        ``parsed_by`` (monotonic seconds) is when a gateway that read the old text has parsed it.
+        """
+        in_use = self._look_again(store, attempt, swap)
         step("index verified")
         going = [r for r in attempt.removals if r.session_id not in swap.alive]
-        failures = archive_files(store, lock, self.ledger, going, spared)
+        failures = archive_files(store, lock, self.ledger, going, in_use)
         step("files archived")
+        time.sleep(max(0.0, parsed_by - time.monotonic()))
+        self._look_again(store, attempt, swap)
+        failures += bring_back_files(store, (r for r in going if r.session_id in swap.alive))
         swap.clean()
         step("displaced index removed")
         if os.path.dirname(store.index_path) != store.sessions_dir:
@@ -191,38 +194,28 @@ class Remover:
         step("folder synced")
         self.ledger.finish(attempt, swap.alive, complete=not failures)
         step("end noted")
+        # A gateway of 2026.2.17 that read the old text just before the swap and took the time just after it has
+        # cached it under the new mtime, and would write it back: a newer mtime makes it read again.
+        with contextlib.suppress(OSError):
+            os.utime(store.index_path)
         return failures
 
     def _look_again(self, store: Store, attempt: Attempt, swap: Swap) -> set[str]:
-        """Removes stale copies that a gateway wrote back at once; returns file names that are in use again."""
+        """Repeats the removal in what a gateway wrote meanwhile; returns names of ours that are in use again."""
+        if identity_of(store.index_path) == swap.installed and not swap.alive:
+            return set()
         for _ in range(_LOOKS_AFTER):
-            if identity_of(store.index_path) == swap.installed:
-                if not swap.alive:
-                    return set()
+            current = read_snapshot(store, now_ms())
+            if current.index is None or current.identity is None:
                 break
-            snapshot = read_snapshot(store, now_ms())
-            if snapshot.index is None or snapshot.identity is None:
+            text = None if current.identity == swap.installed else swap.merge(current.index)
+            if text is None:
                 break
-            merged = merge(snapshot.index, attempt.removals, {}, {})
-            swap.alive |= merged.alive
-            if merged.text is None:
-                break
-            swap.install(snapshot.index.entries, snapshot.identity, merged.text)
+            swap.install(current.index, current.identity, text)
         current = read_snapshot(store, now_ms())
         swap.alive |= {s.id for s in current.sessions} & {r.session_id for r in attempt.removals}
         names = [source for r in attempt.removals for source, _ in r.files]
         return {n for files in files_by_session(names, current.sessions, store.sessions_dir).values() for n in files}
-
-    @staticmethod
-    def _outlive_caches(store: Store, until: float) -> None:
-        """Bumps the index's mtime once more, still under the lock.
-
-        A gateway of 2026.2.17 that read the old text just before the swap and took the time just after it would
-        otherwise serve the old text from its cache, and write it back.
-        """
-        time.sleep(max(0.0, until - time.monotonic()))
-        with contextlib.suppress(OSError):
-            os.utime(store.index_path)
 
 
 def _plan(
@@ -234,18 +227,10 @@ def _plan(
     going = {session.id for session, _ in chosen}
     kept = {n for s in snapshot.sessions if s.id not in going for n in files.get(s.id, ())} | set(shared)
     taken, now = set(names), now_ms()
-    placed: set[str] = set()
     removals = []
     for session, reason in chosen:
-        mine = [n for n in files.get(session.id, ()) if n not in kept and n not in placed]
-        placed.update(mine)
-        removals.append(
-            Removal(
-                session.id,
-                reason,
-                list(session.keys),
-                [index.raw(key) for key in session.keys],
-                [(name, archive_name(name, taken, now)) for name in mine],
-            )
-        )
+        mine = [n for n in files.get(session.id, ()) if n not in kept]
+        kept.update(mine)
+        members = [index.raw(key) for key in session.keys]
+        removals.append(Removal(session.id, reason, list(session.keys), members, archive_names(mine, taken, now)))
     return removals

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from session_manager.core.errors import Damaged
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, exchange, write_new
@@ -31,32 +29,49 @@ class IndexChanged(Exception):
 
 
 class Swap:
-    """The swaps of one attempt. ``alive`` collects sessions that the gateway showed to be alive meanwhile."""
+    """The swaps of one attempt.
+
+    ``alive`` collects sessions that the gateway showed to be alive meanwhile. ``installed`` is the identity of our
+    last version. Every version that was to be seen is remembered: a gateway that read one of them may still write
+    what it made of it.
+    """
 
     def __init__(self, store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt) -> None:
         self._store = store
         self._lock = lock
         self._ledger = ledger
         self._attempt = attempt
+        self._seen: list[bytes] = []
         self.alive: set[str] = set()
         self.installed: Identity | None = None
 
-    def install(self, base: Mapping[str, Any], read: Identity, text: bytes, temp: Temp | None = None) -> None:
-        """Replaces the version ``read`` (entries ``base``) by ``text``, which ``temp`` may hold already.
+    def install(self, base: Index, read: Identity, text: bytes, temp: Temp | None = None) -> None:
+        """Replaces the version ``read`` (``base``) by ``text``, which ``temp`` may hold already.
 
         What turns out to have been displaced instead is merged and swapped in, until the displaced file is the
         expected one. Raises IndexChanged, LockLost, Damaged, OSError.
         """
+        self._seen.append(base.data)
         while True:
             temp = temp or self._prepare(text)
             displaced = self._swap(temp, read)
             self.installed = temp.identity
+            self._seen.append(text)
             if displaced is None:
                 return
-            mine = Index(text).entries
-            merged = merge(self._readable(displaced, temp), self._attempt.removals, base, mine)
+            text = self.merge(self._readable(displaced, temp)) or displaced
+            read, temp = temp.identity, None
+
+    def merge(self, theirs: Index) -> bytes | None:
+        """Brings what this attempt did into a version that the gateway wrote; None when it is there already."""
+        text = None
+        mine = Index(self._seen[-1]).entries
+        for base in self._seen[:-1]:
+            merged = merge(theirs, self._attempt.removals, Index(base).entries, mine)
             self.alive |= merged.alive
-            base, read, text, temp = mine, temp.identity, merged.text or displaced, None
+            if merged.text is not None:
+                text, theirs = merged.text, Index(merged.text)
+        return text
 
     def _swap(self, temp: Temp, read: Identity) -> bytes | None:
         """Swaps ``temp`` in; returns what was displaced when that is not the version ``read``."""

@@ -41,9 +41,13 @@ def archive_timestamp(epoch_ms: int) -> str:
     return f"{moment:%Y-%m-%dT%H-%M-%S}.{epoch_ms % 1000:03d}Z"
 
 
-def archive_name(name: str, taken: Collection[str], now_ms: int) -> str:
-    """Returns the name under which ``name`` is archived as deleted; never one of ``taken``."""
-    moment = now_ms
+def archive_names(names: Iterable[str], taken: Collection[str], now_ms: int) -> list[tuple[str, str]]:
+    """Returns each name with the one under which it is archived as deleted; never one of ``taken``."""
+    suffix = f".deleted.{archive_timestamp(now_ms)}"
+    return [(n, n + suffix) if n + suffix not in taken else (n, _free(n, taken, now_ms)) for n in names]
+
+
+def _free(name: str, taken: Collection[str], moment: int) -> str:
     while (target := f"{name}.deleted.{archive_timestamp(moment)}") in taken:
         moment += 1
     return target

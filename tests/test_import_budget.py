@@ -1,0 +1,59 @@
+"""The skill is a new process every time and imports are its cost: reading loads nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT, Skill, StoreBuilder
+
+HEAVY = {
+    "httpx", "filelock", "sqlite3", "_sqlite3", "pydantic", "asyncio", "fastapi", "sqlalchemy", "ssl", "socket",
+    "subprocess", "multiprocessing", "session_manager.live.ledger", "session_manager.live.removal",
+}  # fmt: skip
+# Prints the names of all modules after the runner has done its work; what the runner prints goes elsewhere.
+PROBE = """\
+import json, os, sys
+before = set(sys.modules)
+sys.path.insert(0, sys.argv.pop(1))
+from session_manager.faces.runner import main
+out, sys.stdout = sys.stdout, open(os.devnull, "w")
+code = main(sys.argv[1:], os.environ)
+print(json.dumps([code, sorted(set(sys.modules) - before)]), file=out)
+"""
+
+
+def loaded(skill: Skill, function: str, arguments: str = "{}") -> set[str]:
+    """Modules that one call loads, beside those that an idle interpreter has."""
+    command = [sys.executable, "-c", PROBE, str(ROOT), "session_manager", function, arguments]
+    done = subprocess.run(command, capture_output=True, env=skill.environment(), timeout=60, check=True)
+    code, modules = json.loads(done.stdout)
+    assert code == 0, done.stderr
+    return set(modules)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("list_sessions", "{}"),
+        ("get_session_stats", "{}"),
+        ("prune_sessions", '{"dry_run": true}'),
+        ("prune_sessions", '{"dry_run": true, "agent": "main", "include_durable": true, "limit": 3}'),
+    ],
+)
+def test_reading_loads_nothing_heavy(mixed: Path, skill: Skill, function: str, arguments: str) -> None:
+    assert loaded(skill, function, arguments) & HEAVY == set()
+
+
+def test_only_stats_looks_into_the_ledger(agents: Path, skill: Skill) -> None:
+    store = StoreBuilder(agents)
+    store.add("cron:a", 120, "a")
+    store.write()
+    assert loaded(skill, "prune_sessions") >= {"filelock", "sqlite3"}
+    assert "sqlite3" in loaded(skill, "get_session_stats")
+    for function, arguments in (("list_sessions", "{}"), ("prune_sessions", '{"dry_run": true}')):
+        assert loaded(skill, function, arguments) & HEAVY == set()
+    assert loaded(skill, "get_session_stats") & {"filelock", "httpx", "asyncio", "pydantic"} == set()

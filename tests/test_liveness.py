@@ -1,0 +1,172 @@
+"""Lock files: what is held, what is dead, and when a dead process may be believed to be dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import now_ms
+
+from session_manager.live import liveness
+from session_manager.live.liveness import STORE_STALE_MS, is_held, iso_ms, process_lives, process_stat, read_marker
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def gateway() -> Iterator[int]:
+    """A process that looks like a gateway, in our own process namespace."""
+    process = subprocess.Popen(["openclaw-gateway", "60"], executable="/bin/sleep")
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def write(path: Path, pid: int, age_s: float = 0, **extra: object) -> Path:
+    at = now_ms() - int(age_s * 1000)
+    path.write_text(json.dumps({"pid": pid, "createdAt": iso_ms(at), **extra}, indent=2))
+    os.utime(path, (at / 1000, at / 1000))
+    return path
+
+
+def held(path: Path) -> bool:
+    marker = read_marker(path.as_posix())
+    assert marker is not None
+    return is_held(marker, STORE_STALE_MS, now_ms())
+
+
+@pytest.fixture(autouse=True)
+def _no_gateway(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other tests, which run at the same time, start processes that look like gateways.
+    if "gateway" not in request.fixturenames:
+        monkeypatch.setattr(liveness, "gateway_visible", lambda: False)
+
+
+@pytest.mark.parametrize("age_s", [0, 20, 31, 86_400])
+def test_a_living_process_is_respected_whatever_the_age(age_s: float, tmp_path: Path) -> None:
+    assert held(write(tmp_path / "lock", os.getpid(), age_s))
+
+
+@pytest.mark.parametrize(("age_s", "expected"), [(0, True), (25, True), (35, False)])
+def test_a_dead_pid_means_nothing_in_another_namespace(
+    age_s: float, expected: bool, dead_pid: int, tmp_path: Path
+) -> None:
+    assert held(write(tmp_path / "lock", dead_pid, age_s)) is expected
+
+
+def test_a_dead_pid_is_dead_at_once_beside_a_gateway(dead_pid: int, gateway: int, tmp_path: Path) -> None:
+    deadline = time.monotonic() + 10
+    while not liveness.gateway_visible() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not held(write(tmp_path / "lock", dead_pid))
+
+
+def test_a_dead_marker_of_our_own_is_dead_at_once(dead_pid: int, tmp_path: Path) -> None:
+    assert not held(write(tmp_path / "lock", dead_pid, owner="session_manager", token="x"))
+
+
+def test_a_recycled_pid_is_not_its_owner(tmp_path: Path) -> None:
+    stat = process_stat(os.getpid())
+    assert stat is not None
+    own = write(tmp_path / "own", os.getpid(), 60, starttime=stat[1])
+    recycled = write(tmp_path / "recycled", os.getpid(), 60, starttime=stat[1] - 1)
+    assert held(own)
+    assert not held(recycled)
+
+
+def test_a_zombie_is_dead() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    try:
+        while (found := process_stat(process.pid)) is None or found[0] != "Z":
+            time.sleep(0.005)
+        assert not process_lives(process.pid, None)
+    finally:
+        process.wait()
+
+
+def test_a_process_of_another_user_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_ours(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", not_ours)
+    assert process_lives(os.getpid(), None)
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**31, 10**30])
+def test_an_impossible_pid_is_dead(pid: int) -> None:
+    assert not process_lives(pid, None)
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "{}", '{"pid": "1"}', '{"pid": 1', "[]", "\x00"])
+@pytest.mark.parametrize(("age_s", "expected"), [(0, True), (25, True), (35, False)])
+def test_an_empty_or_garbled_lock_is_respected_for_a_while(
+    text: str, age_s: float, expected: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "lock"
+    path.write_text(text)
+    at = time.time() - age_s
+    os.utime(path, (at, at))
+    assert held(path) is expected
+
+
+@pytest.mark.parametrize("created", ["tomorrow", "", "2999-01-01T00:00:00.000Z"])
+def test_an_absurd_creation_time_is_replaced_by_the_files_own(created: str, dead_pid: int, tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"pid": dead_pid, "createdAt": created}))
+    assert held(path)
+    os.utime(path, (time.time() - 35,) * 2)
+    assert not held(path)
+
+
+def test_there_is_no_lock_where_there_is_none(tmp_path: Path) -> None:
+    assert read_marker((tmp_path / "lock").as_posix()) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (b"openclaw-gateway\0", True),
+        (b"openclaw-gateway   \0\0\0", True),
+        (b"/usr/bin/node\0/app/openclaw.mjs\0gateway\0", True),
+        (b"node\0/usr/lib/node_modules/.bin/openclaw\0", True),
+        (b"tail\0-f\0/var/log/openclaw\0", False),
+        (b"vim\0openclaw.mjs\0", False),
+        (b"node\0server.js\0", False),
+        (b"", False),
+    ],
+)
+def test_what_looks_like_a_gateway(
+    arguments: bytes, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import builtins
+
+    real = builtins.open
+    (tmp_path / "cmdline").write_bytes(arguments)
+    (tmp_path / "status").write_bytes(b"Name:\tx\nNSpid:\t1\n")
+
+    def fake(path: str, *rest: object) -> object:
+        return real(str(path).replace("/proc/1", str(tmp_path)), *rest)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(builtins, "open", fake)
+    assert liveness._is_gateway("1") is expected
+
+
+def test_a_gateway_in_a_container_does_not_vouch_for_our_pids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    real = builtins.open
+    (tmp_path / "cmdline").write_bytes(b"openclaw-gateway\0")
+    (tmp_path / "status").write_bytes(b"Name:\tx\nNSpid:\t4711\t7\n")
+    monkeypatch.setattr(builtins, "open", lambda p, *r: real(str(p).replace("/proc/1", str(tmp_path)), *r))
+    assert not liveness._is_gateway("1")

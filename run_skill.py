@@ -23,6 +23,8 @@ def run():
     except ImportError as error:
         name = (error.name or "").partition(".")[0]
         what = f"the Python package {name!r} is missing or broken ({error})"
+        if name == "session_manager":
+            return fail(f"{what}; put the folder session_manager beside run_skill.py", "missing_package")
         return fail(f"{what}; install it: python3 -m pip install {name}", "missing_package")
     except KeyboardInterrupt:
         fail("interrupted", "interrupted")

@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "fixtures"), str(ROOT / "tests")]
 
 from revive import revive  # noqa: E402
 from support import Skill  # noqa: E402
+
+
+# A checkout may be read-only; what a run finds is printed with the example itself.
+settings.register_profile("here", database=None, deadline=None)
+settings.load_profile("here")
 
 
 @pytest.fixture(autouse=True)

@@ -521,3 +521,27 @@ def test_a_session_id_inside_the_index_that_is_a_path_moves_nothing(agents: Path
         assert picture(agents.parent) == before
     assert skill("prune_sessions").document["deleted_ids"] == []
     assert picture(agents.parent) == before
+
+
+def test_entries_are_dropped_from_the_ledger_after_the_keeping_time(agents: Path, skill: Skill) -> None:
+    store = StoreBuilder(agents)
+    for name in ("first", "second", "third"):
+        store.add(f"cron:{name}", 120, session_id=name)
+    store.write()
+    ledger = agents / ".session_manager" / "ledger.sqlite"
+
+    def kept() -> dict[str, bool]:
+        connection = sqlite3.connect(ledger)
+        try:
+            return dict(connection.execute("SELECT session_id, entries IS NOT NULL FROM removals").fetchall())
+        finally:
+            connection.close()
+
+    skill("delete_session", {"session_id": "first"})
+    connection = sqlite3.connect(ledger, isolation_level=None)
+    connection.execute("UPDATE attempts SET created_at = created_at - 3 * 86400000")
+    connection.close()
+    skill("delete_session", {"session_id": "second"}, ARIA_KEEP_DAYS="4")
+    assert kept() == {"first": True, "second": True}
+    skill("delete_session", {"session_id": "third"}, ARIA_KEEP_DAYS="2")
+    assert kept() == {"first": False, "second": True, "third": True}

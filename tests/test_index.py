@@ -235,3 +235,13 @@ def test_a_truncated_index_is_damaged(size: int) -> None:
 def test_whatever_the_gateway_cannot_parse_is_damaged(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         Index(text)
+
+
+@pytest.mark.parametrize("text", [b' {"a":1,"b":2} \n', b'\n{\n  "a":1,\n  "b":2\n}\n'])
+def test_white_space_around_the_object_stays(text: bytes) -> None:
+    index = Index(text)
+    assert index.without([]) == text
+    assert index.without(["a"]).startswith(text[: text.index(b"{") + 1])
+    assert index.without(["a"]).endswith(text[text.rindex(b"}") :])
+    assert index.without(["a", "b"]).strip() == b"{}"
+    assert index.without(["a", "b"]).endswith(text[text.rindex(b"}") :])

@@ -455,13 +455,16 @@ LIKE_A_TERMINAL = (
 )
 
 
-def _catches(pid: int, *numbers: signal.Signals) -> bool:
-    """Says whether a process handles all these signals by now: the runner does from its first moment on."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("SigCgt:"):
-            mask = int(line.split()[1], 16)
-            return all(mask >> (number - 1) & 1 for number in numbers)
-    return False
+def wait_until_it_catches(process: subprocess.Popen[bytes], *numbers: signal.Signals) -> None:
+    """Waits until a process handles all these signals: the runner does from its first moment on."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        mask = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
+        if all(mask >> (number - 1) & 1 for number in numbers):
+            return
+        assert time.monotonic() < deadline, "the signals are not handled"
+        time.sleep(0.01)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
@@ -476,8 +479,7 @@ def test_a_signal_is_exit_130_with_one_document(store: StoreBuilder, skill: Skil
         env=skill.environment(),
     )
     try:
-        while process.poll() is None and not _catches(process.pid, number, signal.SIGTERM, signal.SIGHUP):
-            time.sleep(0.01)
+        wait_until_it_catches(process, number, signal.SIGTERM, signal.SIGHUP)
         # It waits for its arguments, which never come.
         process.send_signal(number)
         stdout, stderr = process.stdout, process.stderr
@@ -501,10 +503,13 @@ def test_under_nohup_a_hang_up_is_ignored(store: StoreBuilder, skill: Skill) -> 
         stdout=subprocess.PIPE,
         env=skill.environment(),
     )
-    while process.poll() is None and not _catches(process.pid, signal.SIGTERM):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGHUP)
-    stdout, _ = process.communicate(b"{}", 60)
+    try:
+        wait_until_it_catches(process, signal.SIGTERM)
+        process.send_signal(signal.SIGHUP)
+        stdout, _ = process.communicate(b"{}", 60)
+    finally:
+        process.kill()
+        process.communicate()
     assert (process.returncode, strictly(stdout)["session_count"]) == (0, 3)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Annotated
 
 import msgspec
@@ -31,6 +30,8 @@ def check_session_type(name: str | None) -> None:
     """Raises UsageError when ``name`` is no session type, naming the nearest."""
     if name is None or name in KINDS:
         return
+    from difflib import get_close_matches
+
     near = get_close_matches(name, KINDS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(KINDS)}"
     raise UsageError(f"{name!r} is no session type{hint}", argument="session_type")

@@ -15,7 +15,7 @@ from session_manager.live.jsonscan import Member, scan_object, without_lone_surr
 _TOP = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ENTRY = msgspec.json.Decoder(Entry)
 _ENTRY_FIELDS = {f.encode_name: f.name for f in msgspec.structs.fields(Entry)}
-_KEY = re.compile(rb'[ \t\n\r]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*+:[ \t\n\r]*+', re.DOTALL)
+_KEY = re.compile(rb'[ \t\n\r]*+("[^"\\]*+(?:\\.[^"\\]*+)*")[ \t\n\r]*+:[ \t\n\r]*+', re.DOTALL)
 _SEPARATOR = re.compile(rb"[ \t\n\r]*+([,}])")
 
 
@@ -122,9 +122,10 @@ class Index:
         members = self.members()
         keep = [(key, m) for key, m in members if key not in remove]
         new = {key: member for key, member in put.items() if key not in self.entries or key in remove}
-        if not keep and not new:
-            return b"{}"
         view = memoryview(self.data)
+        before, after = view[: self.data.index(b"{")], view[self.data.rindex(b"}") + 1 :]
+        if not keep and not new:
+            return bytes(b"".join((before, b"{}", after)))
         lead, tail, colon = self._style(members)
         parts: list[bytes | memoryview] = []
         for key, m in keep:
@@ -137,7 +138,7 @@ class Index:
         for token, value in new.values():
             parts += (b",", lead, token, colon, value)
         parts[0] = b"{"
-        return bytes(b"".join((*parts, tail, b"}")))
+        return bytes(b"".join((before, *parts, tail, b"}", after)))
 
     def _lead_start(self, member: Member) -> int:
         start = member.key_start

@@ -10,9 +10,10 @@ import re
 
 import msgspec
 
+# Possessive only on single characters: Python before 3.11.5 matches possessive groups wrongly.
 _WS = rb"[ \t\n\r]*+"
-_STRING = rb'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"'
-_NUMBER = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+"
+_STRING = rb'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*"'
+_NUMBER = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?"
 _OPEN = re.compile(_WS + rb"\{")
 _VALUE = re.compile(_WS + rb"(?:(" + _STRING + rb"|" + _NUMBER + rb"|true|false|null)|([\[{]))")
 _KEY = re.compile(_WS + rb"(" + _STRING + rb")" + _WS + rb":")

@@ -44,6 +44,7 @@ CREATE TABLE attempts (
   temps TEXT NOT NULL, expected TEXT NOT NULL
 );
 CREATE INDEX attempts_open ON attempts (store_id) WHERE state = 'intent';
+CREATE INDEX attempts_age ON attempts (created_at);
 CREATE TABLE removals (
   removal_id INTEGER PRIMARY KEY, attempt_id INTEGER NOT NULL REFERENCES attempts, agent_id TEXT NOT NULL,
   session_id TEXT NOT NULL, reason TEXT NOT NULL, state TEXT NOT NULL, keys TEXT NOT NULL, files TEXT NOT NULL,
@@ -51,6 +52,7 @@ CREATE TABLE removals (
 );
 CREATE INDEX removals_session ON removals (session_id);
 CREATE INDEX removals_attempt ON removals (attempt_id);
+CREATE INDEX removals_with_entries ON removals (attempt_id) WHERE entries IS NOT NULL;
 CREATE TABLE marks (
   agent_id TEXT NOT NULL, session_id TEXT NOT NULL, status TEXT NOT NULL, state TEXT NOT NULL,
   run_id TEXT NOT NULL, changed_at INTEGER NOT NULL,
@@ -224,8 +226,9 @@ class Ledger:
                 ),
             )
             c.execute(
-                "UPDATE removals SET entries = NULL WHERE entries IS NOT NULL AND attempt_id IN"
-                " (SELECT attempt_id FROM attempts WHERE state <> 'intent' AND created_at < ?)",
+                "UPDATE removals INDEXED BY removals_with_entries SET entries = NULL WHERE entries IS NOT NULL"
+                " AND attempt_id <= (SELECT max(attempt_id) FROM attempts WHERE created_at < ?)"
+                " AND attempt_id NOT IN (SELECT attempt_id FROM attempts WHERE state = 'intent')",
                 (now - run.keep_days * _DAY_MS,),
             )
         return Attempt(attempt_id, run.run_id, agent_id, temps, expected, removals)

@@ -16,7 +16,7 @@ from session_manager.live.volume import Store, folder_unreadable
 
 _WINDOW = 64 * 1024
 _WINDOW_LIMIT = 16 * 1024 * 1024
-_HEAD = re.compile(rb'^\{"type":"[^"\\]{1,64}"(?:,"[A-Za-z]{1,32}":(?:"[^"\\]{0,256}"|null|\d{1,20})){0,6}')
+_HEAD = rb'^\{"type":"[^"\\]{1,64}"(?:,"[A-Za-z]{1,32}":(?:"[^"\\]{0,256}"|null|\d{1,20})){0,6}'
 
 
 class _Line(msgspec.Struct):
@@ -120,7 +120,7 @@ def _line_time(line: bytes, now_ms: int) -> int | None:
         value = _DECODE_LINE.decode(line).timestamp
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # A line that is being written, or one that only JavaScript reads: its first members still count.
-        head = _HEAD.match(line)
+        head = re.match(_HEAD, line)
         if head is None:
             return None
         try:

@@ -121,6 +121,8 @@ class Remover:
             chosen = choose(snapshot, names)
             if not chosen:
                 return Outcome(snapshot, [], set(), failures, recovered)
+            # With very many sessions each stage takes seconds: the marker is kept from growing old in between.
+            lock.check()
             try:
                 removed, alive, failed = self._execute(lock, snapshot, names, chosen, shared, fresh_starts_left > 0)
             except IndexChanged:
@@ -147,6 +149,7 @@ class Remover:
         temp = write_temp(store, text)
         try:
             step("index prepared")
+            lock.check()
             expected = [snapshot.identity, temp.identity]
             attempt = self.ledger.intend(self._run, store.store_id, store.agent_id, [temp], expected, removals)
         except BaseException:

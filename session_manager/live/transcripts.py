@@ -8,35 +8,38 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
+from functools import cache, lru_cache
 
 from session_manager.core.session import Session
 
 LOCK_SUFFIX = ".lock"
 _TIMESTAMP = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d{3})?Z"
 # The gateway's own rule (2026.6.11); a 2026.9 archive adds a generation and may be compressed.
-_ARCHIVE = re.compile(
-    rf"^(?P<path>.+)\.(?P<reason>deleted|reset|bak)\.(?P<at>{_TIMESTAMP})(?:\.[0-9a-f]{{32}}(?:\.zst)?)?\Z"
-)
+_ARCHIVE = rf"^(?P<path>.+)\.(?P<reason>deleted|reset|bak)\.(?P<at>{_TIMESTAMP})(?:\.[0-9a-f]{{32}}(?:\.zst)?)?\Z"
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_CHECKPOINT = re.compile(rf"^(?P<id>.+)\.checkpoint\.{_UUID}\Z", re.IGNORECASE)
-_STAMPED = re.compile(r"^\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z_(?P<id>.+)\Z")
-_TRAJECTORY = re.compile(r"^(?P<id>.+)\.trajectory\Z")
-_SIDECAR = re.compile(
-    r"\.jsonl\.(?:bak-\d+-\d+|repair-\d+-\d+\.tmp|truncate-tmp|manual-compaction-tmp|codex-app-server\.json)\Z"
-)
+_CHECKPOINT = rf"(?i)^(?P<id>.+)\.checkpoint\.{_UUID}\Z"
+_STAMPED = r"^\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z_(?P<id>.+)\Z"
+_TRAJECTORY = r"^(?P<id>.+)\.trajectory\Z"
+_SIDECAR = r"\.jsonl\.(?:bak-\d+-\d+|repair-\d+-\d+\.tmp|truncate-tmp|manual-compaction-tmp|codex-app-server\.json)\Z"
 _TRAJECTORY_POINTER = ".trajectory-path.json"
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Compiles when first asked: most calls need none of the patterns."""
+    return re.compile(pattern)
 
 
 def parse_archive(name: str) -> tuple[str, str, str] | None:
     """Takes an archive's name apart: (original name, reason, timestamp), or None when it is no archive."""
-    match = _ARCHIVE.match(name)
+    match = _compiled(_ARCHIVE).match(name)
     return (match["path"], match["reason"], match["at"]) if match else None
 
 
+@lru_cache(maxsize=1)
 def archive_timestamp(epoch_ms: int) -> str:
     """Writes a time as the gateway does in archive names: ``2026-02-15T18-00-00.123Z``."""
-    from datetime import UTC, datetime
-
     moment = datetime.fromtimestamp(epoch_ms // 1000, UTC)
     return f"{moment:%Y-%m-%dT%H-%M-%S}.{epoch_ms % 1000:03d}Z"
 
@@ -69,14 +72,14 @@ def owner(name: str, ids: Collection[str]) -> str | None:
     if name.endswith(_TRAJECTORY_POINTER):
         return _owner_of_stem(name.removesuffix(_TRAJECTORY_POINTER), ids)
     cut = name.rfind(".jsonl.")
-    return _owner_of_stem(name[:cut], ids) if cut > 0 and _SIDECAR.match(name, cut) else None
+    return _owner_of_stem(name[:cut], ids) if cut > 0 and _compiled(_SIDECAR).match(name, cut) else None
 
 
 def _owner_of_stem(stem: str, ids: Collection[str]) -> str | None:
     if stem in ids:
         return stem
     for wrapping in (_STAMPED, _CHECKPOINT, _TRAJECTORY):
-        if (match := wrapping.match(stem)) and (found := _owner_of_stem(match["id"], ids)) is not None:
+        if (match := _compiled(wrapping).match(stem)) and (found := _owner_of_stem(match["id"], ids)) is not None:
             return found
     cut = stem.rfind("-topic-")
     while cut > 0:

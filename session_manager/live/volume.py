@@ -21,7 +21,7 @@ _SQLITE_HEADER = b"SQLite format 3\0"
 MISSING_INDEX_PATIENCE_S = 1.0
 _POLL_S = 0.02
 # Gateway 2026.2.17 ``normalizeAgentId``.
-_AGENT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_AGENT_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -84,7 +84,7 @@ class Volume:
             os.lstat(os.path.join(entry.path, "sessions"))
         except PermissionError:
             # It cannot be looked into, which must be said; but not of every closed folder, such as lost+found.
-            return _AGENT_ID.fullmatch(entry.name) is not None
+            return re.fullmatch(_AGENT_ID, entry.name) is not None
         except OSError:
             return os.path.exists(_sqlite_path(entry.path))
         return True

@@ -16,7 +16,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "fixtures"), str(ROOT / "tests")]
 from revive import revive  # noqa: E402
 from support import Skill  # noqa: E402
 
-
 # A checkout may be read-only; what a run finds is printed with the example itself.
 settings.register_profile("here", database=None, deadline=None)
 settings.load_profile("here")

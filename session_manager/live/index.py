@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from session_manager.core.session import Entry
-from session_manager.live.jsonscan import Member, scan_object, without_lone_surrogates
+
+if TYPE_CHECKING:
+    from session_manager.live.jsonscan import Member
 
 _TOP = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ENTRY = msgspec.json.Decoder(Entry)
 _ENTRY_FIELDS = {f.encode_name: f.name for f in msgspec.structs.fields(Entry)}
-_KEY = re.compile(rb'[ \t\n\r]*+("[^"\\]*+(?:\\.[^"\\]*+)*")[ \t\n\r]*+:[ \t\n\r]*+', re.DOTALL)
-_SEPARATOR = re.compile(rb"[ \t\n\r]*+([,}])")
+_KEY = rb'(?s)[ \t\n\r]*+("[^"\\]*+(?:\\.[^"\\]*+)*")[ \t\n\r]*+:[ \t\n\r]*+'
+_SEPARATOR = rb"[ \t\n\r]*+([,}])"
 
 
 class Index:
@@ -41,6 +42,8 @@ class Index:
             return _TOP.decode(self.data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
+        from session_manager.live.jsonscan import without_lone_surrogates
+
         self._shadow = without_lone_surrogates(self.data)
         try:
             entries = _TOP.decode(self._shadow)
@@ -75,25 +78,31 @@ class Index:
 
     def _walk(self) -> list[tuple[str, Member]] | None:
         """Spans along the entries that msgspec found; None when the text holds more than they say (duplicates)."""
+        from session_manager.live.jsonscan import Member
+
+        key_at, separator_at = re.compile(_KEY).match, re.compile(_SEPARATOR).match
         shadow = self._shadow
         pos = shadow.index(b"{") + 1
         members: list[tuple[str, Member]] = []
         last = b","
         for key, raw in self.entries.items():
-            token = _KEY.match(shadow, pos)
+            token = key_at(shadow, pos)
             if token is None or last != b"," or _text(token[1]) != key:
                 return None
             start = token.end()
-            value = bytes(raw)
-            end = start + len(value)
-            separator = _SEPARATOR.match(shadow, end)
-            if separator is None or shadow[start:end] != value:
+            # Compared in place: a copy of every value would be a copy of the whole file.
+            value = memoryview(raw)
+            end = start + value.nbytes
+            separator = separator_at(shadow, end)
+            if separator is None or not shadow.startswith(value, start):
                 return None
             members.append((key, Member(token.start(1), token.end(1), start, end)))
             pos, last = separator.end(), separator[1]
         return members if last == b"}" else None
 
     def _scan(self) -> list[tuple[str, Member]]:
+        from session_manager.live.jsonscan import scan_object
+
         members: list[tuple[str, Member]] = []
         names: dict[str, str] = {}
         taken: set[str] = set()
@@ -162,10 +171,14 @@ class Index:
 def _text(token: bytes) -> str:
     if b"\\" not in token:
         return token[1:-1].decode("utf-8", "replace")
+    import json
+
     return str(json.loads(token.decode("utf-8", "replace"), strict=False))
 
 
 def _decode_leniently(raw: bytes) -> Entry:
+    from session_manager.live.jsonscan import scan_object
+
     try:
         members = scan_object(raw)
     except ValueError:
@@ -179,6 +192,8 @@ def _decode_leniently(raw: bytes) -> Entry:
 
 
 def _value_or_none(raw: bytes) -> Any:
+    import json
+
     try:
         return json.loads(raw.decode("utf-8", "replace"))
     except (ValueError, RecursionError):

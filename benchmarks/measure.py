@@ -1,99 +1,105 @@
-"""Runs one measurement in a process of its own: time, and peak memory above the bare start.
+"""Runs one measurement in a process of its own: time, processor time, and peak memory above what it began with.
 
 usage: python -m benchmarks.measure <what> <agents dir>; prints one JSON line.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import resource
-import sqlite3
 import sys
+import tempfile
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import floors, stores
 from session_manager.functions import load
 from session_manager.functions.context import Context
 from session_manager.live.liveness import now_ms
 from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
 
+Action = Callable[[Path], object]
 
-def _call(agents: Path, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+
+def call(agents: Path, function: str, **arguments: Any) -> dict[str, Any]:
+    """Calls a function of the skill as the runner does."""
     settings = read_settings({"ARIA_AGENTS_DIR": str(agents)})
     loaded = load(function)
     return loaded.run(Context(settings, Volume(settings.agents_dir), now_ms), loaded.arguments(**arguments))
 
 
 def list_sessions(agents: Path) -> None:
-    _call(agents, "list_sessions", {})
+    """Lists all sessions."""
+    call(agents, "list_sessions")
 
 
 def dry_run(agents: Path) -> None:
-    _call(agents, "prune_sessions", {"dry_run": True})
+    """Asks what a prune would remove."""
+    call(agents, "prune_sessions", dry_run=True)
 
 
 def prune(agents: Path) -> None:
-    document = _call(agents, "prune_sessions", {})
-    assert document["pruned_count"] == document["total_sessions"] * 9 // 10, document["pruned_count"]
+    """Prunes all but the young ones."""
+    document = call(agents, "prune_sessions")
+    expected = document["total_sessions"] - -(-document["total_sessions"] // stores.YOUNG_EVERY)
+    assert document["pruned_count"] == expected, (document["pruned_count"], expected)
 
 
-def read_floor(agents: Path) -> None:
-    (agents / "main/sessions/sessions.json").read_bytes()
+def prepared(what: str, agents: Path) -> Action:
+    """Returns what is to be measured, ready to run."""
+    if what == "ledger_floor":
+        return floors.Ledger(agents)
+    actions: dict[str, Action] = {
+        "read_floor": floors.read,
+        "prune_floor": floors.prune,
+        "list_sessions": list_sessions,
+        "dry_run": dry_run,
+        "prune": prune,
+    }
+    action = actions[what]
+    if not what.endswith("_floor"):
+        # Imports belong to the whole process, which is measured by itself.
+        with tempfile.TemporaryDirectory() as folder:
+            stores.build(Path(folder), 20, 3_000)
+            action(Path(folder))
+    return action
 
 
-def prune_floor(agents: Path) -> None:
-    """Read the file, write the survivors' tenth, one fsync, N renames."""
-    folder = agents / "main/sessions"
-    data = (folder / "sessions.json").read_bytes()
-    fd = os.open(folder / "new", os.O_WRONLY | os.O_CREAT, 0o600)
-    os.write(fd, data[: len(data) // 10])
-    os.fsync(fd)
-    os.close(fd)
-    os.rename(folder / "new", folder / "sessions.json")
-    names = [e.name for e in os.scandir(folder) if e.name.endswith(".jsonl")]
-    for name in names[: len(names) * 9 // 10]:
-        os.rename(folder / name, folder / f"{name}.deleted.2026-01-01T00-00-00.000Z")
+def forget_peak() -> None:
+    """Makes the peak of what went before no peak any more, where the system can do that."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
 
 
-def ledger_floor(agents: Path) -> None:
-    """One zlib pass over the removed bytes, one durable transaction with as many rows."""
-    folder = agents / "main/sessions"
-    data = (folder / "sessions.json").read_bytes()
-    count = sum(1 for e in os.scandir(folder) if ".jsonl" in e.name) * 9 // 10
-    size = len(data) * 9 // 10 // count
-    connection = sqlite3.connect(agents / "floor.sqlite", isolation_level=None)
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("CREATE TABLE removed (id INTEGER PRIMARY KEY, entry BLOB)")
-    connection.execute("BEGIN")
-    connection.executemany(
-        "INSERT INTO removed VALUES (?, ?)",
-        ((i, zlib.compress(data[i * size : (i + 1) * size], 1)) for i in range(count)),
-    )
-    connection.execute("COMMIT")
-    connection.close()
-
-
-WHAT: dict[str, Callable[[Path], None]] = {
-    f.__name__: f for f in (list_sessions, dry_run, prune, read_floor, prune_floor, ledger_floor)
-}
+def memory(field: str) -> int:
+    """Returns VmRSS (now) or VmHWM (peak) of this process in bytes."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main(what: str, agents: Path) -> None:
-    if what == "prune":
-        # The skill's imports are measured by the start benchmark, not here.
-        import session_manager.live.removal  # noqa: F401
+    """Measures ``what``."""
+    # As the runner does.
+    gc.disable()
+    action = prepared(what, agents)
     os.sync()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    WHAT[what](agents)
-    seconds = time.perf_counter() - start
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    print(json.dumps({"seconds": seconds, "peak": peak}))
+    # As the runner does for its one short call.
+    gc.disable()
+    forget_peak()
+    before = memory("VmRSS")
+    cpu, start = time.process_time(), time.perf_counter()
+    action(agents)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": memory("VmHWM") - before}))
 
 
 if __name__ == "__main__":

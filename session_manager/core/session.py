@@ -49,7 +49,7 @@ _PREFIXES = {
     "openresponses-user": "api",
 }
 _ROUTES = {"group": "group", "channel": "channel", "direct": "direct", "dm": "direct", "slash": "slash"}
-_THREADS = ("thread", "topic")
+_THREADS = frozenset(("thread", "topic"))
 _MARKERS = {*_PREFIXES, *_ROUTES, *_THREADS}
 
 NAME_LIMIT = 200
@@ -86,12 +86,11 @@ def parse_key(text: str) -> SessionKey:
     Key grammar: gateway 2026.2.17 ``parseAgentSessionKey`` and its ``is…SessionKey`` predicates;
     keys are stored in lower case, except some peer ids.
     """
-    parts = text.split(":")
+    parts = text.split(":", 2)
     if parts[0].lower() == "agent":
         if len(parts) < 3 or not parts[1]:
             return SessionKey(text, None, text, UNKNOWN)
-        rest = ":".join(parts[2:])
-        return SessionKey(text, parts[1].lower(), rest, _kind(rest.lower()))
+        return SessionKey(text, parts[1].lower(), parts[2], _kind(parts[2].lower()))
     return SessionKey(text, None, text, _kind(text.lower()))
 
 
@@ -102,7 +101,7 @@ def _kind(rest: str) -> str:
     if _is_heartbeat(parts):
         return "heartbeat"
     # A thread inside another kind of key is a conversation of its own: durable wins.
-    if any(part in _THREADS and following for part, following in pairwise(parts)):
+    if not _THREADS.isdisjoint(parts) and any(p in _THREADS and following for p, following in pairwise(parts)):
         return "thread"
     head = parts[0]
     if len(parts) > 1 and parts[1] and head in _PREFIXES:
@@ -291,6 +290,8 @@ def _telling(session: Session, entry: Entry, position: int) -> tuple[bool, bool,
 
 def _parents(key: SessionKey, entry: Entry) -> tuple[str, ...]:
     """Keys of the sessions that spawned this one: from the entry, and from a nested sub-agent key itself."""
+    if entry.spawned_by is None and entry.parent_session_key is None and key.kind != "subagent":
+        return ()
     named = (text_or_none(entry.spawned_by), text_or_none(entry.parent_session_key), _outer(key))
     return tuple(dict.fromkeys(parent for parent in named if parent))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import os
-import platform
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 from session_manager.core.errors import Failed, Refused, SessionManagerError
 from session_manager.live.volume import Identity
@@ -19,7 +20,11 @@ OWN_PREFIX = ".session_manager."
 _AT_FDCWD = -100
 _NOREPLACE = 1
 _EXCHANGE = 2
-_RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "s390x": 347, "ppc64le": 357}.get(platform.machine())
+_RENAMEAT2 = (
+    {"x86_64": 316, "aarch64": 276, "riscv64": 276, "s390x": 347, "ppc64le": 357}.get(os.uname().machine)
+    if sys.platform == "linux"
+    else None
+)
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
@@ -103,16 +108,9 @@ def rename_new(source: str, target: str) -> None:
 
 
 def _renameat2(source: str, target: str, flags: int) -> bool:
-    if _RENAMEAT2 is None or platform.system() != "Linux":
+    if _RENAMEAT2 is None:
         return False
-    result = _libc().syscall(
-        ctypes.c_long(_RENAMEAT2),
-        ctypes.c_int(_AT_FDCWD),
-        os.fsencode(source),
-        ctypes.c_int(_AT_FDCWD),
-        os.fsencode(target),
-        ctypes.c_uint(flags),
-    )
+    result = _syscall()(_RENAMEAT2, _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags)
     if result == 0:
         return True
     number = ctypes.get_errno()
@@ -121,11 +119,10 @@ def _renameat2(source: str, target: str, flags: int) -> bool:
     raise OSError(number, os.strerror(number), source, None, target)
 
 
-_LIBC: ctypes.CDLL | None = None
-
-
-def _libc() -> ctypes.CDLL:
-    global _LIBC  # noqa: PLW0603
-    if _LIBC is None:
-        _LIBC = ctypes.CDLL(None, use_errno=True)
-    return _LIBC
+@functools.cache
+def _syscall() -> Callable[..., int]:
+    function = ctypes.CDLL(None, use_errno=True).syscall
+    number, path = ctypes.c_long, ctypes.c_char_p
+    function.argtypes = [number, ctypes.c_int, path, ctypes.c_int, path, ctypes.c_uint]
+    function.restype = number
+    return function

@@ -32,6 +32,7 @@ from session_manager.settings import Settings, ledger_path
 
 VERSION = 1
 _DAY_MS = 86_400_000
+_SMALL = 16 * 1024
 
 _SCHEMA = """
 CREATE TABLE runs (
@@ -403,7 +404,12 @@ def _json(value: Any) -> str:
 
 def _pack(removal: Removal) -> bytes:
     members = b",\n".join(token + b":" + value for token, value in removal.members)
-    return zlib.compress(b"{" + members + b"}", 1)
+    text = b"{" + members + b"}"
+    if len(text) > _SMALL:
+        return zlib.compress(text, 1)
+    # The usual window and hash tables are 256 KB of fresh memory: for a small text that costs more than the work.
+    small = zlib.compressobj(1, zlib.DEFLATED, 12, 5)
+    return small.compress(text) + small.flush()
 
 
 def _unpack(blob: bytes | None) -> list[tuple[bytes, bytes]]:

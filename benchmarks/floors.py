@@ -9,6 +9,8 @@ from pathlib import Path
 
 from benchmarks.stores import MODE, YOUNG_EVERY
 
+SMALL = 16 * 1024
+
 
 def read(agents: Path) -> None:
     """Reads the index."""
@@ -53,7 +55,8 @@ class Ledger:
 
 
 def _compressed(entry: bytes) -> bytes:
-    # The default state of 256 KB goes back to the system after every entry, or not, by the luck of the heap: a small
-    # one is as fast as the default with luck.
+    if len(entry) > SMALL:
+        return zlib.compress(entry, 1)
+    # zlib's usual 256 KB of state goes back to the system after every entry, or not, by the luck of the heap.
     small = zlib.compressobj(1, zlib.DEFLATED, 12, 5)
     return small.compress(entry) + small.flush()

@@ -52,7 +52,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         api_url=api_url or None,
         lock_timeout=_number(environ, "ARIA_LOCK_TIMEOUT", DEFAULT_LOCK_TIMEOUT, least=0.0, most=3600.0),
         keep_days=int(_number(environ, "ARIA_KEEP_DAYS", DEFAULT_KEEP_DAYS, least=1, most=36500)),
-        current=frozenset(v for name in ("ARIA_SESSION_ID", "OPENCLAW_SESSION_ID") if (v := environ.get(name))),
+        current=frozenset(
+            v for name in ("ARIA_SESSION_ID", "OPENCLAW_SESSION_ID") if (v := environ.get(name, "").strip())
+        ),
         asked_by=environ.get("ARIA_AGENT_ID") or None,
     )
 

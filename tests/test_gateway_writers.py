@@ -57,7 +57,7 @@ def prune_in_waves(skill: Skill, store: StoreBuilder, ours: list[str]) -> list[d
         for call in calls:
             out, err = call.communicate(timeout=300)
             document = json.loads(out)
-            assert call.returncode in (0, 5), (document, err)
+            assert call.returncode in (0, 5), (document.get("errors"), document, err)
             assert call.returncode == 0 or document["code"] == "session_not_found"
             documents.append(document)
     return documents

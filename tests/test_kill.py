@@ -212,3 +212,37 @@ def test_killed_at_random_moments_beside_a_writing_gateway(agents: Path, skill: 
         if name.endswith(".tmp"):
             (scene.store.dir / name).unlink()
     scene.assert_whole(foreign=True)
+
+
+def test_a_displaced_version_survives_the_loss_of_the_ledger(agents: Path, skill: Skill, tmp_path: Path) -> None:
+    """Nobody knows the temporary file any more, and it holds more than what we wrote: it is kept in plain sight."""
+    scene = Scene(agents, 2)
+    run_until(skill, 3, tmp_path / "steps", "prune_sessions", CALLS["prune_sessions"])
+    (temp,) = scene.store.dir.glob(".session_manager.*.index")
+    theirs = json.dumps({**scene.entries, "agent:main:telegram:direct:new": {"sessionId": "new"}}, indent=2)
+    temp.write_text(theirs)
+    (agents / ".session_manager").rename(agents / ".moved-away")
+    recovered = skill("prune_sessions", {"max_age_minutes": 1_000_000}).document["recovered"]
+    (found,) = [r["found"] for r in recovered]
+    assert (scene.store.dir / found).read_text() == theirs
+    assert not temp.exists()
+
+
+def test_of_two_versions_with_unknown_origin_the_newer_entry_wins(agents: Path, skill: Skill, tmp_path: Path) -> None:
+    scene = Scene(agents, 2)
+    run_until(skill, 3, tmp_path / "steps", "prune_sessions", CALLS["prune_sessions"])
+    (temp,) = scene.store.dir.glob(".session_manager.*.index")
+    now = int(time.time() * 1000)
+    reset = {"sessionId": "after-reset", "updatedAt": now}
+    fresh = temp.with_suffix(".other")
+    fresh.write_text(json.dumps({**scene.entries, "agent:main:main": reset}, indent=2))
+    fresh.rename(temp)
+    later = {**scene.store.read(), "agent:main:telegram:direct:y": {"sessionId": "y", "updatedAt": now}}
+    other = scene.store.dir / "sessions.json.1.tmp"
+    other.write_text(json.dumps(later, indent=2))
+    other.rename(scene.store.index)
+    assert skill("prune_sessions", {"max_age_minutes": 1_000_000}).exit_code == 0
+    left = scene.store.read()
+    assert left["agent:main:main"] == reset
+    assert "agent:main:telegram:direct:y" in left
+    assert not {k for k in left if ":cron:" in k}

@@ -34,7 +34,7 @@ def removal(source: Index, session_id: str, *keys: str) -> Removal:
 
 def merged(base: Index, theirs: Index, removals: list[Removal], mine: Index | None = None) -> tuple[Any, set[str]]:
     ours = mine or Index(base.without({key for r in removals for key in r.keys}))
-    result = merge(theirs, removals, base.entries, ours.entries)
+    result = merge(theirs, removals, base, ours)
     return json.loads(theirs.data if result.text is None else result.text), result.alive
 
 
@@ -250,3 +250,59 @@ def test_a_version_made_of_what_was_seen_between_two_swaps(
     left = scene.store.read()
     assert left["agent:main:telegram:direct:1"]["count"] == 1
     assert left["agent:main:telegram:direct:2"] == {"sessionId": "two"}
+
+
+def test_a_run_that_begins_after_the_decision_keeps_its_session(scene: Scene, watch: Any) -> None:
+    """The gateway takes the transcript's lock before it writes the index."""
+
+    def watcher(name: str) -> None:
+        if name == "intent written":
+            steps.watcher = None
+            lock = {"pid": os.getpid(), "createdAt": "2026-01-01T00:00:00.000Z"}
+            (scene.store.dir / "a.jsonl.lock").write_text(json.dumps(lock))
+
+    watch(watcher)
+    document = scene.prune()
+    assert document["deleted_ids"] == ["b"]
+    assert (scene.store.dir / "a.jsonl").exists()
+    assert "agent:main:cron:a" in scene.store.read()
+
+
+def test_what_went_before_the_lock_was_lost_is_reported(scene: Scene, watch: Any) -> None:
+    def watcher(name: str) -> None:
+        if name == "index swapped":
+            steps.watcher = None
+            (scene.store.dir / "sessions.json.lock").unlink()
+            for number in range(70):
+                scene.store.transcript(f"a-topic-{number}.jsonl", "a", 1)
+
+    for number in range(70):
+        scene.store.transcript(f"b-topic-{number}.jsonl", "b", 1)
+    watch(watcher)
+    document = scene.prune()
+    assert sorted(document["deleted_ids"]) == ["a", "b"]
+    assert (document["total_sessions"], document["pruned_count"], document["kept_count"]) == (3, 2, 1)
+    assert "recovered" not in document
+
+
+def test_a_gateway_that_never_pauses_ends_the_call_and_loses_nothing(
+    agents: Path, watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(agents)
+    real, count = swap.exchange, [0]
+
+    def late(first: str, second: str) -> bool:
+        if first.endswith(".index"):
+            count[0] += 1
+            scene.gateway_writes(touch(f"telegram:direct:new-{count[0]}", sessionId=f"new-{count[0]}"))
+        return real(first, second)
+
+    monkeypatch.setattr(swap, "exchange", late)
+    monkeypatch.setattr(swap, "_MOST_ROUNDS", 3)
+    monkeypatch.setattr(swap, "_LEAST_ROUNDS", 3)
+    assert {e["code"] for e in scene.prune()["errors"]} == {"store_locked"}
+    monkeypatch.setattr(swap, "exchange", real)
+    assert scene.prune()["errors"] == []
+    left = scene.store.read()
+    assert {f"agent:main:telegram:direct:new-{n + 1}" for n in range(count[0])} <= set(left)
+    assert [n for n in scene.store.names() if n.startswith(".session_manager")] == []

@@ -361,13 +361,13 @@ def test_a_tail_without_any_time_counts_as_active_when_it_was_written(
     assert last_timestamp(str(path), NOW, 77) == 77
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_is_not_followed_and_counts_as_young_by_its_own_time(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(line(iso(NOW - 5)))
     (tmp_path / "s.jsonl").symlink_to(tmp_path / "secret")
     with pytest.raises(OSError, match=r"symbolic|link"):
         last_timestamp(str(tmp_path / "s.jsonl"), NOW, 1)
     found = _observed(tmp_path, {"s.jsonl"})
-    assert found.transcript_activity is None
+    assert found.transcript_activity == (tmp_path / "s.jsonl").lstat().st_mtime_ns // 1_000_000
 
 
 def _observed(folder: Path, names: set[str], **fields: Any) -> Session:

@@ -12,7 +12,7 @@ from session_manager.core.errors import NotFound, Refused, SessionManagerError, 
 from session_manager.core.protection import BUSY, RUNNING, Protection, protection
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, check_session_id
-from session_manager.functions.reading import AgentRead, View, names_referred_to, observe, read_view
+from session_manager.functions.reading import AgentRead, View, foreign_references, names_referred_to, observe, read_view
 from session_manager.live.observe import listing, observe_locks
 from session_manager.live.transcripts import outside_files, owner, parse_archive
 from session_manager.live.volume import Snapshot, Store
@@ -88,6 +88,7 @@ def delete(context: Context, function: str, arguments: Arguments, wait_seconds: 
 def _remove(context: Context, remover: Any, everyone: View, scope: View, arguments: Arguments) -> Result:
     result = Result([], [], [], [], [], [])
     refused: list[tuple[str, SessionManagerError]] = []
+    references = foreign_references(everyone.agents)
     for read in scope.agents:
         store = read.store
         if store is None or not (
@@ -105,7 +106,7 @@ def _remove(context: Context, remover: Any, everyone: View, scope: View, argumen
             return [(session, "asked for") for session in found]
 
         try:
-            outcome = remover.remove(store, choose, names_referred_to(everyone.agents, store, result.removed))
+            outcome = remover.remove(store, choose, names_referred_to(references, store, result.removed))
         except SessionManagerError as error:
             refused.append((read.agent_id, error))
             continue

@@ -15,11 +15,13 @@ from session_manager.functions.reading import (
     AgentRead,
     View,
     errors_or_raise,
+    foreign_references,
+    kin_by_agent,
     names_referred_to,
     observe,
     read_view,
-    relatives,
 )
+from session_manager.live.transcripts import outside_files
 from session_manager.live.volume import Snapshot
 
 DESCRIPTION = (
@@ -91,8 +93,9 @@ def preview(context: Context, agent: str | None, policy: Policy) -> Tally:
     everyone = read_view(context, None, policy.cutoff(now))
     scope = everyone if agent is None else _only(everyone, context.volume.resolve_agent(agent))
     tally = Tally([], [], set(), scope.errors(), scope.agents)
+    kin = kin_by_agent(everyone)
     for read in scope.agents:
-        others = relatives(everyone, read.agent_id)
+        others = kin.get(read.agent_id, ())
         decisions = decide(read.sessions, policy, now, context.settings.current, others, len(tally.removed))
         tally.decisions += decisions
         tally.removed += [(d.session.agent_id, d.session.id) for d in decisions if d.prune]
@@ -110,37 +113,53 @@ def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, 
     settings = context.settings
     stores = list(context.volume.stores(agent))
     # Families and sessionFiles may cross agents; an agent that is alone, or named alone, is not read twice.
-    alone = {a for a, _ in stores} if len(stores) == 1 else set()
-    others = read_view(context, None, policy.cutoff(context.clock()), skip=next(iter(alone), None))
+    alone = stores[0][0] if len(stores) == 1 else None
+    others = read_view(context, None, policy.cutoff(context.clock()), skip=alone)
+    kin = {alone: others.sessions} if alone is not None else kin_by_agent(others)
+    references = foreign_references(others.agents)
     tally, failed = Tally([], [], set(), []), []
     recovered: list[dict[str, object]] = []
+    left_alone: list[str] = []
     run_info = start_run("prune_sessions", settings)
     with Remover(settings, run_info) as remover:
         for agent_id, store in stores:
             if store is None:
                 continue
-            decisions: list[Decision] = []
+            last: list[Decision] = []
+            earlier: dict[str, Decision] = {}
 
             def choose(
-                snapshot: Snapshot, names: Sequence[str], agent_id: str = agent_id, out: list[Decision] = decisions
+                snapshot: Snapshot,
+                names: Sequence[str],
+                kin: Sequence[Session] = kin.get(agent_id, ()),
+                last: list[Decision] = last,
+                earlier: dict[str, Decision] = earlier,
             ) -> list[tuple[Session, str]]:
                 now = context.clock()
                 observe(snapshot, names, now, policy.cutoff(now))
-                kin = relatives(others, agent_id)
-                out[:] = decide(snapshot.sessions, policy, now, settings.current, kin, len(tally.removed))
-                return [(d.session, f"older than {policy.max_age_minutes} min") for d in out if d.prune]
+                earlier.update({d.session.id: d for d in last})
+                last[:] = decide(snapshot.sessions, policy, now, settings.current, kin, len(tally.removed))
+                return [(d.session, f"older than {policy.max_age_minutes} min") for d in last if d.prune]
 
             try:
                 if isinstance(store, SessionManagerError):
                     raise store
-                outcome = remover.remove(store, choose, names_referred_to(others.agents, store, tally.removed))
+                outcome = remover.remove(store, choose, names_referred_to(references, store, set(tally.removed)))
             except SessionManagerError as error:
                 failed.append((agent_id, error))
                 continue
+            removed = [r.session_id for r in outcome.removed]
+            # A session that went before the lock was lost and taken again is in no later read.
+            read = {d.session.id for d in last}
+            decisions = [*last, *(earlier[i] for i in removed if i not in read and i in earlier)]
             tally.decisions += decisions
-            tally.removed += [(agent_id, r.session_id) for r in outcome.removed]
+            tally.removed += [(agent_id, session_id) for session_id in removed]
             tally.alive |= {(agent_id, session_id) for session_id in outcome.alive}
             tally.errors += [failure(error, agent_id, session_id) for session_id, error in outcome.failures]
+            gone = set(removed)
+            for decision in decisions:
+                if decision.session.id in gone:
+                    left_alone += outside_files(decision.session, store.sessions_dir)
             recovered += outcome.recovered
     tally.errors += errors_or_raise(failed, any_done=len(failed) < len(stores))
     extra: dict[str, Any] = {
@@ -148,4 +167,8 @@ def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, 
         "pg_status_updated": False,
         "pg_pending": run_info.history and bool(tally.removed),
     }
-    return tally, {**extra, "recovered": recovered} if recovered else extra
+    if left_alone:
+        extra["left_alone"] = left_alone
+    if recovered:
+        extra["recovered"] = recovered
+    return tally, extra

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
 from session_manager.core.errors import SessionManagerError, failure
+from session_manager.core.families import families
 from session_manager.core.session import Session
 from session_manager.functions.context import Context
 from session_manager.live.observe import listing, observe_locks, observe_transcripts
@@ -83,26 +84,50 @@ def read_view(context: Context, agent: str | None, cutoff: int | None = None, sk
     return view
 
 
-def relatives(view: View, agent_id: str) -> list[Session]:
-    """Returns the sessions of other agents: a sub-agent's family may cross agents."""
-    return [s for s in view.sessions if s.agent_id != agent_id]
+def kin_by_agent(view: View) -> dict[str, list[Session]]:
+    """Returns, for each agent, the sessions of other agents that share a family with one of its own."""
+    everyone = view.sessions
+    kin: dict[str, list[Session]] = {}
+    for family in families(everyone):
+        members = [everyone[i] for i in family]
+        for agent_id in {s.agent_id for s in members}:
+            kin.setdefault(agent_id, []).extend(s for s in members if s.agent_id != agent_id)
+    return kin
 
 
-def names_referred_to(others: Iterable[AgentRead], store: Store, gone: Iterable[tuple[str, str]]) -> set[str]:
+class Reference(msgspec.Struct, frozen=True):
+    """An entry's ``sessionFile`` that lies outside its own agent's folder."""
+
+    agent_id: str
+    session_id: str
+    folder: str
+    name: str
+
+
+def foreign_references(agents: Iterable[AgentRead]) -> list[Reference]:
+    """Returns what entries refer to outside their own agent's folder."""
+    found = []
+    for agent in agents:
+        if agent.store is None:
+            continue
+        for session in agent.sessions:
+            for file in session.session_files:
+                folder, name = os.path.split(os.path.normpath(os.path.join(agent.store.sessions_dir, file)))
+                if folder != agent.store.sessions_dir:
+                    found.append(Reference(agent.agent_id, session.id, folder, name))
+    return found
+
+
+def names_referred_to(references: Iterable[Reference], store: Store, gone: Collection[tuple[str, str]]) -> set[str]:
     """Returns names of files in ``store`` that other agents' entries refer to by their ``sessionFile``.
 
     ``gone`` are sessions (agent id, session id) that this run has removed: they refer to nothing any more.
     """
-    found = set()
-    gone = set(gone)
-    for agent in others:
-        if agent.store is None or agent.agent_id == store.agent_id:
-            continue
-        for session in agent.sessions:
-            if (agent.agent_id, session.id) in gone:
-                continue
-            for file in session.session_files:
-                folder, name = os.path.split(os.path.normpath(os.path.join(agent.store.sessions_dir, file)))
-                if folder == store.sessions_dir or folder.split(os.sep)[-2:] == [store.agent_id, "sessions"]:
-                    found.add(name)
-    return found
+    place = [store.agent_id, "sessions"]
+    return {
+        r.name
+        for r in references
+        if r.agent_id != store.agent_id
+        and (r.folder == store.sessions_dir or r.folder.split(os.sep)[-2:] == place)
+        and (r.agent_id, r.session_id) not in gone
+    }

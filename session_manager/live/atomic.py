@@ -50,8 +50,8 @@ def explain(error: OSError, what: str, path: str) -> SessionManagerError:
     return Failed(sentence, code="io_error")
 
 
-def write_new(path: str, data: bytes, like: os.stat_result) -> Identity:
-    """Writes a new file durably, with the mode and owner of ``like``; nothing is left behind on failure.
+def write_new(path: str, data: bytes, like: os.stat_result, *, durable: bool = True) -> Identity:
+    """Writes a new file, with the mode and owner of ``like``; nothing is left behind on failure.
 
     Returns the new file's identity. Raises OSError; EPERM when the owner cannot be kept, because a gateway that
     cannot read its own index any more would start an empty one.
@@ -64,7 +64,8 @@ def write_new(path: str, data: bytes, like: os.stat_result) -> Identity:
             view = memoryview(data)
             while view:
                 view = view[file.write(view) :]
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
             return Identity.of(os.fstat(fd))
     except BaseException:
         with contextlib.suppress(OSError):
@@ -82,6 +83,15 @@ def keep_owner(file: int | str, like: os.stat_result) -> None:
         except PermissionError:
             if status.st_uid != like.st_uid:
                 raise
+
+
+def sync_file(path: str) -> None:
+    """Makes a file's content durable. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def sync_folder(path: str) -> None:

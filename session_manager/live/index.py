@@ -56,12 +56,12 @@ class Index:
 
     def decoded(self) -> Iterator[tuple[str, Entry]]:
         """Yields each key with the fields of its entry; an entry that is no object yields an empty one."""
-        decode = _ENTRY.decode
         for key, raw in self.entries.items():
-            try:
-                yield key, decode(raw)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                yield key, _decode_leniently(bytes(raw))
+            yield key, _decode(raw)
+
+    def entry(self, key: str) -> Entry:
+        """Returns the fields of one entry."""
+        return _decode(self.entries[key])
 
     def raw(self, key: str) -> tuple[bytes, bytes]:
         """Returns the key's token and its value, both exactly as in the file."""
@@ -174,6 +174,13 @@ def _text(token: bytes) -> str:
     import json
 
     return str(json.loads(token.decode("utf-8", "replace"), strict=False))
+
+
+def _decode(raw: Any) -> Entry:
+    try:
+        return _ENTRY.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decode_leniently(bytes(raw))
 
 
 def _decode_leniently(raw: bytes) -> Entry:

@@ -234,14 +234,6 @@ class Ledger:
             )
         return Attempt(attempt_id, run.run_id, agent_id, temps, expected, removals)
 
-    def note_temps(self, attempt: Attempt) -> None:
-        """Writes down, durably, which temporary files may now hold something that is nowhere else."""
-        with self._transaction() as c:
-            c.execute(
-                "UPDATE attempts SET temps = ?, expected = ? WHERE attempt_id = ?",
-                (_json(attempt.temps), _json(attempt.expected), attempt.attempt_id),
-            )
-
     def note_files(self, removal: Removal) -> None:
         """Writes down new archive names before they are used."""
         with self._transaction() as c:
@@ -330,7 +322,7 @@ class Ledger:
             by_key = ":" in session
             rows = self._connection.execute(
                 "SELECT DISTINCT r.agent_id, r.session_id FROM removals r JOIN attempts a USING (attempt_id)"
-                " WHERE a.state = 'done' AND r.state = 'removed' AND (? IS NULL OR r.agent_id = ?)"
+                " WHERE a.state <> 'undone' AND r.state = 'removed' AND (? IS NULL OR r.agent_id = ?)"
                 + (
                     " AND EXISTS (SELECT 1 FROM json_each(r.keys) WHERE value = ?)"
                     if by_key

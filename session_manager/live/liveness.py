@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -15,7 +16,7 @@ STORE_STALE_MS = 30_000
 TRANSCRIPT_STALE_MS = 1_800_000
 OWNER = "session_manager"
 
-_TITLES = ("openclaw", "openclaw-gateway")
+_TITLE = "openclaw-gateway"
 _RUNTIMES = ("node", "bun")
 _SCRIPTS = ("openclaw", "openclaw.mjs")
 
@@ -77,18 +78,19 @@ def _payload(content: bytes) -> Payload | None:
         return None
 
 
-def is_held(marker: Marker, stale_ms: int, now_ms: int) -> bool:
+def is_held(marker: Marker, stale_ms: int, now_ms: int, gateway_is_here: Callable[[], bool] | None = None) -> bool:
     """Says whether a lock file must be respected.
 
     A living process's lock always is. A dead one's is free at once only when its pid means something here:
     the lock is our own tool's, or a gateway runs in this process namespace. Otherwise, and for garbage, the
     gateway's own staleness time must have passed, because in another container every pid looks dead.
+    ``gateway_is_here`` stands for ``gateway_visible``, for callers that judge many and want to ask once.
     """
     payload = marker.payload
     if payload is not None:
         if process_lives(payload.pid, payload.starttime):
             return True
-        if marker.ours or gateway_visible():
+        if marker.ours or (gateway_is_here or gateway_visible)():
             return False
     return 0 <= now_ms - _written_at(marker, now_ms) < stale_ms
 
@@ -156,7 +158,8 @@ def _is_gateway(pid: str) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             names = [os.path.basename(a.decode("utf-8", "replace").strip()) for a in file.read(4096).split(b"\0")]
-        if names[0] not in _TITLES and not (names[0] in _RUNTIMES and any(n in _SCRIPTS for n in names[1:])):
+        script = names[1:] if names[0] in _RUNTIMES else names
+        if names[0] != _TITLE and not (script[:1] and script[0] in _SCRIPTS and "gateway" in script):
             return False
         with open(f"/proc/{pid}/status", "rb") as file:
             nspid = next((line.split()[1:] for line in file if line.startswith(b"NSpid:")), [])

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
-from session_manager.core.session import text_or_none
+from session_manager.core.session import entry_activity, text_or_none
 from session_manager.live.index import Index
 from session_manager.live.ledger import Removal
-
-Members = Mapping[str, tuple[bytes, bytes]]
 
 
 class Merged(msgspec.Struct):
@@ -21,10 +18,10 @@ class Merged(msgspec.Struct):
     alive: set[str]
 
 
-def merge(theirs: Index, removals: Sequence[Removal], base: Mapping[str, Any], mine: Mapping[str, Any]) -> Merged:
+def merge(theirs: Index, removals: Sequence[Removal], base: Index, mine: Index) -> Merged:
     """Brings our removals, and whatever else ``mine`` changed since ``base``, into a version that the gateway wrote.
 
-    ``base`` and ``mine`` map keys to raw values. A removed key that is there unchanged is the gateway's stale copy
+    A removed key that is there unchanged is the gateway's stale copy
     and goes again. One that changed and still belongs to its session is a sign of life: the session stays, with
     all its keys. Where both sides changed a key, theirs wins.
     """
@@ -41,23 +38,39 @@ def merge(theirs: Index, removals: Sequence[Removal], base: Mapping[str, Any], m
         if sid not in alive and key in theirs.entries and theirs.raw(key)[1] == member[1]
     }
     put = {key: member for key, (sid, member) in gone.items() if sid in alive and key not in theirs.entries}
-    for key in {**base, **mine}:
+    for key in {**base.entries, **mine.entries}:
         if key in gone:
             continue
-        before, ours, now = (_value(side, key) for side in (base, mine, theirs.entries))
+        before, ours, now = (_value(side, key) for side in (base, mine, theirs))
         if ours == before or now != before:
             continue
         if ours is None:
             remove.add(key)
         else:
-            put[key] = (_token(key), ours)
+            put[key] = mine.raw(key)
     return Merged(theirs.edited(remove, put) if remove or put else None, alive)
 
 
-def _value(side: Mapping[str, Any], key: str) -> bytes | None:
-    value = side.get(key)
-    return None if value is None else bytes(value)
+def _value(side: Index, key: str) -> bytes | None:
+    return side.raw(key)[1] if key in side.entries else None
 
 
-def _token(key: str) -> bytes:
-    return msgspec.json.encode(key)
+def union(current: Index, rescued: Index, removals: Sequence[Removal], now_ms: int) -> bytes | None:
+    """Adds to ``current`` what only ``rescued`` has, and what is newer there; None when that is nothing.
+
+    For two versions whose common origin is unknown: rather a deleted key too many than a conversation too few.
+    Removed keys that are there unchanged stay removed.
+    """
+    gone = {key: member[1] for r in removals for key, member in zip(r.keys, r.members, strict=False)}
+    put = {}
+    for key in rescued.entries:
+        member = rescued.raw(key)
+        if gone.get(key) == member[1]:
+            continue
+        if key in current.entries:
+            theirs = current.raw(key)[1]
+            times = [entry_activity(side.entry(key), now_ms) or 0 for side in (rescued, current)]
+            if theirs == member[1] or times[0] <= times[1]:
+                continue
+        put[key] = member
+    return current.edited((), put) if put else None

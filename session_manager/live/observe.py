@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from session_manager.core.session import Session, epoch_ms
-from session_manager.live.liveness import TRANSCRIPT_STALE_MS, is_held, read_marker
+from session_manager.live.liveness import TRANSCRIPT_STALE_MS, gateway_visible, is_held, read_marker
 from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session, is_transcript
 from session_manager.live.volume import Store, folder_unreadable
 
@@ -43,9 +44,10 @@ def observe_locks(store: Store, sessions: Sequence[Session], names: Iterable[str
     if not locks:
         return
     held = []
+    gateway_is_here = functools.cache(gateway_visible)
     for name in locks:
         marker = read_marker(os.path.join(store.sessions_dir, name))
-        if marker is not None and is_held(marker, TRANSCRIPT_STALE_MS, now_ms):
+        if marker is not None and is_held(marker, TRANSCRIPT_STALE_MS, now_ms, gateway_is_here):
             held.append(name.removesuffix(LOCK_SUFFIX))
     if held:
         owners = files_by_session(held, sessions, store.sessions_dir)
@@ -76,9 +78,17 @@ def observe_transcripts(
 def _newer_than(path: str, cutoff: int, now_ms: int) -> int | None:
     try:
         mtime_ms = os.lstat(path).st_mtime_ns // 1_000_000
-        return last_timestamp(path, now_ms, mtime_ms) if mtime_ms >= cutoff else None
+        if mtime_ms < cutoff:
+            return None
     except OSError:
         return None
+    try:
+        return last_timestamp(path, now_ms, mtime_ms)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        # What cannot be read, a link included, may well be new inside.
+        return mtime_ms
 
 
 def last_timestamp(path: str, now_ms: int, unread_ms: int) -> int | None:

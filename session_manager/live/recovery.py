@@ -10,59 +10,114 @@ from __future__ import annotations
 import contextlib
 import os
 
+import msgspec
+
 from session_manager.live.archive import Failures, archive_files, bring_back_files
-from session_manager.live.atomic import OWN_PREFIX, clear_errors, sync_folder
+from session_manager.live.atomic import OWN_PREFIX, clear_errors, rename_new, sync_folder
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.index import Index
 from session_manager.live.ledger import Attempt, Ledger, Temp
 from session_manager.live.liveness import now_ms
-from session_manager.live.merge import merge
+from session_manager.live.merge import union
 from session_manager.live.steps import step
-from session_manager.live.swap import TEMP_SUFFIX, Swap, identity_of
-from session_manager.live.transcripts import files_by_session
-from session_manager.live.volume import Snapshot, Store, read_file, read_snapshot
+from session_manager.live.swap import TEMP_SUFFIX, Swap, identity_of, is_ours
+from session_manager.live.transcripts import archive_timestamp, files_by_session
+from session_manager.live.volume import Identity, Snapshot, Store, read_file, read_snapshot
 
 
-def recover(store: Store, lock: StoreLock, ledger: Ledger | None) -> tuple[list[dict[str, object]], Failures]:
+class Recovered(msgspec.Struct):
+    """One attempt that was ended, with the sessions that live; or a rescued file that no attempt knows."""
+
+    attempt: Attempt | None
+    kept: set[str]
+    found: str | None = None
+
+    def document(self, store: Store) -> dict[str, object]:
+        """Returns the element of a result's ``recovered``."""
+        if self.attempt is None:
+            return {"agentId": store.agent_id, "found": self.found}
+        finished = [r.session_id for r in self.attempt.removals if r.session_id not in self.kept]
+        return {
+            "run_id": self.attempt.run_id,
+            "agentId": store.agent_id,
+            "finished": finished,
+            "undone": sorted(self.kept),
+        }
+
+
+def recover(store: Store, lock: StoreLock, ledger: Ledger | None) -> tuple[list[Recovered], Failures]:
     """Ends every open attempt of a store and removes temporary files that nobody needs any more.
 
-    Returns what was done, for the result's ``recovered``, and the files that still could not be moved.
-    Raises Damaged when the index cannot be read: then everything stays as it is.
+    Returns what was done, and the files that still could not be moved. Raises Damaged when the index cannot be
+    read: then everything stays as it is.
     """
     attempts = ledger.open_attempts(store.store_id) if ledger is not None else []
-    done: list[dict[str, object]] = []
+    done: list[Recovered] = []
     failures: Failures = []
+    if attempts:
+        # Of a killed process nothing but these is left: its later temporary files belong to its attempt.
+        known = {temp.name for temp in attempts[-1].temps}
+        attempts[-1].temps += [Temp(name, Identity(0, 0, 0)) for name in _own_files(store) if name not in known]
     for attempt in attempts:
         assert ledger is not None
         kept, failed = recover_attempt(store, lock, ledger, attempt)
         failures += failed
-        finished = [r.session_id for r in attempt.removals if r.session_id not in kept]
-        done.append(
-            {"run_id": attempt.run_id, "agentId": attempt.agent_id, "finished": finished, "undone": sorted(kept)}
-        )
-    _sweep(store, {temp.name for attempt in attempts for temp in attempt.temps})
+        done.append(Recovered(attempt, kept))
+    done += [Recovered(None, set(), name) for name in _sweep(store)]
     return done, failures
 
 
-def _sweep(store: Store, known: set[str]) -> None:
+def _own_files(store: Store) -> list[str]:
     folder = os.path.dirname(store.index_path)
     with clear_errors("tidy up", folder):
-        for name in os.listdir(folder):
-            # Not in the ledger means never swapped: the ledger hears of a temporary file before it is used.
-            if name.startswith(OWN_PREFIX) and name.endswith(TEMP_SUFFIX) and name not in known:
-                os.unlink(os.path.join(folder, name))
+        names = [n for n in os.listdir(folder) if n.startswith(OWN_PREFIX) and n.endswith(TEMP_SUFFIX)]
+    return [n for n in names if not os.path.islink(path := os.path.join(folder, n)) and os.path.isfile(path)]
+
+
+def _sweep(store: Store) -> list[str]:
+    """Removes our temporary files that no attempt knows; returns the new names of those that hold more than ours.
+
+    The ledger may have been moved away, or be another one: what is not surely worthless is kept in plain sight.
+    """
+    folder = os.path.dirname(store.index_path)
+    names = _own_files(store)
+    kept = []
+    with clear_errors("tidy up", folder):
+        for name in names:
+            path = os.path.join(folder, name)
+            text = read_file(path)[0]
+            if is_ours(names, text) or not _is_index(text):
+                os.unlink(path)
+            else:
+                kept.append(_keep_in_sight(store, path))
+    return kept
+
+
+def _is_index(text: bytes) -> bool:
+    # What we were writing when we were killed is cut off, and a part of an object is none.
+    try:
+        Index(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _keep_in_sight(store: Store, path: str) -> str:
+    name = f"{os.path.basename(store.index_path)}.found.{archive_timestamp(now_ms())}"
+    rename_new(path, os.path.join(os.path.dirname(path), name))
+    return name
 
 
 def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt) -> tuple[set[str], Failures]:
     """Ends one open attempt; returns the sessions that live, and the files that could not be moved."""
     with clear_errors("recover the store in", store.sessions_dir):
-        swap = Swap(store, lock, ledger, attempt)
+        swap = Swap(store, lock, attempt)
         for temp in list(attempt.temps):
             _rescue(store, swap, attempt, temp)
         snapshot = read_snapshot(store, now_ms())
         by_id = {session.id for session in snapshot.sessions}
         alive = {r.session_id for r in attempt.removals if r.session_id in by_id}
-        _put_back(swap, attempt, snapshot, alive)
+        put_back(swap, attempt, snapshot, alive)
         step("index recovered")
         lock.check()
         failures = bring_back_files(store, (r for r in attempt.removals if r.session_id in alive))
@@ -77,6 +132,9 @@ def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Atte
         )
         swap.clean()
         sync_folder(store.sessions_dir)
+        with contextlib.suppress(OSError):
+            # As after every rewrite: no gateway's cache shall outlive it under the same mtime.
+            os.utime(store.index_path)
         step("files recovered")
     ledger.finish(attempt, alive, complete=not failures)
     step("recovery noted")
@@ -84,31 +142,32 @@ def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Atte
 
 
 def _rescue(store: Store, swap: Swap, attempt: Attempt, temp: Temp) -> None:
-    """Merges a displaced version of the index that only this temporary file still holds."""
+    """Brings in a displaced version of the index that only this temporary file still holds."""
     path = os.path.join(os.path.dirname(store.index_path), temp.name)
     try:
         if identity_of(path) in attempt.expected:
             return
-        rescued = Index(read_file(path)[0])
-    except (FileNotFoundError, ValueError):
+        text = read_file(path)[0]
+    except FileNotFoundError:
+        return
+    if is_ours((t.name for t in attempt.temps), text):
+        return
+    if not _is_index(text):
+        _keep_in_sight(store, path)
+        return
+    if not os.path.lexists(store.index_path):
+        rename_new(path, store.index_path)
         return
     current = read_snapshot(store, now_ms())
     if current.index is None or current.identity is None:
         return
-    gone = {key: member[1] for r in attempt.removals for key, member in zip(r.keys, r.members, strict=False)}
-    entries = current.index.entries
-    if current.identity in attempt.expected:
-        merged = merge(rescued, attempt.removals, {**entries, **gone}, entries)
-        text = merged.text or rescued.data
-    else:
-        # The gateway wrote once more after that: its later version wins, only what it lacks is added.
-        lacking = {k: v for k, v in rescued.entries.items() if k not in entries and bytes(v) != gone.get(k)}
-        put = {key: rescued.raw(key) for key in lacking}
-        text = current.index.edited((), put)
-    swap.install(current.index, current.identity, text)
+    merged = union(current.index, Index(text), attempt.removals, now_ms())
+    if merged is not None:
+        swap.install(current.index, current.identity, merged)
 
 
-def _put_back(swap: Swap, attempt: Attempt, snapshot: Snapshot, alive: set[str]) -> None:
+def put_back(swap: Swap, attempt: Attempt, snapshot: Snapshot, alive: set[str]) -> None:
+    """Gives the sessions in ``alive`` those of their keys back that are missing."""
     if snapshot.index is None or snapshot.identity is None:
         return
     entries = snapshot.index.entries

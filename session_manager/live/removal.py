@@ -22,8 +22,8 @@ from session_manager.live.atomic import OWN_PREFIX, clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock, has_dead_marker
 from session_manager.live.ledger import Attempt, Ledger, Removal, Run
 from session_manager.live.liveness import now_ms
-from session_manager.live.observe import listing
-from session_manager.live.recovery import recover, try_recover
+from session_manager.live.observe import listing, observe_locks
+from session_manager.live.recovery import put_back, recover, try_recover
 from session_manager.live.steps import step
 from session_manager.live.swap import TEMP_SUFFIX, IndexChanged, Swap, identity_of, write_temp
 from session_manager.live.transcripts import archive_names, files_by_session
@@ -114,20 +114,24 @@ class Remover:
                     ) from None
 
     def _remove_locked(self, store: Store, lock: StoreLock, choose: Choose, shared: Collection[str]) -> Outcome:
-        recovered, failures = recover(store, lock, self._ledger)
+        ended, failures = recover(store, lock, self._ledger)
+        # What this very run began before it lost the lock is its own work, not somebody else's.
+        mine = [e for e in ended if e.attempt is not None and e.attempt.run_id == self._run.run_id]
+        own = [r for e in mine if e.attempt for r in e.attempt.removals if r.session_id not in e.kept]
+        recovered = [e.document(store) for e in ended if e not in mine]
         for fresh_starts_left in range(_FRESH_STARTS, -1, -1):
             snapshot = read_snapshot(store, now_ms())
             names = listing(store)
             chosen = choose(snapshot, names)
             if not chosen:
-                return Outcome(snapshot, [], set(), failures, recovered)
+                return Outcome(snapshot, own, set(), failures, recovered)
             # With very many sessions each stage takes seconds: the marker is kept from growing old in between.
             lock.check()
             try:
                 removed, alive, failed = self._execute(lock, snapshot, names, chosen, shared, fresh_starts_left > 0)
             except IndexChanged:
                 continue
-            return Outcome(snapshot, removed, alive, failures + failed, recovered)
+            return Outcome(snapshot, own + removed, alive, failures + failed, recovered)
         raise Locked(
             f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id
         )
@@ -161,27 +165,31 @@ class Remover:
             with clear_errors("rewrite the index of", store.sessions_dir):
                 if fresh_start and identity_of(store.index_path) != snapshot.identity:
                     raise IndexChanged
-                swap = Swap(store, lock, self.ledger, attempt)
+                swap = Swap(store, lock, attempt)
                 swap.install(snapshot.index, snapshot.identity, text, temp)
                 parsed_by = time.monotonic() + _SETTLE_S + len(snapshot.index.data) / _PARSE_BYTES_PER_S
-                failures = self._settle(lock, store, attempt, swap, parsed_by)
+                failures = self._settle(lock, snapshot, attempt, swap, parsed_by)
         except LockLost:
             raise
         except BaseException as error:
             alive, failures = try_recover(store, lock, self.ledger, attempt)
             removed = [r for r in removals if r.session_id not in alive]
+            if removed and isinstance(error, IndexChanged):
+                return removed, alive & swap.alive, failures
             if not removed or not isinstance(error, SessionManagerError):
                 raise
             # The index had been written by then: what is gone is reported as gone, beside what went wrong.
             return removed, alive & swap.alive, [*failures, (None, error)]
         return [r for r in removals if r.session_id not in swap.alive], swap.alive, failures
 
-    def _settle(self, lock: StoreLock, store: Store, attempt: Attempt, swap: Swap, parsed_by: float) -> Failures:
+    def _settle(self, lock: StoreLock, snapshot: Snapshot, attempt: Attempt, swap: Swap, parsed_by: float) -> Failures:
         """From the new index to the end of the attempt: look again, archive, make durable, look again, note.
 
         ``parsed_by`` (monotonic seconds) is when a gateway that read the old text has parsed it.
         """
+        store = snapshot.store
         in_use = self._look_again(store, attempt, swap)
+        self._spare_busy(snapshot, attempt, swap)
         step("index verified")
         going = [r for r in attempt.removals if r.session_id not in swap.alive]
         failures = archive_files(store, lock, self.ledger, going, in_use)
@@ -202,6 +210,16 @@ class Remover:
         with contextlib.suppress(OSError):
             os.utime(store.index_path)
         return failures
+
+    def _spare_busy(self, snapshot: Snapshot, attempt: Attempt, swap: Swap) -> None:
+        """Puts back sessions whose transcript was locked by a run that began after the decision."""
+        going = {r.session_id for r in attempt.removals} - swap.alive
+        idle = [s for s in snapshot.sessions if s.id in going and not s.busy]
+        observe_locks(snapshot.store, snapshot.sessions, listing(snapshot.store), now_ms())
+        begun = {s.id for s in idle if s.busy}
+        if begun:
+            put_back(swap, attempt, read_snapshot(snapshot.store, now_ms()), begun)
+            swap.alive |= begun
 
     def _look_again(self, store: Store, attempt: Attempt, swap: Swap) -> set[str]:
         """Repeats the removal in what a gateway wrote meanwhile; returns names of ours that are in use again."""

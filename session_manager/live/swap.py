@@ -3,25 +3,30 @@
 Invariants:
 
 - A version is thrown away only when it is the very file that was read (or one of our own).
-- Before a swap the ledger knows the name of the file that may afterwards hold the gateway's newest version.
+- Before a swap the ledger knows of the attempt, and the temporary file's name says what we wrote into it: recovery
+  can tell a file of ours from one that afterwards holds the gateway's newest version.
 - Every swap is preceded by a look at the lock's marker.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+from collections.abc import Iterable
 
-from session_manager.core.errors import Damaged
-from session_manager.live.atomic import OWN_PREFIX, clear_errors, exchange, write_new
+from session_manager.core.errors import Damaged, Locked
+from session_manager.live.atomic import OWN_PREFIX, clear_errors, exchange, sync_file, write_new
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.index import Index
-from session_manager.live.ledger import Attempt, Ledger, Temp
+from session_manager.live.ledger import Attempt, Temp
 from session_manager.live.merge import merge
 from session_manager.live.steps import step
 from session_manager.live.volume import Identity, Store, read_file
 
 TEMP_SUFFIX = ".index"
+# Every round keeps what was displaced until all is in place: so many, but not more of them than these bytes.
+_MOST_ROUNDS, _LEAST_ROUNDS, _ROUND_BYTES = 100, 8, 256 * 1024 * 1024
 
 
 class IndexChanged(Exception):
@@ -36,10 +41,9 @@ class Swap:
     what it made of it.
     """
 
-    def __init__(self, store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt) -> None:
+    def __init__(self, store: Store, lock: StoreLock, attempt: Attempt) -> None:
         self._store = store
         self._lock = lock
-        self._ledger = ledger
         self._attempt = attempt
         self._seen: list[bytes] = []
         self.alive: set[str] = set()
@@ -49,25 +53,34 @@ class Swap:
         """Replaces the version ``read`` (``base``) by ``text``, which ``temp`` may hold already.
 
         What turns out to have been displaced instead is merged and swapped in, until the displaced file is the
-        expected one. Raises IndexChanged, LockLost, Damaged, OSError.
+        expected one. Raises IndexChanged, LockLost, Damaged, OSError, and Locked when the gateway writes without a
+        pause: its newest version is then in place, and recovery brings in what the temporary files still hold.
         """
         self._seen.append(base.data)
-        while True:
+        for _ in range(max(_LEAST_ROUNDS, min(_MOST_ROUNDS, _ROUND_BYTES // max(1, len(text))))):
             temp = temp or self._prepare(text)
             displaced = self._swap(temp, read)
             self.installed = temp.identity
             self._seen.append(text)
             if displaced is None:
+                sync_file(self._store.index_path)
                 return
             text = self.merge(self._readable(displaced, temp)) or displaced
-            read, temp = temp.identity, None
+            last, read, temp = self._path(temp.name), temp.identity, None
+        if exchange(last, self._store.index_path) and identity_of(last) != self.installed:
+            exchange(last, self._store.index_path)
+        raise Locked(
+            f"the gateway keeps writing the index of agent {self._store.agent_id!r}; try again",
+            agentId=self._store.agent_id,
+        )
 
     def merge(self, theirs: Index) -> bytes | None:
         """Brings what this attempt did into a version that the gateway wrote; None when it is there already."""
         text = None
-        mine = Index(self._seen[-1]).entries
+        mine = Index(self._seen[-1])
+        removals = [r for r in self._attempt.removals if r.session_id not in self.alive]
         for base in self._seen[:-1]:
-            merged = merge(theirs, self._attempt.removals, Index(base).entries, mine)
+            merged = merge(theirs, removals, Index(base), mine)
             self.alive |= merged.alive
             if merged.text is not None:
                 text, theirs = merged.text, Index(merged.text)
@@ -102,10 +115,11 @@ class Swap:
             ) from error
 
     def _prepare(self, text: bytes) -> Temp:
-        temp = write_temp(self._store, text)
+        # Against a gateway that writes every few milliseconds only a short round wins: the disk is waited for when
+        # the swap has been won, and recovery knows these files by their names alone.
+        temp = write_temp(self._store, text, durable=False)
         self._attempt.temps.append(temp)
         self._attempt.expected.append(temp.identity)
-        self._ledger.note_temps(self._attempt)
         return temp
 
     def clean(self) -> None:
@@ -123,9 +137,18 @@ def identity_of(path: str) -> Identity:
     return Identity.of(os.lstat(path))
 
 
-def write_temp(store: Store, text: bytes) -> Temp:
-    """Writes a new version of the index durably under a name of our own beside it. Raises Refused or Failed."""
+def write_temp(store: Store, text: bytes, *, durable: bool = True) -> Temp:
+    """Writes a new version of the index under a name of our own beside it. Raises Refused or Failed."""
     folder = os.path.dirname(store.index_path)
-    name = f"{OWN_PREFIX}{os.getpid()}.{os.urandom(6).hex()}{TEMP_SUFFIX}"
+    name = f"{OWN_PREFIX}{os.getpid()}.{os.urandom(6).hex()}.{_digest(text)}{TEMP_SUFFIX}"
     with clear_errors("write the new index in", folder):
-        return Temp(name, write_new(os.path.join(folder, name), text, os.stat(store.index_path)))
+        return Temp(name, write_new(os.path.join(folder, name), text, os.stat(store.index_path), durable=durable))
+
+
+def is_ours(names: Iterable[str], text: bytes) -> bool:
+    """Says whether we wrote ``text`` into one of the temporary files ``names``, whichever holds it now."""
+    return _digest(text) in {name.split(".")[-2] for name in names}
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]

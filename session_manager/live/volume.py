@@ -101,6 +101,9 @@ class Volume:
             raise UsageError(f"{agent!r} is not an agent name: plain names only, no path, no leading dot or dash")
         known = self.agent_ids()
         for name in (agent, agent.lower()):
+            real = os.path.realpath(os.path.join(self.root, name))
+            if os.path.dirname(real) == self.root and os.path.isdir(real):
+                return os.path.basename(real)
             if name in known or os.path.isdir(os.path.join(self.root, name)):
                 return name
         from difflib import get_close_matches

@@ -1,0 +1,1 @@
+"""Layer 2 as the skill sees it: aria-api over HTTP."""

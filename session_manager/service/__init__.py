@@ -1,0 +1,1 @@
+"""aria-api: the history service on PostgreSQL."""

@@ -1,0 +1,152 @@
+"""Whom the database runs as, and how a program is started as that account."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from signal import SIGKILL
+from typing import IO
+
+from session_manager.core.errors import Failed, Refused
+from session_manager.service import become
+
+# PostgreSQL refuses to run as root.
+SYSTEM_USER = "session-manager"
+_CREATE = (
+    ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/", "--shell", "/bin/false"],
+    ["adduser", "--system", "--group", "--no-create-home", "--home", "/", "--shell", "/bin/false"],
+)
+# Two services that start at once both try to create the account; one finds the password file locked.
+_PATIENCE_S = 5.0
+_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+
+
+@dataclass(frozen=True)
+class Account:
+    """``other`` says that it is not this process's own: only root can run programs as another."""
+
+    name: str
+    uid: int
+    gid: int
+    other: bool
+
+    @property
+    def ids(self) -> tuple[int, int] | None:
+        """What a new process must become, None when it is that already."""
+        return (self.uid, self.gid) if self.other else None
+
+
+def database_account() -> Account:
+    """Returns this process's own account, or for root the system user, which is created when it does not exist.
+
+    Raises Refused (``database_account``).
+    """
+    uid = os.geteuid()
+    if uid == 0:
+        return _system_account()
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        raise Refused(
+            f"user id {uid} has no name in the password file, which PostgreSQL needs; add one, or set DATABASE_URL",
+            code="database_account",
+        ) from None
+    return Account(entry.pw_name, uid, os.getegid(), other=False)
+
+
+def _system_account() -> Account:
+    said = "neither useradd nor adduser is installed"
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            entry = pwd.getpwnam(SYSTEM_USER)
+        except KeyError:
+            pass
+        else:
+            if entry.pw_uid == 0:
+                raise Refused(f"the user {SYSTEM_USER} is root under another name", code="database_account")
+            return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, other=True)
+        if time.monotonic() > end:
+            raise Refused(
+                f"PostgreSQL does not run as root, and the system user {SYSTEM_USER} cannot be created ({said}); "
+                f"create it, run the service as an ordinary user, or set DATABASE_URL",
+                code="database_account",
+            )
+        for command in _CREATE:
+            if program := shutil.which(command[0], path=_PATH):
+                done = subprocess.run(
+                    [program, *command[1:], SYSTEM_USER],
+                    capture_output=True,
+                    stdin=subprocess.DEVNULL,
+                    env={"PATH": _PATH, "LC_ALL": "C"},
+                    check=False,
+                )
+                said = (done.stderr or done.stdout).decode(errors="replace").strip() or said
+                break
+        else:
+            end = 0.0
+        time.sleep(0.1)
+
+
+def start_as(
+    account: Account,
+    argv: list[str],
+    *,
+    cwd: str,
+    output: int | IO[bytes],
+    stdin: int = subprocess.DEVNULL,
+    reads: list[str] | None = None,
+    signal: int = 0,
+    keep: tuple[int, ...] = (),
+) -> subprocess.Popen[bytes]:
+    """Starts a program as ``account``: nothing of our environment reaches it, and no open file but ``keep``.
+
+    Standard error goes where ``output`` goes. ``reads`` and ``signal``: see ``become.order``. Raises OSError.
+    """
+    order = become.order(argv, cwd=cwd, ids=account.ids, reads=reads, signal=signal)
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", os.path.abspath(become.__file__), order],
+        stdin=stdin,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        cwd="/",
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
+        pass_fds=keep,
+        # The terminal's Ctrl-C is for the service, which stops its database last.
+        start_new_session=True,
+    )
+
+
+def run_as(
+    account: Account,
+    argv: list[str],
+    *,
+    cwd: str,
+    text: str = "",
+    reads: list[str] | None = None,
+    keep: tuple[int, ...] = (),
+) -> tuple[int, str]:
+    """Runs a program to its end with ``text`` as its input; returns exit code and output. It dies with this process.
+
+    Raises Failed (``database_failed``) when it cannot be started.
+    """
+    try:
+        process = start_as(
+            account,
+            argv,
+            cwd=cwd,
+            output=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            reads=reads,
+            signal=SIGKILL,
+            keep=keep,
+        )
+    except OSError as error:
+        raise Failed(f"cannot run {argv[0]}: {error.strerror}", code="database_failed") from error
+    printed, _ = process.communicate(text.encode())
+    return process.returncode, printed.decode(errors="replace").strip()

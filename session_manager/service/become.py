@@ -1,0 +1,57 @@
+"""Run as a script: becomes an account, ties its life to its parent, and then becomes a program.
+
+It is a process of its own because a service with threads must not run Python between fork and exec. It uses nothing
+but the standard library, and everything comes in one JSON argument (see ``order``). Exit code 111: it could not, and
+standard error says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from typing import Any
+
+COULD_NOT = 111
+_PR_SET_PDEATHSIG = 1
+
+
+def order(
+    argv: list[str], *, cwd: str, ids: tuple[int, int] | None = None, reads: list[str] | None = None, signal: int = 0
+) -> str:
+    """Returns the script's argument.
+
+    ``ids`` is the (user id, group id) to become, None to stay; ``cwd`` the folder to work in; ``reads`` the files that
+    the account must be able to read; ``signal`` reaches the program when the thread that started it ends (Linux).
+    """
+    return json.dumps(
+        {"argv": argv, "cwd": cwd, "ids": ids, "reads": reads or [], "signal": signal, "parent": os.getpid()}
+    )
+
+
+def _follow(order: dict[str, Any]) -> None:
+    if order["ids"]:
+        user, group = order["ids"]
+        os.setgroups([])
+        os.setgid(group)
+        os.setuid(user)
+    # The kernel forgets this wish when the user changes, so it comes after that.
+    if order["signal"] and sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, order["signal"], 0, 0, 0)
+        if os.getppid() != order["parent"]:
+            raise OSError("the service ended before its server began")
+    os.chdir(order["cwd"])
+    for path in order["reads"]:
+        with open(path, "rb") as file:
+            file.read(1)
+    os.umask(0o077)
+    os.execv(order["argv"][0], order["argv"])
+
+
+if __name__ == "__main__":
+    try:
+        _follow(json.loads(sys.argv[1]))
+    except OSError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(COULD_NOT)

@@ -1,0 +1,197 @@
+"""The data of the embedded server: how it is made, who may connect, and the server's settings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import stat
+from collections.abc import Mapping
+
+from session_manager.core.errors import Failed, Refused, SessionManagerError
+from session_manager.live.atomic import sync_folder
+from session_manager.service import places
+from session_manager.service.accounts import Account, run_as
+from session_manager.service.programs import MAJOR, Programs
+
+# The name of the database, and of the role that owns it. The role is no superuser, and nobody can log in as one.
+NAME = "session_manager"
+_SUPERUSER = "postgres"
+_KEPT_LOGS = 5
+_TAIL_BYTES = 2000
+_SETTINGS = {
+    "max_connections": "50",
+    "shared_buffers": "64MB",
+    "max_wal_size": "256MB",
+    "min_wal_size": "32MB",
+    "max_wal_senders": "0",
+    "wal_level": "minimal",
+    "max_logical_replication_workers": "0",
+    "fsync": "on",
+    "full_page_writes": "on",
+    "synchronous_commit": "on",
+    # A container's /dev/shm may be tiny or missing.
+    "dynamic_shared_memory_type": "mmap",
+    "io_method": "sync",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "logging_collector": "on",
+    "log_filename": "postgresql-%Y%m%d-%H%M%S.log",
+    "log_rotation_size": "1MB",
+    "log_rotation_age": "0",
+    "log_file_mode": "0600",
+    "log_checkpoints": "off",
+    "log_min_messages": "warning",
+}
+_AS_CREATED = """\
+CREATE ROLE {name} LOGIN CREATEDB
+CREATE DATABASE {name} OWNER {name}
+"""
+
+
+def check_reach(base: str, account: Account) -> None:
+    """Sees whether ``account`` gets into the base, by going there. Raises Refused (``database_unreachable``)."""
+    if not account.other:
+        return
+    code, said = run_as(account, ["/bin/sh", "-c", ":"], cwd=base)
+    if code:
+        raise Refused(
+            f"the user {account.name}, who runs PostgreSQL for root, cannot reach {base} ({said}); set XDG_STATE_HOME "
+            f"to a folder that this user can pass through, or DATABASE_URL to a server of your own",
+            code="database_unreachable",
+        )
+
+
+def data_folder(base: str, account: Account, programs: Programs, keep: int) -> str:
+    """Returns the folder with the data, which is made when there is none.
+
+    ``keep`` is a lock that the programs inherit. Raises OSError, Refused (``database_version``,
+    ``database_not_owned``, ``disk_full``) and Failed (``database_failed``).
+    """
+    data = os.path.join(base, "data")
+    fresh = f"{data}.new"
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(fresh)
+    if os.path.lexists(data):
+        places.own_folder(base, "data", account)
+        _check_version(data)
+        return data
+    places.make_folder(fresh, account)
+    try:
+        _create(base, fresh, account, programs, keep)
+        os.rename(fresh, data)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    sync_folder(base)
+    return data
+
+
+def _check_version(data: str) -> None:
+    with open(os.path.join(data, "PG_VERSION"), opener=_no_link, encoding="ascii", errors="replace") as file:
+        found = file.read(16).strip()
+    if found != MAJOR:
+        raise Refused(
+            f"{data} was written by PostgreSQL {found or '?'}, and this is {MAJOR}; run the service that wrote it, "
+            f"dump the database there and restore it here in another folder, or set DATABASE_URL",
+            code="database_version",
+            found=found,
+            expected=MAJOR,
+        )
+
+
+def _create(base: str, fresh: str, account: Account, programs: Programs, keep: int) -> None:
+    initdb = [programs.path("initdb"), "--pgdata", fresh, "--username", _SUPERUSER, "--encoding", "UTF8"]
+    initdb += ["--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--data-checksums"]
+    initdb += ["--auth-local", "peer", "--auth-host", "reject", "--no-instructions"]
+    single = [programs.path("postgres"), "--single", "-D", fresh, "-c", "exit_on_error=on"]
+    single += ["-c", "dynamic_shared_memory_type=mmap", _SUPERUSER]
+    for argv, text in ((initdb, ""), (single, _AS_CREATED.format(name=NAME))):
+        code, said = run_as(account, argv, cwd=base, text=text, keep=(keep,))
+        if code:
+            raise failure(base, f"{os.path.basename(argv[0])} ended with code {code}", said)
+
+
+def failure(base: str, what: str, said: str) -> SessionManagerError:
+    """Returns the error for a program that failed, with the end of what it said."""
+    if "No space left on device" in said:
+        return places.full_disk(base)
+    return Failed(
+        f"the embedded PostgreSQL in {base} does not start: {what}; set DATABASE_URL to use a server of your own. It "
+        f"said: {said[-_TAIL_BYTES:].strip() or 'nothing'}",
+        code="database_failed",
+    )
+
+
+def server_arguments(base: str, data: str, folder: str, account: Account, settings: Mapping[str, str]) -> list[str]:
+    """Writes who may connect, and returns the server's arguments. ``settings`` go on top of ours, except for access.
+
+    Raises OSError.
+    """
+    config = os.path.join(base, "config")
+    with contextlib.suppress(FileExistsError):
+        places.make_folder(config, account, ours=True)
+    people = {account.name, pwd.getpwuid(os.geteuid()).pw_name}
+    texts = {
+        "postgresql.conf": "# The settings are arguments of the server, given at every start.\n",
+        "pg_hba.conf": f"local all {NAME} peer map=owner\n",
+        "pg_ident.conf": "".join(f'owner "{person}" {NAME}\n' for person in sorted(people)),
+    }
+    for name, text in texts.items():
+        _write_config(os.path.join(config, name), text, account)
+    chosen = {
+        **_SETTINGS,
+        "log_directory": own_log(base, account),
+        **settings,
+        "config_file": os.path.join(config, "postgresql.conf"),
+        "hba_file": os.path.join(config, "pg_hba.conf"),
+        "ident_file": os.path.join(config, "pg_ident.conf"),
+        "listen_addresses": "",
+        "port": str(places.PORT),
+        "unix_socket_directories": '"' + folder.replace('"', '""') + '"',
+        "unix_socket_permissions": "0700",
+    }
+    return ["-D", data, *(part for name, value in chosen.items() for part in ("-c", f"{name}={value}"))]
+
+
+def own_log(base: str, account: Account) -> str:
+    """Returns the folder of the server's log. Raises OSError and Refused (``database_not_owned``)."""
+    return places.own_folder(base, "log", account)
+
+
+def _write_config(path: str, text: str, account: Account) -> None:
+    with open(f"{path}.new", "w", opener=places.private, encoding="utf-8") as file:
+        file.write(text)
+        if account.other:
+            os.fchown(file.fileno(), -1, account.gid)
+            os.fchmod(file.fileno(), 0o640)
+    os.replace(f"{path}.new", path)
+
+
+def prune_logs(base: str) -> None:
+    """Keeps the newest files of the server's log only. Raises OSError."""
+    folder = os.path.join(base, "log")
+    for name in sorted(os.listdir(folder))[:-_KEPT_LOGS]:
+        os.unlink(os.path.join(folder, name))
+
+
+def last_words(base: str, first: str) -> str:
+    """Returns the end of what the server said: of the file ``first``, and of its newest log. Never raises."""
+    with contextlib.suppress(OSError):
+        folder = os.path.join(base, "log")
+        newest = [os.path.join(folder, name) for name in sorted(os.listdir(folder))[-1:]]
+        return "\n".join(_tail(path) for path in (*newest, first))
+    return _tail(first)
+
+
+def _tail(path: str) -> str:
+    with contextlib.suppress(OSError), open(path, "rb", opener=_no_link) as file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            return file.read().decode(errors="replace").strip()
+    return ""
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -1,0 +1,234 @@
+"""Where the embedded database lies: its base folder, what is allowed there, and who has it now."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+
+from session_manager.core.errors import Failed, Refused, SessionManagerError
+from session_manager.service.accounts import Account
+
+ROOT_BASE = "/var/lib/session-manager"
+PORT = 5432
+# The kernel's limit for the path of a socket, without the final NUL.
+_SOCKET_LIMIT = 107
+_SOCKET_NAME = f".s.PGSQL.{PORT}"
+_RECORD = "server.json"
+_TEMP_PREFIX = "session-manager-"
+
+
+def default_base(environ: Mapping[str, str]) -> str:
+    """Returns the folder for data when none is configured.
+
+    ``$XDG_STATE_HOME/session-manager`` (an absolute path; for root, too), else ``/var/lib/session-manager`` for root
+    and ``~/.local/state/session-manager`` for others.
+    """
+    state = environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(state):
+        return os.path.join(state, "session-manager")
+    if os.geteuid() == 0:
+        return ROOT_BASE
+    home = environ.get("HOME") or os.path.expanduser("~")
+    return os.path.join(home, ".local", "state", "session-manager")
+
+
+@contextlib.contextmanager
+def clear_errors(base: str) -> Iterator[None]:
+    """Turns an OSError into one of ours.
+
+    Raises Refused (``disk_full``, ``not_writable``, ``not_a_folder``) or Failed (``io_error``).
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _explain(error, base) from error
+
+
+def _explain(error: OSError, base: str) -> SessionManagerError:
+    sentence = f"cannot use {base} for the database: {error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return full_disk(base)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Refused(f"{sentence}; name a folder that you may write, or set DATABASE_URL", code="not_writable")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return Refused(f"{sentence}; name a folder, or set DATABASE_URL", code="not_a_folder")
+    return Failed(sentence, code="io_error")
+
+
+def full_disk(base: str) -> Refused:
+    """Returns the error that stands for a file system without space."""
+    return Refused(f"no space left for the database in {base}; free some space and start again", code="disk_full")
+
+
+def check_apart(base: str, agents_dir: str) -> None:
+    """Sees to it that neither folder contains the other, whatever links and mounts lead to them. Both are real paths.
+
+    Raises Refused (``database_in_agents_dir``).
+    """
+    if _contains(agents_dir, base) or _contains(base, agents_dir):
+        raise Refused(
+            f"the database may not lie in {base}: that and the agents directory {agents_dir} must be apart; name "
+            f"another folder, or set DATABASE_URL",
+            code="database_in_agents_dir",
+        )
+
+
+def _contains(outer: str, inner: str) -> bool:
+    if os.path.commonpath([outer, inner]) == outer:
+        return True
+    try:
+        wanted = os.stat(outer)
+    except OSError:
+        return False
+    while True:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(inner), wanted):
+                return True
+        above = os.path.dirname(inner)
+        if above == inner:
+            return False
+        inner = above
+
+
+def make_base(base: str, account: Account) -> None:
+    """Makes the base and the folders above it that are missing; none that exists is changed.
+
+    What is made here is reached by its owner only, and passed through by the group of ``account`` when that is another.
+    Raises OSError and Refused (``database_not_owned``, ``database_not_private``).
+    """
+    missing = []
+    path = base
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for path in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            make_folder(path, account, ours=True)
+    status = os.stat(base)
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), base)
+    if status.st_uid != os.geteuid():
+        raise Refused(
+            f"{base} belongs to user id {status.st_uid}; start the service as that user, or name another folder",
+            code="database_not_owned",
+        )
+    if status.st_mode & 0o022:
+        raise Refused(
+            f"others may write in {base}; take that away from them (chmod go-w), or name another folder",
+            code="database_not_private",
+        )
+
+
+def make_folder(path: str, account: Account, *, ours: bool = False) -> None:
+    """Makes a private folder of the account's, or with ``ours`` one that it may only pass through. Raises OSError."""
+    os.mkdir(path, 0o700)
+    if account.other and ours:
+        os.chown(path, -1, account.gid)
+        os.chmod(path, 0o710)
+    elif account.other:
+        os.chown(path, account.uid, account.gid)
+
+
+def own_folder(base: str, name: str, account: Account) -> str:
+    """Returns a private folder of the account's in ``base``, made when it is missing.
+
+    Raises OSError and Refused (``database_not_owned``).
+    """
+    path = os.path.join(base, name)
+    with contextlib.suppress(FileExistsError):
+        make_folder(path, account)
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != account.uid:
+        raise Refused(f"{path} is no folder of the user {account.name}; move it away", code="database_not_owned")
+    return path
+
+
+def lock(path: str, patience_s: float) -> int | None:
+    """Takes an exclusive lock that ends with the last process that inherited it.
+
+    Returns the file descriptor, None when somebody else keeps it for longer than ``patience_s``. Raises OSError.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    end = time.monotonic() + patience_s
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    os.close(fd)
+                    return None
+                time.sleep(0.02)
+            else:
+                return fd
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def socket_folder(base: str, account: Account) -> str:
+    """Returns a private folder for the socket: in ``base`` where that is a good place, else a new temporary one.
+
+    Raises OSError.
+    """
+    inside = os.path.join(base, "socket")
+    if _good_for_socket(inside):
+        return own_folder(base, "socket", account)
+    place = next(
+        (p for p in (tempfile.gettempdir(), "/tmp") if _good_for_socket(f"{p}/{_TEMP_PREFIX}12345678")), "/tmp"
+    )
+    folder = tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=place)
+    if account.other:
+        os.chown(folder, account.uid, account.gid)
+    return folder
+
+
+def _good_for_socket(folder: str) -> bool:
+    try:
+        length = len(f"{folder}/{_SOCKET_NAME}".encode())
+    except UnicodeEncodeError:
+        return False
+    # A comma separates hosts for the client.
+    return length <= _SOCKET_LIMIT and "," not in folder
+
+
+def write_record(base: str, folder: str, pid: int) -> None:
+    """Notes where the socket is and the server's process id (0 when it is still to come). Raises OSError."""
+    path = os.path.join(base, _RECORD)
+    with open(f"{path}.new", "w", opener=private, encoding="ascii") as file:
+        json.dump({"socket": folder, "pid": pid}, file)
+    os.replace(f"{path}.new", path)
+
+
+def read_record(base: str) -> tuple[str, int] | None:
+    """Returns socket folder and process id, None when nothing is noted. Raises OSError."""
+    try:
+        with open(os.path.join(base, _RECORD), encoding="ascii") as file:
+            found = json.load(file)
+        return str(found["socket"]), int(found["pid"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def drop_record(base: str, account: Account) -> None:
+    """Forgets the record, and removes the temporary folder that it names. Nothing runs any more. Raises OSError."""
+    if found := read_record(base):
+        folder = found[0]
+        with contextlib.suppress(OSError):
+            if os.path.basename(folder).startswith(_TEMP_PREFIX) and os.lstat(folder).st_uid == account.uid:
+                shutil.rmtree(folder)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(base, _RECORD))
+
+
+def private(path: str, flags: int) -> int:
+    """Opens a file that only its owner may read (an opener for ``open``). Raises OSError."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

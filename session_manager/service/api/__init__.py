@@ -1,0 +1,1 @@
+"""The HTTP face of the service: schemas and routes. Decisions about data live in ``db``."""

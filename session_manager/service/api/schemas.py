@@ -1,0 +1,233 @@
+"""What goes in and what comes out, checked and described."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, model_validator
+
+from session_manager.service.volume_reader import ID_LIMIT
+
+BULK_LIMIT = 10_000
+METADATA_LIMIT = 65_536
+_MOST = 2**53
+
+Status = Literal["active", "completed", "ended", "error"]
+
+
+def storable(text: str) -> str:
+    """Returns the text; raises ValueError when PostgreSQL cannot hold it."""
+    if "\0" in text:
+        raise ValueError("must not hold the character U+0000")
+    return text
+
+
+def _in_utc(at: datetime) -> datetime:
+    try:
+        at = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except OverflowError:
+        raise ValueError("must be within the years 1 to 9999") from None
+    return at
+
+
+def _storable_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        data = orjson.dumps(value)
+    except TypeError as error:
+        raise ValueError(f"cannot be stored as JSON: {error}") from error
+    if len(data) > METADATA_LIMIT:
+        raise ValueError(f"must not be longer than {METADATA_LIMIT} bytes of JSON")
+    if b"\\u0000" in data and _holds_nul(value):
+        raise ValueError("must not hold the character U+0000")
+    sid = value.get("aria_session_id")
+    if sid is not None and not (isinstance(sid, str) and 0 < len(sid) <= ID_LIMIT):
+        raise ValueError(f"aria_session_id must be a text of 1 to {ID_LIMIT} characters")
+    return value
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(_holds_nul(k) or _holds_nul(v) for k, v in value.items())
+    return isinstance(value, list) and any(map(_holds_nul, value))
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(storable)]
+SessionId = Annotated[str, StringConstraints(min_length=1, max_length=ID_LIMIT), AfterValidator(storable)]
+Metadata = Annotated[dict[str, Any], AfterValidator(_storable_metadata)]
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+SmallCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Cost = Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)]
+GivenMoment = Annotated[datetime, AfterValidator(_in_utc)]
+Moment = Annotated[datetime, PlainSerializer(lambda at: at.astimezone(UTC).isoformat(), return_type=str)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(BaseModel):
+    """Every answer that is not a success."""
+
+    error: str = Field(description="one sentence that says what to do")
+    code: str = Field(description="a slug for programs")
+
+
+class SessionItem(BaseModel):
+    """One row of the history of agent sessions."""
+
+    id: uuid.UUID
+    agent_id: str
+    session_type: str
+    started_at: Moment
+    ended_at: Moment | None
+    messages_count: int
+    tokens_used: int
+    cost_usd: float
+    status: str = Field(description="active, completed, ended or error")
+    metadata: dict[str, Any] = Field(description="`aria_session_id` is the session's id at the gateway")
+
+
+class SessionPage(BaseModel):
+    """One page of sessions; `total` counts all that match."""
+
+    items: list[SessionItem]
+    total: int
+    page: int
+    limit: int
+    pages: int
+
+
+class NewSession(_Body):
+    """A row to create. At most one row may have the same agent and `metadata.aria_session_id`."""
+
+    agent_id: Name
+    session_type: Name = "unknown"
+    status: Status = "active"
+    started_at: GivenMoment | None = Field(default=None, description="UTC unless it has an offset; now when left out")
+    messages_count: SmallCount = 0
+    tokens_used: Count = 0
+    cost_usd: Cost = 0.0
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class Created(BaseModel):
+    """The row's id. `created` is false when the session had a row already, which was left as it is."""
+
+    id: uuid.UUID
+    created: bool
+
+
+class SessionChanges(_Body):
+    """What to change; at least one field."""
+
+    status: Status | None = Field(
+        default=None, description="`active` clears `ended_at`; any other sets it, unless it is set already"
+    )
+    messages_count: SmallCount | None = None
+    tokens_used: Count | None = None
+    cost_usd: Cost | None = None
+    metadata: Metadata | None = Field(default=None, description="merged into what is there")
+
+    @model_validator(mode="after")
+    def _something(self) -> SessionChanges:
+        if not self.changes():
+            raise ValueError(f"nothing to change; give one of: {', '.join(type(self).model_fields)}")
+        return self
+
+    def changes(self) -> dict[str, Any]:
+        """Returns the fields that were given a value."""
+        return self.model_dump(exclude_none=True)
+
+
+class Updated(BaseModel):
+    """The row was found and is as asked."""
+
+    updated: Literal[True] = True
+
+
+class SessionRef(_Body):
+    """One session of one agent."""
+
+    agent_id: Name
+    aria_session_id: SessionId
+
+
+class BulkMark(_Body):
+    """One status for many sessions."""
+
+    status: Literal["ended", "active"]
+    sessions: Annotated[list[SessionRef], Field(min_length=1, max_length=BULK_LIMIT)]
+
+
+class BulkMarked(BaseModel):
+    """How many rows have the status now, and which sessions have no row."""
+
+    updated: int
+    missing: list[SessionRef]
+
+
+class Deleted(BaseModel):
+    """The row is gone."""
+
+    deleted: Literal[True] = True
+
+
+class Stats(BaseModel):
+    """Totals over all rows."""
+
+    total_sessions: int
+    active_sessions: int
+    total_messages: int
+    total_tokens: int
+    total_cost_usd: float
+    by_agent: dict[str, int]
+    by_status: dict[str, int]
+    by_type: dict[str, int]
+
+
+class Hour(BaseModel):
+    """Sessions that started within one hour (UTC)."""
+
+    hour: Moment
+    sessions: int
+
+
+class Hourly(BaseModel):
+    """The last hours, oldest first; an hour without sessions is there with 0."""
+
+    hours: int
+    items: list[Hour]
+
+
+class SyncError(BaseModel):
+    """An agent that could not be read."""
+
+    agent_id: str | None = Field(validation_alias="agentId", serialization_alias="agentId")
+    id: str | None
+    code: str
+    error: str
+
+
+class Synced(BaseModel):
+    """What the sync did: indexes `changed` and `unchanged`; rows created, updated, revived, ended."""
+
+    changed: int
+    unchanged: int
+    created: int
+    updated: int
+    revived: int
+    ended: int
+    skipped: int = Field(description="sessions whose id no database can hold")
+    seconds: float
+    errors: list[SyncError]
+
+
+class Health(BaseModel):
+    """`ok`."""
+
+    status: Literal["ok"] = "ok"

@@ -1,0 +1,190 @@
+"""/api/sessions: the history of agent sessions."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import AfterValidator, StringConstraints
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from session_manager.core.errors import NotFound, Refused
+from session_manager.service.api.schemas import (
+    BulkMark,
+    BulkMarked,
+    Created,
+    Deleted,
+    Hour,
+    Hourly,
+    Name,
+    NewSession,
+    Problem,
+    SessionChanges,
+    SessionId,
+    SessionItem,
+    SessionPage,
+    SessionRef,
+    Stats,
+    Status,
+    Synced,
+    Updated,
+    storable,
+)
+from session_manager.service.db import sessions as queries
+from session_manager.service.jobs.sync import sync_volume
+from session_manager.service.problems import BadId
+
+PAGE_LIMIT = 1000
+# With OFFSET behind it, a page number must stay a bigint.
+_LAST_PAGE = 2**40
+
+_Responses = dict[int | str, dict[str, Any]]
+_WHO: _Responses = {
+    401: {"model": Problem, "description": "no valid token"},
+    403: {"model": Problem, "description": "not allowed"},
+}
+_BUSY: _Responses = {
+    503: {"model": Problem, "description": "the database does not answer; `Retry-After` says when to ask again"}
+}
+_INVALID: _Responses = {422: {"model": Problem, "description": "a field is wrong; `field` names it"}}
+_BY_ID: _Responses = {
+    400: {"model": Problem, "description": "the id is no UUID"},
+    404: {"model": Problem, "description": "there is no such row"},
+}
+
+router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses={**_WHO, **_BUSY, **_INVALID})
+
+
+async def transaction(request: Request) -> AsyncIterator[AsyncConnection]:
+    """Gives a request one connection in one transaction, committed when its answer is made."""
+    async with request.app.state.engine.begin() as connection:
+        yield connection
+
+
+Database = Annotated[AsyncConnection, Depends(transaction, scope="function")]
+
+
+def row_id(id: str) -> uuid.UUID:
+    """Reads the id in a path; raises BadId."""
+    try:
+        return uuid.UUID(id)
+    except ValueError:
+        raise BadId(f"{id[:64]!r} is not the id of a row; ids are UUIDs, as GET /api/sessions lists them") from None
+
+
+RowId = Annotated[uuid.UUID, Depends(row_id)]
+
+
+@router.get("", summary="List sessions, a page at a time")
+async def list_sessions(
+    database: Database,
+    page: Annotated[int, Query(ge=1, le=_LAST_PAGE)] = 1,
+    limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT)] = 50,
+    status: Status | None = None,
+    agent_id: Annotated[Name | None, Query()] = None,
+    session_type: Annotated[Name | None, Query()] = None,
+    search: Annotated[
+        str | None,
+        StringConstraints(max_length=200),
+        AfterValidator(lambda text: text and storable(text)),
+        Query(description="part of an agent, a type, a session id, a key or a label; case does not matter"),
+    ] = None,
+    aria_session_id: Annotated[SessionId | None, Query(description="the session's id at the gateway")] = None,
+    include_cron_events: Annotated[bool, Query(description="false leaves out `cron`")] = True,
+    include_runtime_events: Annotated[
+        bool, Query(description=f"false leaves out {', '.join(f'`{t}`' for t in queries.RUNTIME_TYPES)}")
+    ] = True,
+    order: Annotated[
+        Literal["asc", "desc"],
+        Query(description="`asc`: oldest row first, so that new rows never shift a page; `desc`: newest first"),
+    ] = "asc",
+) -> SessionPage:
+    """Sessions in the order in which history learnt of them."""
+    wanted = queries.Filter(
+        status, agent_id, session_type, search, aria_session_id, include_cron_events, include_runtime_events
+    )
+    total = await queries.count(database, wanted)
+    rows = await queries.page(database, wanted, order, limit, (page - 1) * limit) if total else []
+    return SessionPage(
+        items=[SessionItem.model_validate(row) for row in rows],
+        total=total,
+        page=page,
+        limit=limit,
+        pages=-(-total // limit),
+    )
+
+
+@router.post("", status_code=201, summary="Create a row", responses={200: {"model": Created}})
+async def create_session(database: Database, body: NewSession, response: Response) -> Created:
+    """A session that has a row already is left as it is: 200, `created` false, and the id of its row."""
+    found, created = await queries.create(database, body.model_dump(exclude_none=True))
+    if not created:
+        response.status_code = 200
+    return Created(id=found, created=created)
+
+
+@router.patch("", summary="Mark many sessions at once")
+async def mark_sessions(database: Database, body: BulkMark) -> BulkMarked:
+    """All or nothing, in one statement. Asking twice does no harm: `ended_at` is set once."""
+    pairs = [(ref.agent_id, ref.aria_session_id) for ref in body.sessions]
+    updated, missing = await queries.mark_many(database, body.status, pairs)
+    return BulkMarked(
+        updated=updated, missing=[SessionRef(agent_id=agent_id, aria_session_id=sid) for agent_id, sid in missing]
+    )
+
+
+@router.get("/stats", summary="Totals")
+async def session_stats(database: Database) -> Stats:
+    """Counts by agent, status and type, and sums of messages, tokens and cost."""
+    return Stats.model_validate(await queries.stats(database))
+
+
+@router.get("/hourly", summary="Sessions per hour")
+async def sessions_per_hour(
+    database: Database,
+    hours: Annotated[int, Query(ge=1, le=24 * 31)] = 24,
+    agent_id: Annotated[Name | None, Query()] = None,
+) -> Hourly:
+    """How many sessions started in each of the last hours."""
+    counted = await queries.hourly(database, hours, agent_id)
+    return Hourly(hours=hours, items=[Hour(hour=hour, sessions=n) for hour, n in counted])
+
+
+@router.post(
+    "/sync",
+    summary="Run the volume sync now",
+    responses={409: {"model": Problem, "description": "this service has no agents directory"}},
+)
+async def sync_now(request: Request) -> Synced:
+    """Waits for a sync that another replica runs. `errors` names agents whose index could not be read."""
+    state = request.app.state
+    result = await sync_volume(state.engine, state.config, wait=True)
+    return Synced.model_validate(msgspec.structs.asdict(result))
+
+
+@router.patch("/{id}", summary="Change one row", responses=_BY_ID)
+async def change_session(database: Database, id: RowId, body: SessionChanges) -> Updated:
+    """`ended` sets `ended_at` by itself, once; counters are set, not added; metadata is merged."""
+    try:
+        found = await queries.change(database, id, body.changes())
+    except IntegrityError as error:
+        raise Refused("another row of this agent has that aria_session_id", code="session_exists") from error
+    if not found:
+        raise _unknown(id)
+    return Updated()
+
+
+@router.delete("/{id}", summary="Delete one row", responses=_BY_ID)
+async def delete_session(database: Database, id: RowId) -> Deleted:
+    """For administrators: a cleanup never deletes rows, it ends them."""
+    if not await queries.remove(database, id):
+        raise _unknown(id)
+    return Deleted()
+
+
+def _unknown(id: uuid.UUID) -> NotFound:
+    return NotFound(f"history has no row {id}")

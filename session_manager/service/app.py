@@ -1,0 +1,90 @@
+"""aria-api: the application, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from fastapi import FastAPI
+
+from session_manager.service import problems
+from session_manager.service.api import health, sessions
+from session_manager.service.auth import Auth, Authenticator
+from session_manager.service.config import Config
+from session_manager.service.db.engine import make_engine
+from session_manager.service.guard import Guard
+from session_manager.service.jobs.loop import repeat
+from session_manager.service.jobs.sync import SyncResult, sync_volume
+from session_manager.service.logs import AccessLog
+from session_manager.service.pages import routes as pages
+
+_log = logging.getLogger(__name__)
+DESCRIPTION = """\
+The history of an AI agent's sessions. `/api/sessions` is brought up to date from the gateway's files by the volume
+sync; cleanups mark rows ended and never delete them. Every answer that is not a success is `{"error", "code"}`.
+"""
+
+
+def create_app(config: Config, database_url: str) -> FastAPI:
+    """Returns the application on a migrated database (an SQLAlchemy URL). Jobs run while it does."""
+    app = FastAPI(
+        title="aria-api",
+        description=DESCRIPTION,
+        version="0.1.0",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+    )
+    engine = make_engine(database_url)
+    app.state.config = config
+    app.state.engine = engine
+    app.state.authenticator = Authenticator(config, engine)
+    problems.install(app)
+    for router in (health.router, sessions.router, pages.router):
+        app.include_router(router)
+    # The last one added is the first to see a request.
+    app.add_middleware(Auth)
+    app.add_middleware(Guard, config=config)
+    app.add_middleware(AccessLog)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    config: Config = app.state.config
+    stop = asyncio.Event()
+    try:
+        async with asyncio.TaskGroup() as jobs:
+            if config.agents_dir is not None and config.sync_seconds:
+                jobs.create_task(repeat("volume sync", _sync_step(app), config.sync_seconds, stop))
+            try:
+                yield
+            finally:
+                # A step in hand is finished; the group waits for it.
+                stop.set()
+    finally:
+        await app.state.engine.dispose()
+
+
+def _sync_step(app: FastAPI) -> Callable[[], Awaitable[None]]:
+    async def step() -> None:
+        result = await sync_volume(app.state.engine, app.state.config, wait=False)
+        _report(result)
+
+    return step
+
+
+def _report(result: SyncResult) -> None:
+    for error in result.errors:
+        _log.warning("volume sync: agent %s: %s", error["agentId"], error["code"])
+    if result.wrote:
+        _log.info(
+            "volume sync: %d created, %d updated, %d revived, %d ended in %.3f s",
+            result.created,
+            result.updated,
+            result.revived,
+            result.ended,
+            result.seconds,
+        )

@@ -1,0 +1,118 @@
+"""Who is asking: a token in ``Authorization: Bearer`` or in the cookie that /login sets.
+
+Everything needs a token except what is listed in OPEN. Without any token at all there is one local user, and the
+service serves loopback only.
+"""
+
+from __future__ import annotations
+
+import hmac
+from urllib.parse import quote
+
+import msgspec
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from session_manager.service.config import Config
+from session_manager.service.db import tokens
+from session_manager.service.guard import SAFE_METHODS, refuse
+
+COOKIE = "aria_token"
+OPEN = frozenset(("/healthz", "/readyz", "/login", "/style.css"))
+PAGES = frozenset(("/", "/sessions", "/docs"))
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who is asking, and what they may do; ``admin`` may do everything."""
+
+    name: str
+    scopes: frozenset[str]
+
+    def may(self, scope: str) -> bool:
+        """Says whether the token has a scope."""
+        return scope in self.scopes or "admin" in self.scopes
+
+
+LOCAL = Principal("local", frozenset(("admin",)))
+
+
+class Authenticator:
+    """Turns tokens into principals."""
+
+    def __init__(self, config: Config, engine: AsyncEngine) -> None:
+        self._config = config
+        self._engine = engine
+        self._admin = tokens.digest(config.api_token) if config.api_token else None
+
+    async def principal(self, token: str | None) -> Principal | None:
+        """Returns who holds ``token``, or None. Raises SQLAlchemyError when the database cannot be asked."""
+        if token and self._admin and hmac.compare_digest(tokens.digest(token), self._admin):
+            return Principal("ARIA_API_TOKEN", frozenset(("admin",)))
+        if not token and (self._admin or not self._config.on_loopback):
+            return None
+        async with self._engine.connect() as connection:
+            held = await tokens.holder(connection, token) if token else None
+            if held is not None:
+                return Principal(*held)
+            if self._admin or not self._config.on_loopback or await tokens.any_made(connection):
+                return None
+            return LOCAL
+
+
+class Auth:
+    """ASGI middleware: 401 without a valid token, 403 without the scope; ``scope["principal"]`` for all others."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hands the request on when its sender may ask this."""
+        if scope["type"] not in ("http", "websocket") or scope["path"] in OPEN:
+            return await self._app(scope, receive, send)
+        authenticator: Authenticator = scope["app"].state.authenticator
+        try:
+            principal = await authenticator.principal(token_of(scope))
+        except (SQLAlchemyError, OSError):
+            return await refuse(
+                scope, receive, send, 503, "the database does not answer; try again in a moment", "database_unavailable"
+            )
+        if principal is None:
+            if scope["type"] == "http" and scope["path"] in PAGES and scope["method"] == "GET":
+                where = quote(scope["path"])
+                return await RedirectResponse(f"/login?next={where}", 303)(scope, receive, send)
+            return await refuse(
+                scope,
+                receive,
+                send,
+                401,
+                "a valid token is needed: Authorization: Bearer <token>; browsers go to /login",
+                "unauthorized",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        needed = scope_needed(scope)
+        if not principal.may(needed):
+            return await refuse(
+                scope, receive, send, 403, f"this token may not do that; it lacks the scope {needed!r}", "forbidden"
+            )
+        scope["principal"] = principal
+        return await self._app(scope, receive, send)
+
+
+def scope_needed(scope: Scope) -> str:
+    """Returns the token scope that a request needs."""
+    if scope["type"] == "websocket":
+        return "write"
+    method = scope["method"]
+    return "read" if method in SAFE_METHODS else "delete" if method == "DELETE" else "write"
+
+
+def token_of(scope: Scope) -> str | None:
+    """Returns the token of a request: the header's, else the cookie's."""
+    scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and given.strip():
+        return given.strip()
+    return HTTPConnection(scope).cookies.get(COOKIE) or None

@@ -1,0 +1,124 @@
+"""The service's settings: the environment, read once and passed down."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+
+import msgspec
+
+from session_manager.core.errors import UsageError
+from session_manager.settings import Settings, read_settings
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+DEFAULT_SYNC_SECONDS = 30.0
+DEFAULT_VOLUME = "default"
+_SCHEMES = ("postgresql+psycopg://", "postgresql://", "postgres://")
+
+
+class Config(msgspec.Struct, frozen=True):
+    """What the service runs with.
+
+    ``database_url`` None means the embedded PostgreSQL; otherwise it is an SQLAlchemy URL for psycopg. ``agents_dir``
+    None means that there is no volume to sync. ``volume`` names that volume in history: replicas that see the same
+    agents directory share one name. ``sync_seconds`` 0 switches the background sync off.
+    """
+
+    host: str
+    port: int
+    database_url: str | None
+    agents_dir: str | None
+    volume: str
+    sync_seconds: float
+    api_token: str | None
+    allowed_hosts: frozenset[str]
+
+    @property
+    def on_loopback(self) -> bool:
+        """Says whether only this machine can reach the service."""
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Says whether a host name or address (IPv6 with or without brackets) is the loopback."""
+    name = host.strip("[]").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def read_config(environ: Mapping[str, str], host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> Config:
+    """Reads the environment.
+
+    Raises UsageError (``bad_setting``, ``agents_dir_missing``) when a variable is set but unusable. An agents
+    directory that nobody named and that does not exist is no error: a service may run where no volume is mounted.
+    """
+    token = environ.get("ARIA_API_TOKEN", "").strip()
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise UsageError("ARIA_API_TOKEN must be printable ASCII without spaces", code="bad_setting")
+    volume = environ.get("ARIA_VOLUME", "").strip() or DEFAULT_VOLUME
+    if len(volume) > 100 or not volume.isprintable():
+        raise UsageError("ARIA_VOLUME must be a name of at most 100 printable characters", code="bad_setting")
+    return Config(
+        host=host,
+        port=port,
+        database_url=database_url(environ),
+        agents_dir=_agents_dir(environ),
+        volume=volume,
+        sync_seconds=_seconds(environ, "ARIA_SYNC_SECONDS", DEFAULT_SYNC_SECONDS),
+        api_token=token or None,
+        allowed_hosts=frozenset(
+            name.strip().lower() for name in environ.get("ARIA_ALLOWED_HOSTS", "").split(",") if name.strip()
+        ),
+    )
+
+
+def database_url(environ: Mapping[str, str]) -> str | None:
+    """Returns ``DATABASE_URL`` as an SQLAlchemy URL for psycopg; None when it is unset or empty.
+
+    Raises UsageError (``bad_setting``) for anything that is no PostgreSQL URL; the URL itself, which may hold a
+    password, is not repeated.
+    """
+    url = environ.get("DATABASE_URL", "").strip()
+    if not url:
+        return None
+    for scheme in _SCHEMES:
+        if url.startswith(scheme) and len(url) > len(scheme):
+            from sqlalchemy.engine import make_url
+            from sqlalchemy.exc import ArgumentError
+
+            try:
+                make_url(url)
+            except (ArgumentError, ValueError):
+                break
+            return _SCHEMES[0] + url[len(scheme) :]
+    raise UsageError(
+        "DATABASE_URL is no PostgreSQL URL; it looks like postgresql://user:password@host:5432/database, "
+        "with special characters of the password percent-encoded",
+        code="bad_setting",
+    )
+
+
+def _agents_dir(environ: Mapping[str, str]) -> str | None:
+    try:
+        settings: Settings = read_settings(environ)
+    except UsageError as error:
+        if error.code == "agents_dir_missing" and "variable" not in error.details:
+            return None
+        raise
+    return settings.agents_dir
+
+
+def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name, "").strip()
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = -1.0
+    if not (value == 0 or 1 <= value <= 86_400):
+        raise UsageError(f"{name} is {text!r}; it must be seconds from 1 to 86400, or 0 for never", code="bad_setting")
+    return value

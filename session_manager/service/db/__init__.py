@@ -1,0 +1,1 @@
+"""Everything that speaks SQL: the tables, the queries, the migrations."""

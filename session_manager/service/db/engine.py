@@ -1,0 +1,60 @@
+"""The engine: one pool of connections a process, made when the service starts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+# Prepared statements belong to a server connection, and a pooler in transaction mode hands out another each time.
+CONNECT_ARGUMENTS: dict[str, Any] = {
+    "prepare_threshold": None,
+    "connect_timeout": 5,
+    "application_name": "aria-api",
+    "client_encoding": "UTF8",
+}
+
+
+def make_engine(url: str, pool_size: int = 10) -> AsyncEngine:
+    """Returns an engine for an SQLAlchemy URL. It connects when it is first used; errors never show parameters."""
+    return create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=10,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        hide_parameters=True,
+        connect_args=CONNECT_ARGUMENTS,
+        json_serializer=dump_json,
+        json_deserializer=load_json,
+    )
+
+
+def dump_json(value: Any) -> str:
+    """Writes JSON for a ``jsonb`` parameter; raises TypeError for what JSON cannot hold."""
+    return orjson.dumps(value).decode()
+
+
+def load_json(data: str | bytes) -> Any:
+    """Reads ``jsonb``. PostgreSQL keeps numbers that orjson refuses, so those go to the standard library."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return json.loads(data, parse_float=_finite)
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if abs(value) != float("inf") else None
+
+
+def server_message(error: SQLAlchemyError) -> str:
+    """Returns the first line of what PostgreSQL or its driver said, without the statement and its values."""
+    origin = getattr(error, "orig", None) or error
+    diagnosis = getattr(origin, "diag", None)
+    primary = getattr(diagnosis, "message_primary", None)
+    return str(primary or origin).strip().splitlines()[0]

@@ -1,0 +1,8 @@
+"""Alembic's entry point: runs on the connection that ``db.migrate`` hands over, inside its transaction."""
+
+from alembic import context
+
+from session_manager.service.db.tables import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+context.run_migrations()

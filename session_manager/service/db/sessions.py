@@ -1,0 +1,235 @@
+"""Queries over ``agent_sessions``. Each takes a connection inside a transaction that its caller owns."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from session_manager.service.db.locks import WRITERS
+from session_manager.service.db.tables import agent_sessions as t
+
+ARIA_SID = t.c.metadata["aria_session_id"].astext
+ITEM = (
+    t.c.id,
+    t.c.agent_id,
+    t.c.session_type,
+    t.c.started_at,
+    t.c.ended_at,
+    t.c.messages_count,
+    t.c.tokens_used,
+    t.c.cost_usd,
+    t.c.status,
+    t.c.metadata,
+)
+RUNTIME_TYPES = ("acp", "heartbeat", "hook", "node", "subagent")
+ENDED_BY_REQUEST = "request"
+
+Row = dict[str, Any]
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """Which rows; None is any. ``search`` is looked for, whatever its case, in ids, types, keys and labels."""
+
+    status: str | None = None
+    agent_id: str | None = None
+    session_type: str | None = None
+    search: str | None = None
+    aria_session_id: str | None = None
+    include_cron_events: bool = True
+    include_runtime_events: bool = True
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Returns the filter as SQL conditions."""
+        found: list[ColumnElement[bool]] = []
+        for column, value in (
+            (t.c.status, self.status),
+            (t.c.agent_id, self.agent_id),
+            (t.c.session_type, self.session_type),
+            (ARIA_SID, self.aria_session_id),
+        ):
+            if value is not None:
+                found.append(column == value)
+        if self.search:
+            texts = (
+                t.c.agent_id,
+                t.c.session_type,
+                ARIA_SID,
+                t.c.metadata["key"].astext,
+                t.c.metadata["label"].astext,
+            )
+            found.append(or_(*(c.icontains(self.search, autoescape=True) for c in texts)))
+        if not self.include_cron_events:
+            found.append(t.c.session_type != "cron")
+        if not self.include_runtime_events:
+            found.append(t.c.session_type.not_in(RUNTIME_TYPES))
+        return found
+
+
+def page_query(wanted: Filter, order: Literal["asc", "desc"], limit: int, offset: int) -> Select[Any]:
+    """Returns the query of one page.
+
+    Oldest first by default: rows that come while somebody pages through are added behind the last page, so none is
+    seen twice or missed.
+    """
+    by = t.c.seq.asc() if order == "asc" else t.c.seq.desc()
+    return select(*ITEM).where(*wanted.conditions()).order_by(by).limit(limit).offset(offset)
+
+
+async def count(connection: AsyncConnection, wanted: Filter) -> int:
+    """Returns how many rows match."""
+    return int(await connection.scalar(select(func.count()).select_from(t).where(*wanted.conditions())) or 0)
+
+
+async def page(
+    connection: AsyncConnection, wanted: Filter, order: Literal["asc", "desc"], limit: int, offset: int
+) -> list[Row]:
+    """Returns one page of rows as dicts of the columns in ``ITEM``."""
+    found = await connection.execute(page_query(wanted, order, limit, offset))
+    return [dict(row) for row in found.mappings()]
+
+
+async def lock_writers(connection: AsyncConnection) -> None:
+    """Waits until this transaction is the only one that inserts or marks many."""
+    await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITERS})
+
+
+async def create(connection: AsyncConnection, values: Row) -> tuple[uuid.UUID, bool]:
+    """Inserts a row, unless its agent and session id have one: returns the row's id, and whether it is new."""
+    await lock_writers(connection)
+    sid = values["metadata"].get("aria_session_id")
+    if sid is not None:
+        query = select(t.c.id).where(t.c.agent_id == values["agent_id"], sid == ARIA_SID)
+        existing = await connection.scalar(query)
+        if existing is not None:
+            return existing, False
+    if values.get("status", "active") != "active":
+        values = {"ended_at": func.clock_timestamp(), "ended_by": ENDED_BY_REQUEST, **values}
+    created = await connection.scalar(
+        insert(t).values(status_at=func.clock_timestamp(), **values).returning(t.c.id),
+    )
+    assert isinstance(created, uuid.UUID)
+    return created, True
+
+
+async def change(connection: AsyncConnection, row_id: uuid.UUID, changes: Row) -> bool:
+    """Updates one row; False when there is none. ``metadata`` is merged; a status keeps the times in order."""
+    values: Row = dict(changes)
+    if "metadata" in values:
+        values["metadata"] = t.c.metadata.op("||")(values["metadata"])
+    if "status" in values:
+        ended = values["status"] != "active"
+        values |= {
+            "status_at": func.clock_timestamp(),
+            "ended_at": func.coalesce(t.c.ended_at, func.clock_timestamp()) if ended else None,
+            "ended_by": ENDED_BY_REQUEST if ended else None,
+        }
+    found = await connection.execute(update(t).where(t.c.id == row_id).values(**values).returning(t.c.id))
+    return found.first() is not None
+
+
+_MARK = text("""
+    WITH wanted AS (
+      SELECT DISTINCT agent_id, sid
+      FROM unnest(CAST(:agent_ids AS text[]), CAST(:sids AS text[])) AS w (agent_id, sid)
+    ), found AS (
+      SELECT s.id, w.agent_id, w.sid FROM wanted w
+      JOIN agent_sessions s ON s.agent_id = w.agent_id AND s.metadata->>'aria_session_id' = w.sid
+    ), changed AS (
+      UPDATE agent_sessions s SET
+        status = :status,
+        status_at = clock_timestamp(),
+        ended_at = CASE WHEN :ended THEN coalesce(s.ended_at, clock_timestamp()) END,
+        ended_by = CASE WHEN :ended THEN 'request' END
+      FROM found f WHERE s.id = f.id
+      RETURNING s.id
+    )
+    SELECT w.agent_id, w.sid, (SELECT count(*) FROM changed) AS updated
+    FROM (SELECT NULL AS agent_id, NULL AS sid UNION ALL SELECT agent_id, sid FROM wanted
+          EXCEPT SELECT agent_id, sid FROM found) AS w
+""")
+
+
+async def mark_many(
+    connection: AsyncConnection, status: Literal["active", "ended"], sessions: Sequence[tuple[str, str]]
+) -> tuple[int, list[tuple[str, str]]]:
+    """Gives many sessions (agent id, session id) a status in one statement.
+
+    Returns how many rows there were, and which sessions have none. A row that has the status already keeps its
+    ``ended_at``; that somebody asked again is noted all the same, so that an older snapshot cannot revive it.
+    """
+    await lock_writers(connection)
+    found = await connection.execute(
+        _MARK,
+        {
+            "agent_ids": [agent_id for agent_id, _ in sessions],
+            "sids": [sid for _, sid in sessions],
+            "status": status,
+            "ended": status == "ended",
+        },
+    )
+    rows = found.all()
+    return rows[0].updated, [(row.agent_id, row.sid) for row in rows if row.sid is not None]
+
+
+async def remove(connection: AsyncConnection, row_id: uuid.UUID) -> bool:
+    """Deletes one row; False when there is none."""
+    found = await connection.execute(delete(t).where(t.c.id == row_id).returning(t.c.id))
+    return found.first() is not None
+
+
+_STATS = text("""
+    SELECT agent_id, status, session_type, grouping(agent_id, status, session_type) AS grouped,
+           count(*) AS sessions, coalesce(sum(messages_count), 0)::bigint AS messages,
+           coalesce(sum(tokens_used), 0)::bigint AS tokens, coalesce(sum(cost_usd), 0)::float8 AS cost
+    FROM agent_sessions GROUP BY GROUPING SETS ((agent_id), (status), (session_type), ())
+""")
+
+
+async def stats(connection: AsyncConnection) -> Row:
+    """Returns totals: sessions, messages, tokens, cost, and counts by agent, status and type."""
+    document: Row = {"by_agent": {}, "by_status": {}, "by_type": {}}
+    # grouping() has a bit for each column that is NOT grouped by.
+    places = {0b011: ("by_agent", 0), 0b101: ("by_status", 1), 0b110: ("by_type", 2)}
+    for row in (await connection.execute(_STATS)).all():
+        if row.grouped in places:
+            name, column = places[row.grouped]
+            document[name][row[column]] = row.sessions
+        else:
+            document |= {
+                "total_sessions": row.sessions,
+                "total_messages": row.messages,
+                "total_tokens": row.tokens,
+                "total_cost_usd": row.cost,
+            }
+    for name in ("by_agent", "by_status", "by_type"):
+        document[name] = dict(sorted(document[name].items()))
+    document["active_sessions"] = document["by_status"].get("active", 0)
+    return document
+
+
+_HOURLY = text("""
+    WITH hours AS (
+      SELECT generate_series(
+        date_trunc('hour', now(), 'UTC') - make_interval(hours => :hours - 1), date_trunc('hour', now(), 'UTC'),
+        interval '1 hour'
+      ) AS hour
+    ), counted AS (
+      SELECT date_trunc('hour', started_at, 'UTC') AS hour, count(*) AS sessions FROM agent_sessions
+      WHERE started_at >= (SELECT min(hour) FROM hours)
+        AND (CAST(:agent_id AS text) IS NULL OR agent_id = :agent_id)
+      GROUP BY 1
+    )
+    SELECT hour, coalesce(sessions, 0) AS sessions FROM hours LEFT JOIN counted USING (hour) ORDER BY hour
+""")
+
+
+async def hourly(connection: AsyncConnection, hours: int, agent_id: str | None) -> list[tuple[datetime, int]]:
+    """Returns how many sessions started in each of the last ``hours`` hours (UTC), this one included, oldest first."""
+    found = await connection.execute(_HOURLY, {"hours": hours, "agent_id": agent_id})
+    return [(row.hour, row.sessions) for row in found.all()]

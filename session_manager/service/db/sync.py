@@ -1,0 +1,138 @@
+"""Queries of the volume sync: what was read when, and one statement that brings history up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from session_manager.service.db.engine import dump_json
+from session_manager.service.db.locks import SYNC
+from session_manager.service.db.sessions import lock_writers
+from session_manager.service.db.tables import volume_indexes as known
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """How many rows were created, updated (revived ones included), revived and ended."""
+
+    created: int = 0
+    updated: int = 0
+    revived: int = 0
+    ended: int = 0
+
+
+async def lock(connection: AsyncConnection, *, wait: bool) -> bool:
+    """Makes this transaction the one that syncs; False when another replica is at it and ``wait`` is not asked."""
+    if wait:
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SYNC})
+        return True
+    return bool(await connection.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": SYNC}))
+
+
+async def database_time(connection: AsyncConnection) -> datetime:
+    """Returns the database's clock: every replica's snapshots and every mark are ordered by it."""
+    moment = await connection.scalar(text("SELECT clock_timestamp()"))
+    assert isinstance(moment, datetime)
+    return moment
+
+
+async def identities(connection: AsyncConnection, volume: str) -> dict[str, str]:
+    """Returns, by agent, the version of each index that history has taken in."""
+    found = await connection.execute(select(known.c.agent_id, known.c.identity).where(known.c.volume == volume))
+    return {row.agent_id: row.identity for row in found.all()}
+
+
+# A row may change while this statement runs, by a request for that one row: PostgreSQL then looks at the newest version
+# again, which is why what the row itself must fulfil stands in the UPDATE, and not in the CTEs before it.
+#
+# When is an ended row active again? A snapshot never speaks about what happened after it was taken (status_at). Ended
+# by the sync, the session was only gone from its index. Ended by a request, it has to have done something since.
+_APPLY = text("""
+    WITH incoming AS MATERIALIZED (
+      SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r (
+        agent_id text, sid text, session_type text, started_at timestamptz, last_activity_at timestamptz,
+        tokens_used bigint, cost_usd numeric, metadata jsonb
+      )
+    ), matched AS MATERIALIZED (
+      SELECT s.id, r.* FROM incoming r
+      LEFT JOIN agent_sessions s ON s.agent_id = r.agent_id AND s.metadata->>'aria_session_id' = r.sid
+    ), updated AS (
+      UPDATE agent_sessions s SET
+        session_type = m.session_type,
+        metadata = s.metadata || m.metadata,
+        tokens_used = coalesce(m.tokens_used, s.tokens_used),
+        cost_usd = coalesce(m.cost_usd, s.cost_usd),
+        last_activity_at = greatest(s.last_activity_at, m.last_activity_at),
+        volume = :volume,
+        (status, status_at, ended_at, ended_by) = (
+          SELECT CASE WHEN revives THEN 'active' ELSE s.status END,
+                 CASE WHEN revives THEN clock_timestamp() ELSE s.status_at END,
+                 CASE WHEN NOT revives THEN s.ended_at END,
+                 CASE WHEN NOT revives THEN s.ended_by END
+          FROM (SELECT s.status <> 'active' AND s.status_at < :read_at AND (
+                  s.ended_by IS NOT DISTINCT FROM 'sync'
+                  OR coalesce(m.last_activity_at > greatest(s.ended_at, s.last_activity_at), false)
+                ) AS revives) AS decision
+        )
+      FROM matched m WHERE s.id = m.id AND (
+        s.session_type <> m.session_type OR NOT s.metadata @> m.metadata
+        OR s.tokens_used <> m.tokens_used OR s.cost_usd <> m.cost_usd
+        OR m.last_activity_at > coalesce(s.last_activity_at, '-infinity')
+        OR s.volume IS DISTINCT FROM :volume
+        OR (s.ended_by = 'sync' AND s.status <> 'active' AND s.status_at < :read_at)
+      )
+      RETURNING s.status = 'active' AND s.status_at > :read_at AS revived
+    ), created AS (
+      INSERT INTO agent_sessions (
+        agent_id, session_type, started_at, last_activity_at, tokens_used, cost_usd, metadata, volume, status_at
+      )
+      SELECT agent_id, session_type, coalesce(started_at, last_activity_at, :read_at), last_activity_at,
+             coalesce(tokens_used, 0), coalesce(cost_usd, 0), metadata, :volume, :read_at
+      FROM matched WHERE id IS NULL
+      RETURNING 1
+    ), ended AS (
+      UPDATE agent_sessions s SET
+        status = 'ended', ended_at = clock_timestamp(), status_at = clock_timestamp(), ended_by = 'sync'
+      WHERE s.volume = :volume AND s.agent_id = ANY (CAST(:agent_ids AS text[])) AND s.status = 'active'
+        AND s.status_at < :read_at AND NOT EXISTS (SELECT FROM matched m WHERE m.id = s.id)
+      RETURNING 1
+    ), noted AS (
+      INSERT INTO volume_indexes (volume, agent_id, identity, read_at)
+      SELECT :volume, i.agent_id, i.identity, :read_at
+      FROM unnest(CAST(:agent_ids AS text[]), CAST(:identities AS text[])) AS i (agent_id, identity)
+      ON CONFLICT (volume, agent_id) DO UPDATE SET identity = excluded.identity, read_at = excluded.read_at
+    )
+    SELECT (SELECT count(*) FROM created) AS created, (SELECT count(*) FROM updated) AS updated,
+           (SELECT count(*) FROM updated WHERE revived) AS revived, (SELECT count(*) FROM ended) AS ended
+""")
+
+
+async def apply(
+    connection: AsyncConnection,
+    volume: str,
+    read_at: datetime,
+    versions: Mapping[str, str],
+    sessions: Sequence[Mapping[str, Any]],
+) -> Applied:
+    """Brings history up to date with what was read of some agents' indexes, in one statement.
+
+    ``versions`` maps each of these agents to the version that was read; ``sessions`` are all their sessions, with the
+    names of the statement's ``incoming`` columns; ``read_at`` is the database's time before the reading began.
+    """
+    await lock_writers(connection)
+    found = await connection.execute(
+        _APPLY,
+        {
+            "rows": dump_json(sessions),
+            "volume": volume,
+            "read_at": read_at,
+            "agent_ids": list(versions),
+            "identities": list(versions.values()),
+        },
+    )
+    row = found.one()
+    return Applied(row.created, row.updated, row.revived, row.ended)

@@ -1,0 +1,68 @@
+"""Queries over ``api_tokens``: only hashes are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from session_manager.core.errors import NotFound
+from session_manager.service.db.tables import api_tokens as t
+
+SCOPES = ("read", "write", "delete", "admin")
+PREFIX = "smt"
+
+
+def digest(token: str) -> bytes:
+    """Returns what is stored of a token. Tokens have 256 random bits, so a plain hash cannot be searched."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def create(connection: Connection, name: str, scopes: Iterable[str]) -> str:
+    """Makes a token and returns it: ``smt_<id>_<secret>``, the only time that it can be seen."""
+    token_id = secrets.token_hex(4)
+    token = f"{PREFIX}_{token_id}_{secrets.token_urlsafe(32)}"
+    connection.execute(insert(t).values(id=token_id, name=name, token_hash=digest(token), scopes=sorted(set(scopes))))
+    return token
+
+
+def listed(connection: Connection) -> list[dict[str, Any]]:
+    """Returns all tokens, oldest first, as dicts of id, name, scopes, created_at and revoked_at."""
+    query = select(t.c.id, t.c.name, t.c.scopes, t.c.created_at, t.c.revoked_at).order_by(t.c.created_at, t.c.id)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def revoke(connection: Connection, token_id: str) -> bool:
+    """Revokes a token from now on; False when it was revoked before. Raises NotFound (``token_not_found``)."""
+    if connection.scalar(select(t.c.id).where(t.c.id == token_id)) is None:
+        raise NotFound(f"there is no token {token_id!r}; session-manager token list shows them", code="token_not_found")
+    query = update(t).where(t.c.id == token_id, t.c.revoked_at.is_(None)).values(revoked_at=func.now())
+    return connection.execute(query.returning(t.c.id)).first() is not None
+
+
+def any_valid(connection: Connection) -> bool:
+    """Says whether a token exists that is not revoked."""
+    return connection.scalar(select(t.c.id).where(t.c.revoked_at.is_(None)).limit(1)) is not None
+
+
+async def any_made(connection: AsyncConnection) -> bool:
+    """Says whether a token was ever made: revoking the last one must not open the service to everybody."""
+    return bool(await connection.scalar(text("SELECT EXISTS (SELECT FROM api_tokens)")))
+
+
+async def holder(connection: AsyncConnection, token: str) -> tuple[str, frozenset[str]] | None:
+    """Returns the name and the scopes of a valid token, None for any other."""
+    prefix, _, rest = token.partition("_")
+    token_id = rest.partition("_")[0]
+    if prefix != PREFIX or not (token_id.isascii() and token_id.isalnum()):
+        return None
+    query = select(t.c.name, t.c.token_hash, t.c.scopes).where(t.c.id == token_id, t.c.revoked_at.is_(None))
+    row = (await connection.execute(query)).first()
+    if row is None or not hmac.compare_digest(bytes(row.token_hash), digest(token)):
+        return None
+    return row.name, frozenset(row.scopes)

@@ -1,0 +1,108 @@
+"""Who may ask at all: no web page of somebody else's drives this service, and no request is larger than it must be.
+
+A browser sends requests to loopback on behalf of any page. Two things give such a page away. Its own name in ``Host``,
+when it had its name resolve to 127.0.0.1 (DNS rebinding); and its origin in ``Origin`` or ``Sec-Fetch-Site``, which
+scripts cannot forge.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from session_manager.service.config import Config, is_loopback
+from session_manager.service.problems import problem
+
+BODY_LIMIT = 16 * 2**20
+SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
+
+
+class Guard:
+    """ASGI middleware that refuses foreign hosts, foreign origins and oversized bodies."""
+
+    def __init__(self, app: ASGIApp, config: Config) -> None:
+        self._app = app
+        self._config = config
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 403 or 413, or hands the request on."""
+        if scope["type"] not in ("http", "websocket"):
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        if not self._host_is_ours(headers):
+            return await refuse(
+                scope, receive, send, 403, "this service does not go by that host name; see ARIA_ALLOWED_HOSTS", "host"
+            )
+        unsafe = scope["type"] == "websocket" or scope["method"] not in SAFE_METHODS
+        if unsafe and not self._origin_is_ours(headers):
+            return await refuse(
+                scope, receive, send, 403, "a page of another site may not do this; see ARIA_ALLOWED_HOSTS", "origin"
+            )
+        if scope["type"] == "http":
+            declared = headers.get("content-length", "")
+            if declared.isdecimal() and int(declared) > BODY_LIMIT:
+                return await refuse(scope, receive, send, 413, _TOO_LARGE, "too_large")
+            receive = _limited(receive)
+        return await self._app(scope, receive, send)
+
+    def _host_is_ours(self, headers: Headers) -> bool:
+        if not self._config.on_loopback and not self._config.allowed_hosts:
+            return True
+        return self._is_ours(_hostname(headers.get("host", "")))
+
+    def _is_ours(self, name: str) -> bool:
+        return is_loopback(name) or name in self._config.allowed_hosts
+
+    def _origin_is_ours(self, headers: Headers) -> bool:
+        origin = headers.get("origin")
+        if origin is None:
+            return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+        if origin.partition("://")[2].lower() == headers.get("host", "").lower() != "":
+            return True
+        return _hostname(origin.partition("://")[2]) in self._config.allowed_hosts
+
+
+_TOO_LARGE = f"the request's body is larger than {BODY_LIMIT} bytes; send less at a time"
+
+
+def _hostname(netloc: str) -> str:
+    try:
+        parts = urlsplit(f"//{netloc}")
+        if parts.username is not None or parts.path or parts.query or parts.fragment:
+            return ""
+        return (parts.hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _limited(receive: Receive) -> Receive:
+    seen = 0
+
+    async def limited() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > BODY_LIMIT:
+            raise HTTPException(413, _TOO_LARGE)
+        return message
+
+    return limited
+
+
+async def refuse(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    status: int,
+    error: str,
+    code: str,
+    headers: dict[str, str] | None = None,
+) -> None:
+    """Answers a request, or a WebSocket's handshake, with a problem."""
+    if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": code})
+        return
+    await problem(status, error, code, headers)(scope, receive, send)

@@ -1,0 +1,1 @@
+"""Background work: each job is one step, and a loop that repeats it."""

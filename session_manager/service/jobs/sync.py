@@ -1,0 +1,76 @@
+"""The volume sync: one step that brings history up to date with the agents directory."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from session_manager.core.errors import Refused
+from session_manager.service.config import Config
+from session_manager.service.db import sync as queries
+from session_manager.service.volume_reader import VolumeRead, read_volume
+
+
+class SyncResult(msgspec.Struct, frozen=True):
+    """What one sync did.
+
+    ``ran`` is false when another replica was at it. ``changed`` and ``unchanged`` count indexes; ``created``,
+    ``updated`` (``revived`` ones included), ``revived`` and ``ended`` count rows; ``skipped`` counts sessions whose
+    id no database can hold; ``errors`` are agents that could not be read, about whose sessions nothing was said.
+    """
+
+    ran: bool
+    changed: int = 0
+    unchanged: int = 0
+    created: int = 0
+    updated: int = 0
+    revived: int = 0
+    ended: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    errors: list[dict[str, Any]] = []
+
+    @property
+    def wrote(self) -> bool:
+        """Says whether a row was written."""
+        return bool(self.created or self.updated or self.ended)
+
+
+async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> SyncResult:
+    """Syncs once, in one transaction, in one replica at a time.
+
+    With ``wait`` a sync that another replica runs is waited for, and then this one runs, too. Raises Refused
+    (``no_volume``) when the service has no agents directory, Failed when that directory cannot be read, and what the
+    database raises; history is then as it was.
+    """
+    if config.agents_dir is None:
+        raise Refused(
+            "this service has no agents directory; set ARIA_AGENTS_DIR to the folder that holds <agent>/sessions",
+            code="no_volume",
+        )
+    began = time.monotonic()
+    async with engine.begin() as connection:
+        if not await queries.lock(connection, wait=wait):
+            return SyncResult(ran=False)
+        read_at = await queries.database_time(connection)
+        known = await queries.identities(connection, config.volume)
+        read: VolumeRead = await asyncio.to_thread(read_volume, config.agents_dir, known)
+        applied = queries.Applied()
+        if read.versions:
+            applied = await queries.apply(connection, config.volume, read_at, read.versions, read.rows)
+    return SyncResult(
+        ran=True,
+        changed=len(read.versions),
+        unchanged=read.unchanged,
+        created=applied.created,
+        updated=applied.updated,
+        revived=applied.revived,
+        ended=applied.ended,
+        skipped=read.skipped,
+        seconds=round(time.monotonic() - began, 3),
+        errors=read.errors,
+    )

@@ -1,0 +1,70 @@
+"""Log lines: what was asked, by whom, and how it went. No token, no message text, ids cut to 8 characters."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_log = logging.getLogger("session_manager.access")
+
+
+def short(identifier: str) -> str:
+    """Returns an id as it may stand in a log line."""
+    return identifier if len(identifier) <= 8 else f"{identifier[:8]}…"
+
+
+def configure(level: str = "INFO") -> None:
+    """Sends log lines to standard error."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+            "root": {"handlers": ["stderr"], "level": level},
+            "loggers": {"alembic": {"level": "WARNING"}, "uvicorn.error": {"level": "WARNING"}},
+        }
+    )
+
+
+class AccessLog:
+    """ASGI middleware that logs each request when it is answered."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hands the request on and notes its status."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        status = 0
+        began = time.perf_counter()
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            who = scope.get("principal")
+            milliseconds = (time.perf_counter() - began) * 1000
+            _log.info(
+                "%s %s %d %.0f ms %s", scope["method"], _path(scope), status, milliseconds, who.name if who else "-"
+            )
+        return None
+
+
+def _path(scope: Scope) -> str:
+    """Returns the path with its ids cut; the query string, which may hold ids and text, is left out."""
+    parts = scope["path"].split("/")
+    known = getattr(scope.get("route"), "path", "").split("/")
+    fixed = known if len(known) == len(parts) else ["{}"] * len(parts)
+    return "/".join(
+        short(part) if pattern.startswith("{") else part for part, pattern in zip(parts, fixed, strict=True)
+    )

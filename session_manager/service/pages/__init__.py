@@ -1,0 +1,1 @@
+"""Pages for people: server-rendered, no script, no third-party host."""

@@ -1,0 +1,102 @@
+"""Every failure as ``{"error", "code"}`` with its HTTP status."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, Response
+from starlette.websockets import WebSocket
+
+from session_manager.core.errors import SessionManagerError
+from session_manager.service.db.engine import server_message
+
+_log = logging.getLogger(__name__)
+_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "bad_media_type"}
+RETRY_AFTER_S = 2
+
+
+class BadId(SessionManagerError):
+    """An id in a path that cannot be one."""
+
+    http_status = 400
+    default_code = "bad_id"
+
+
+class Unavailable(SessionManagerError):
+    """The service cannot answer now; ``Retry-After`` says when to ask again."""
+
+    http_status = 503
+    default_code = "database_unavailable"
+
+
+def problem(status: int, error: str, code: str, headers: dict[str, str] | None = None, **details: Any) -> Response:
+    """Returns a problem answer."""
+    if status == 503:
+        headers = {"Retry-After": str(RETRY_AFTER_S), **(headers or {})}
+    return JSONResponse({"error": error, "code": code, **details}, status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Makes the app answer every failure with a problem."""
+    app.add_exception_handler(SessionManagerError, _ours)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(SQLAlchemyError, _database)
+    app.add_exception_handler(OSError, _database)
+    app.add_exception_handler(Exception, _internal)
+
+
+async def _ours(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SessionManagerError)
+    return problem(error.http_status, error.message, error.code, **error.details)
+
+
+def _field(location: Sequence[object]) -> str:
+    """Returns where in a request something is wrong; what is wrong with the body as a whole is in ``body``."""
+    parts = [str(part) for part in location[1:]]
+    return ".".join(parts) if parts and not parts[0].isdigit() else str(location[0])
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = [{"field": _field(e["loc"]), "error": e["msg"].removeprefix("Value error, ")} for e in error.errors()[:20]]
+    first = found[0]
+    return problem(422, f"{first['field']}: {first['error']}", "invalid", field=first["field"], fields=found)
+
+
+async def _http(request: HTTPConnection, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = _CODES.get(error.status_code, "http_error")
+    sentence = {
+        404: "there is nothing at this address; /docs lists what there is",
+        405: f"{request.scope.get('method')} is not possible here; /docs lists what is",
+    }.get(error.status_code, str(error.detail))
+    answer = problem(error.status_code, sentence, code, dict(error.headers or {}))
+    if isinstance(request, WebSocket):
+        await request.send_denial_response(answer)
+    return answer
+
+
+async def _database(request: Request, error: Exception) -> Response:
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout | OSError) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    ):
+        message = server_message(error) if isinstance(error, SQLAlchemyError) else str(error)
+        _log.warning("the database does not answer: %s", message)
+        return problem(503, "the database does not answer; try again in a moment", "database_unavailable")
+    return await _internal(request, error)
+
+
+async def _internal(request: Request, error: Exception) -> Response:
+    # Anything but a database error goes on to the server, which logs its traceback.
+    if isinstance(error, SQLAlchemyError):
+        _log.error("internal error: %s: %s", type(error).__name__, server_message(error))
+    return problem(500, "internal error; the service's log says more", "internal_error")

@@ -1,0 +1,129 @@
+"""Runs the service: its database, its socket, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+
+import uvicorn
+
+from session_manager.core.errors import Failed, Refused, UsageError
+from session_manager.service import logs
+from session_manager.service.app import create_app
+from session_manager.service.config import Config, database_url, read_config
+from session_manager.service.db import tokens
+from session_manager.service.db.migrate import migrate, transaction
+from session_manager.service.embedded import EmbeddedPostgres, attach
+from session_manager.service.places import default_base
+
+_GRACE_S = 10
+
+
+def serve(environ: Mapping[str, str], host: str, port: int, announce: Callable[[str], None]) -> None:
+    """Runs until SIGINT or SIGTERM. ``announce`` gets the base URL once requests are answered.
+
+    Raises UsageError, Refused (``token_needed`` for an address that is not loopback, and what the database says) or
+    Failed (``address_unusable``) before anything is served.
+    """
+    config = read_config(environ, host, port)
+    logs.configure()
+    with _listening(host, port) as listener, running_database(environ, config.agents_dir) as url:
+        migrate(url)
+        _need_a_token(config, url)
+        app = create_app(config, url)
+        settings = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=_GRACE_S,
+            server_header=False,
+        )
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        with _stopped_by_signals():
+            _Server(settings, lambda: announce(address)).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Takes SIGTERM and SIGINT for the ordinary end.
+
+    uvicorn raises them again when it has stopped; without a handler they would end the process before the database
+    is stopped.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupt)
+    with contextlib.suppress(KeyboardInterrupt):
+        yield
+    # A second signal must not end what the first one began.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--host {host!r} is no address of this machine: {error}", code="address_unusable") from error
+    family, kind, protocol, _, address = found[0]
+    with socket.socket(family, kind, protocol) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except (OSError, OverflowError) as error:
+            raise Failed(
+                f"cannot listen on {host} port {port}: {error}; choose another --port (0 takes a free one)",
+                code="address_unusable",
+            ) from error
+        yield listener
+
+
+@contextlib.contextmanager
+def running_database(environ: Mapping[str, str], agents_dir: str | None) -> Iterator[str]:
+    """Gives the URL of the database: ``DATABASE_URL``, or the embedded PostgreSQL, which runs while this does."""
+    url = database_url(environ)
+    if url is not None:
+        yield url
+        return
+    with EmbeddedPostgres.start(default_base(environ), agents_dir) as embedded:
+        yield embedded.url
+
+
+@contextlib.contextmanager
+def reachable_database(environ: Mapping[str, str]) -> Iterator[str]:
+    """Gives the URL of the database to a tool, which may run beside a service on the embedded PostgreSQL."""
+    running = None if database_url(environ) else attach(default_base(environ))
+    if running is not None:
+        yield running
+        return
+    with running_database(environ, read_config(environ).agents_dir) as url:
+        yield url
+
+
+def _need_a_token(config: Config, url: str) -> None:
+    if config.on_loopback or config.api_token:
+        return
+    with transaction(url) as connection:
+        if tokens.any_valid(connection):
+            return
+    raise Refused(
+        f"{config.host} is not loopback, and there is no token; set ARIA_API_TOKEN or run session-manager token create",
+        code="token_needed",
+    )

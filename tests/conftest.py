@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "fixtures"), str(ROOT / "tests")]
 
 from revive import revive  # noqa: E402
+from service import Databases, Service, databases, running  # noqa: E402
 from support import Skill  # noqa: E402
 
 # A checkout may be read-only; what a run finds is printed with the example itself.
@@ -55,3 +56,28 @@ def agents(tmp_path: Path) -> Path:
 def skill(tmp_path: Path) -> Iterator[Skill]:
     """Calls the real runner as a subprocess, on ``tmp_path / "agents"``."""
     return Skill(tmp_path / "agents")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Databases]:
+    """A real PostgreSQL for this worker, with a template that Alembic has migrated."""
+    with databases() as found:
+        yield found
+
+
+@pytest.fixture
+def database(server: Databases) -> Iterator[str]:
+    """The SQLAlchemy URL of a migrated database of this test's own."""
+    url = server.create()
+    yield url
+    server.drop(url)
+
+
+@pytest.fixture(scope="module")
+def shared_service(server: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for a module's tests, which keep out of each other's way by names; it has no volume."""
+    url = server.create()
+    log = tmp_path_factory.mktemp("service") / "log"
+    with running(log, DATABASE_URL=url, HOME=str(log.parent)) as service:
+        yield service
+    server.drop(url)

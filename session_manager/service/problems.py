@@ -11,9 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
-from starlette.websockets import WebSocket
 
 from session_manager.core.errors import SessionManagerError
 from session_manager.service.db.engine import server_message
@@ -72,17 +70,14 @@ async def _invalid(request: Request, error: Exception) -> Response:
     return problem(422, f"{first['field']}: {first['error']}", "invalid", field=first["field"], fields=found)
 
 
-async def _http(request: HTTPConnection, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "http_error")
     sentence = {
         404: "there is nothing at this address; /docs lists what there is",
-        405: f"{request.scope.get('method')} is not possible here; /docs lists what is",
+        405: f"{request.method} is not possible here; /docs lists what is",
     }.get(error.status_code, str(error.detail))
-    answer = problem(error.status_code, sentence, code, dict(error.headers or {}))
-    if isinstance(request, WebSocket):
-        await request.send_denial_response(answer)
-    return answer
+    return problem(error.status_code, sentence, code, dict(error.headers or {}))
 
 
 async def _database(request: Request, error: Exception) -> Response:

@@ -1,0 +1,148 @@
+"""The service as a real process on a real PostgreSQL, and databases to run it on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import postgres
+import psycopg
+from sqlalchemy.engine import make_url
+
+from session_manager.service.db.migrate import migrate
+
+ROOT = Path(__file__).resolve().parents[1]
+READY_S = 60.0
+
+
+class Databases:
+    """One server; each database is a copy of a template that was migrated once."""
+
+    def __init__(self, url: str, template: str) -> None:
+        self._server = make_url(url)
+        self._template = template
+        with self.connect(None) as connection:
+            connection.execute(f"CREATE DATABASE {template}")
+        migrate(self.url(template))
+
+    def url(self, name: str) -> str:
+        """Returns the SQLAlchemy URL of a database."""
+        return self._server.set(database=name).render_as_string(hide_password=False)
+
+    def connect(self, url: str | None) -> psycopg.Connection[Any]:
+        """Connects to a database by its SQLAlchemy URL, in autocommit mode."""
+        target = self._server if url is None else make_url(url)
+        return psycopg.connect(target.set(drivername="postgresql").render_as_string(False), autocommit=True)
+
+    def create(self, *, migrated: bool = True) -> str:
+        """Makes a database and returns its URL."""
+        name = f"test_{uuid.uuid4().hex}"
+        source = self._template if migrated else "template1"
+        with self.connect(None) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {source}")
+        return self.url(name)
+
+    def drop(self, url: str) -> None:
+        """Drops a database, whoever is still connected."""
+        with self.connect(None) as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {make_url(url).database} WITH (FORCE)")
+
+
+@contextlib.contextmanager
+def databases() -> Iterator[Databases]:
+    """A server for this worker: an embedded one, or the one that SM_TEST_DATABASE_URL names."""
+    named = os.environ.get("SM_TEST_DATABASE_URL")
+    template = f"template_{uuid.uuid4().hex}"
+    if named:
+        yield Databases(named, template)
+        return
+    with postgres.server() as server:
+        yield Databases(server.url, template)
+
+
+class Service:
+    """`session-manager serve --port 0` as a process of its own, started and answering.
+
+    Standard error goes to a file, so that a full pipe cannot stop the service.
+    """
+
+    def __init__(self, log: Path, *arguments: str, **env: str | None) -> None:
+        self._log = log
+        merged = {**os.environ, **env}
+        with log.open("ab") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "session_manager.faces.cli", "serve", "--port", "0", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                cwd=ROOT,
+                env={name: value for name, value in merged.items() if value is not None},
+            )
+        self.url = self._announced()
+        token = env.get("ARIA_API_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60.0, trust_env=False)
+
+    def _announced(self) -> str:
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            line = self.process.stdout.readline().decode() if selector.select(READY_S) else ""
+        if "http://" not in line:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the service did not start: {line!r}\n{self.log}")
+        return line.split()[-1]
+
+    @property
+    def log(self) -> str:
+        """What the service wrote to standard error so far."""
+        return self._log.read_text(errors="replace")
+
+    @property
+    def api(self) -> str:
+        """The value of ARIA_API_URL for this service."""
+        return f"{self.url}/api"
+
+    def stop(self) -> int:
+        """Ends it as an operator does, and returns its exit code."""
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(timeout=60)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+    def kill(self) -> None:
+        """Ends it at once (SIGKILL)."""
+        self.process.kill()
+        self.stop()
+
+
+@contextlib.contextmanager
+def running(log: Path, *arguments: str, **env: str | None) -> Iterator[Service]:
+    """A service that is stopped at the end."""
+    service = Service(log, *arguments, **env)
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+def wait_until(condition: Any, timeout_s: float = 30.0) -> None:
+    """Waits until ``condition()`` holds; fails when it never does."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)

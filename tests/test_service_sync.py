@@ -194,6 +194,20 @@ def test_rows_that_the_sync_never_saw_are_not_its_business(history: History) -> 
     assert history.statuses()[("main", "elsewhere")] == "active"
 
 
+def test_a_row_that_a_client_made_belongs_to_the_sync_once_it_is_in_the_index(history: History) -> None:
+    store = StoreBuilder(history.agents)
+    sid = store.add("cron:1", 50)
+    store.write()
+    history.sync()
+    history.execute("UPDATE agent_sessions SET volume = NULL")
+    store.write()
+    history.sync()
+    store.entries.clear()
+    store.write()
+    assert history.sync().ended == 1
+    assert history.statuses() == {("main", sid): "ended"}
+
+
 def test_two_volumes_do_not_end_each_other_s_sessions(history: History, tmp_path: Path, server: Databases) -> None:
     here, there = StoreBuilder(history.agents), StoreBuilder(tmp_path / "second")
     here.add("cron:1", 5, session_id="here")
@@ -307,10 +321,12 @@ def test_ended_by_a_request_it_must_have_done_something_since(history: History) 
     store.write()
     history.sync()
     history.mark("ended", "main", sid)
-    store.entries["agent:main:cron:1"]["label"] = "written back by the gateway's cache"
-    store.write()
-    assert history.sync().revived == 0
-    assert history.statuses() == {("main", sid): "ended"}
+    entry = store.entries["agent:main:cron:1"]
+    for change in ({"label": "written back by the gateway's cache"}, {"updatedAt": entry["updatedAt"] + 60_000}):
+        entry.update(change)
+        store.write()
+        assert history.sync().revived == 0
+        assert history.statuses() == {("main", sid): "ended"}
     store.entries["agent:main:cron:1"]["updatedAt"] += 60 * 60_000
     store.write()
     assert history.sync().revived == 1

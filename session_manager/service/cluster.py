@@ -51,10 +51,14 @@ CREATE DATABASE {name} OWNER {name}
 
 
 def check_reach(base: str, account: Account) -> None:
-    """Sees whether ``account`` gets into the base, by going there. Raises Refused (``database_unreachable``)."""
+    """Sees whether ``account`` gets into the base, or to where it will be made, by going there.
+
+    Raises Refused (``database_unreachable``).
+    """
+    place = places.nearest_folder(base)
     if not account.other:
         return
-    code, said = run_as(account, ["/bin/sh", "-c", ":"], cwd=base)
+    code, said = run_as(account, ["/bin/sh", "-c", ":"], cwd=place)
     if code:
         raise Refused(
             f"the user {account.name}, who runs PostgreSQL for root, cannot reach {base} ({said}); set XDG_STATE_HOME "
@@ -136,7 +140,7 @@ def server_arguments(base: str, data: str, folder: str, account: Account, settin
     texts = {
         "postgresql.conf": "# The settings are arguments of the server, given at every start.\n",
         "pg_hba.conf": f"local all {NAME} peer map=owner\n",
-        "pg_ident.conf": "".join(f'owner "{person}" {NAME}\n' for person in sorted(people)),
+        "pg_ident.conf": "".join(f"owner {_quoted(person)} {NAME}\n" for person in sorted(people)),
     }
     for name, text in texts.items():
         _write_config(os.path.join(config, name), text, account)
@@ -149,10 +153,14 @@ def server_arguments(base: str, data: str, folder: str, account: Account, settin
         "ident_file": os.path.join(config, "pg_ident.conf"),
         "listen_addresses": "",
         "port": str(places.PORT),
-        "unix_socket_directories": '"' + folder.replace('"', '""') + '"',
+        "unix_socket_directories": _quoted(folder),
         "unix_socket_permissions": "0700",
     }
     return ["-D", data, *(part for name, value in chosen.items() for part in ("-c", f"{name}={value}"))]
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
 
 
 def own_log(base: str, account: Account) -> str:
@@ -176,20 +184,16 @@ def prune_logs(base: str) -> None:
         os.unlink(os.path.join(folder, name))
 
 
-def last_words(base: str, first: str) -> str:
-    """Returns the end of what the server said: of the file ``first``, and of its newest log. Never raises."""
+def last_words(base: str) -> str:
+    """Returns the end of the server's newest log. Never raises."""
     with contextlib.suppress(OSError):
         folder = os.path.join(base, "log")
-        newest = [os.path.join(folder, name) for name in sorted(os.listdir(folder))[-1:]]
-        return "\n".join(_tail(path) for path in (*newest, first))
-    return _tail(first)
-
-
-def _tail(path: str) -> str:
-    with contextlib.suppress(OSError), open(path, "rb", opener=_no_link) as file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            return file.read().decode(errors="replace").strip()
+        for name in sorted(os.listdir(folder))[-1:]:
+            with open(os.path.join(folder, name), "rb", opener=_no_link) as file:
+                status = os.fstat(file.fileno())
+                if stat.S_ISREG(status.st_mode):
+                    file.seek(max(0, status.st_size - _TAIL_BYTES))
+                    return file.read().decode(errors="replace").strip()
     return ""
 
 

@@ -242,7 +242,7 @@ def test_a_full_disk(small: Path, left: int) -> None:
     (small / "agents").mkdir()
     ballast = fill(small / "agents", leave=left)
     error = refused(base)
-    assert error.code == "disk_full"
+    assert error.code == "disk_full", error.message
     assert "free some space" in error.message
     assert not (base / "data").exists()
     assert not (base / "data.new").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import stat
 from collections.abc import Mapping
@@ -44,6 +45,11 @@ _SETTINGS = {
     "log_checkpoints": "off",
     "log_min_messages": "warning",
 }
+# The kernel says the same of a file system and of its table of shared memory.
+_FULL = re.compile(
+    r"^(?!.*could not create (?:shared memory|semaphore)).*(?:No space left on device|Disk quota exceeded|free disk space)",
+    re.MULTILINE,
+)
 _AS_CREATED = """\
 CREATE ROLE {name} LOGIN CREATEDB
 CREATE DATABASE {name} OWNER {name}
@@ -119,7 +125,7 @@ def _create(base: str, fresh: str, account: Account, programs: Programs, keep: i
 
 def failure(base: str, what: str, said: str) -> SessionManagerError:
     """Returns the error for a program that failed, with the end of what it said."""
-    if "No space left on device" in said:
+    if _FULL.search(said):
         return places.full_disk(base)
     return Failed(
         f"the embedded PostgreSQL in {base} does not start: {what}; set DATABASE_URL to use a server of your own. It "

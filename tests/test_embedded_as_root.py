@@ -182,6 +182,19 @@ def test_a_base_of_somebody_else(folder: Path) -> None:
     assert list((folder / "theirs").iterdir()) == []
 
 
+def test_below_a_folder_of_somebody_else(folder: Path) -> None:
+    """They could swap root's folder for another."""
+    (folder / "theirs").mkdir()
+    os.chown(folder / "theirs", pwd.getpwnam("nobody").pw_uid, -1)
+    (folder / "open").mkdir()
+    (folder / "open").chmod(0o777)
+    for above in (folder / "theirs", folder / "open"):
+        (above / "there").mkdir()
+        for name in ("there", "new", "new/deep"):
+            assert refused(above / name).code == "database_not_private"
+        assert sorted(above.rglob("*")) == [above / "there"]
+
+
 def test_data_of_somebody_else(base: str) -> None:
     start(base).stop()
     os.chown(Path(base, "data"), 0, 0)

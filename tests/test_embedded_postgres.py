@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import postgres
@@ -224,6 +224,16 @@ def test_the_server_ends_with_its_service(base: str, ending: str) -> None:
         assert ask(running, "SELECT seven FROM kept") == 7
 
 
+def test_the_server_outlives_the_thread_that_asked_for_it(base: str) -> None:
+    found: list[EmbeddedPostgres] = []
+    thread = threading.Thread(target=lambda: found.append(start(base)))
+    thread.start()
+    thread.join()
+    with found[0] as running:
+        time.sleep(0.2)
+        assert ask(running, "SELECT 1") == 1
+
+
 def test_ctrl_c_at_the_terminal_is_for_the_service(base: str) -> None:
     with start(base) as running:
         (_, pid) = places.read_record(base) or ("", 0)
@@ -274,16 +284,7 @@ def test_killed_while_the_data_is_made(base: str, delay_s: float) -> None:
 
 def test_two_starts_at_the_same_moment(base: str) -> None:
     with service(base) as one, service(base) as two:
-        lines = {}
-        threads = []
-        for process in (one, two):
-            assert process.stdout
-            reader: Callable[[subprocess.Popen[bytes]], None] = lambda p: lines.__setitem__(p.pid, p.stdout.readline())  # noqa: E731
-            threads.append(threading.Thread(target=reader, args=(process,)))
-            threads[-1].start()
-        for thread in threads:
-            thread.join()
-        winners = [process for process in (one, two) if lines[process.pid]]
+        winners = [process for process in (one, two) if process.stdout and process.stdout.readline()]
         assert len(winners) == 1
         error = refused(base)
         assert (error.code, error.details["pid"]) == ("database_in_use", winners[0].pid)
@@ -413,8 +414,7 @@ def test_a_stale_record_is_no_server(base: str) -> None:
 
 
 def test_logs_are_bounded(base: str) -> None:
-    for _ in range(3):
-        start(base).stop()
+    start(base).stop()
     for number in range(9):
         Path(base, "log", f"postgresql-2020010{number}-000000.log").write_text("old")
     cluster.prune_logs(base)

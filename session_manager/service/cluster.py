@@ -47,7 +47,8 @@ _SETTINGS = {
 }
 # The kernel says the same of a file system and of its table of shared memory.
 _FULL = re.compile(
-    r"^(?!.*could not create (?:shared memory|semaphore)).*(?:No space left on device|Disk quota exceeded|free disk space)",
+    r"^(?!.*could not create (?:shared memory|semaphore))"
+    r".*(?:No space left on device|Disk quota exceeded|free disk space)",
     re.MULTILINE,
 )
 _AS_CREATED = """\
@@ -73,11 +74,11 @@ def check_reach(base: str, account: Account) -> None:
         )
 
 
-def data_folder(base: str, account: Account, programs: Programs, keep: int) -> str:
+def data_folder(base: str, account: Account, programs: Programs, keep: int, *, durable: bool) -> str:
     """Returns the folder with the data, which is made when there is none.
 
-    ``keep`` is a lock that the programs inherit. Raises OSError, Refused (``database_version``,
-    ``database_not_owned``, ``disk_full``) and Failed (``database_failed``).
+    ``keep`` is a lock that the programs inherit; what is made is on disk on return when ``durable``. Raises OSError,
+    Refused (``database_version``, ``database_not_owned``, ``disk_full``) and Failed (``database_failed``).
     """
     data = os.path.join(base, "data")
     fresh = f"{data}.new"
@@ -89,7 +90,7 @@ def data_folder(base: str, account: Account, programs: Programs, keep: int) -> s
         return data
     places.make_folder(fresh, account)
     try:
-        _create(base, fresh, account, programs, keep)
+        _create(base, fresh, account, programs, keep, durable)
         os.rename(fresh, data)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -111,11 +112,14 @@ def _check_version(data: str) -> None:
         )
 
 
-def _create(base: str, fresh: str, account: Account, programs: Programs, keep: int) -> None:
+def _create(base: str, fresh: str, account: Account, programs: Programs, keep: int, durable: bool) -> None:
     initdb = [programs.path("initdb"), "--pgdata", fresh, "--username", _SUPERUSER, "--encoding", "UTF8"]
     initdb += ["--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--data-checksums"]
     initdb += ["--auth-local", "peer", "--auth-host", "reject", "--no-instructions"]
     single = [programs.path("postgres"), "--single", "-D", fresh, "-c", "exit_on_error=on"]
+    if not durable:
+        initdb += ["--no-sync"]
+        single += ["-c", "fsync=off"]
     single += ["-c", "dynamic_shared_memory_type=mmap", _SUPERUSER]
     for argv, text in ((initdb, ""), (single, _AS_CREATED.format(name=NAME))):
         code, said = run_as(account, argv, cwd=base, text=text, keep=(keep,))

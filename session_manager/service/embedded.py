@@ -82,11 +82,13 @@ class EmbeddedPostgres:
             server_lock = _take_server_lock(base, undo)
             places.drop_record(base, account)
             programs = usable(account, base)
-            data = cluster.data_folder(base, account, programs, server_lock)
+            chosen = dict(settings or {})
+            durable = chosen.get("fsync") != "off"
+            data = cluster.data_folder(base, account, programs, server_lock, durable=durable)
             folder = places.socket_folder(base, account)
             places.write_record(base, folder, 0)
             undo.callback(places.drop_record, base, account)
-            arguments = cluster.server_arguments(base, data, folder, account, dict(settings or {}))
+            arguments = cluster.server_arguments(base, data, folder, account, chosen)
             argv = [programs.path("postgres"), *arguments]
             with _scratch() as output:
                 keeper = _Keeper(account, argv, base, data, server_lock, output)

@@ -112,10 +112,13 @@ def make_base(base: str, account: Account) -> None:
     """Makes the base and the folders above it that are missing; none that exists is changed.
 
     What is made here is reached by its owner only, and passed through by the group of ``account`` when that is another.
-    Raises OSError and Refused (``database_not_owned``, ``database_not_private``).
+    Root's base may not lie where somebody else could put another folder in its place. Raises OSError and Refused
+    (``database_not_owned``, ``database_not_private``).
     """
     missing = []
     path, there = base, nearest_folder(base)
+    if account.other:
+        _check_above(there if there != base else os.path.dirname(base))
     while path != there:
         missing.append(path)
         path = os.path.dirname(path)
@@ -133,6 +136,19 @@ def make_base(base: str, account: Account) -> None:
             f"others may write in {base}; take that away from them (chmod go-w), or name another folder",
             code="database_not_private",
         )
+
+
+def _check_above(path: str) -> None:
+    while path != os.sep:
+        status = os.stat(path)
+        open_to_all = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if open_to_all or status.st_uid != os.geteuid():
+            raise Refused(
+                f"{path} is not root's alone, so root's database may not lie below it; set XDG_STATE_HOME to another "
+                f"folder, or DATABASE_URL to a server of your own",
+                code="database_not_private",
+            )
+        path = os.path.dirname(path)
 
 
 def make_folder(path: str, account: Account, *, ours: bool = False) -> None:

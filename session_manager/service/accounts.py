@@ -104,10 +104,12 @@ def start_as(
     signal: int = 0,
     keep: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
-    """Starts a program as ``account``: nothing of our environment reaches it, and no open file but ``keep``.
+    """Starts a program as ``account``: no setting in our environment reaches it, and no open file but ``keep``.
 
     Standard error goes where ``output`` goes. ``reads`` and ``signal``: see ``become.order``. Raises OSError.
     """
+    # Pythons outside the system's folders may need it to find their own library.
+    libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     order = become.order(argv, cwd=cwd, ids=account.ids, reads=reads, signal=signal)
     return subprocess.Popen(
         [sys.executable, "-I", "-S", os.path.abspath(become.__file__), order],
@@ -115,7 +117,7 @@ def start_as(
         stdout=output,
         stderr=subprocess.STDOUT,
         cwd="/",
-        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC", **libraries},
         pass_fds=keep,
         # The terminal's Ctrl-C is for the service, which stops its database last.
         start_new_session=True,

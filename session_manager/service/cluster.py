@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import stat
 from collections.abc import Mapping
@@ -44,6 +45,12 @@ _SETTINGS = {
     "log_checkpoints": "off",
     "log_min_messages": "warning",
 }
+# The kernel says the same of a file system and of its table of shared memory.
+_FULL = re.compile(
+    r"^(?!.*could not create (?:shared memory|semaphore))"
+    r".*(?:No space left on device|Disk quota exceeded|free disk space)",
+    re.MULTILINE,
+)
 _AS_CREATED = """\
 CREATE ROLE {name} LOGIN CREATEDB
 CREATE DATABASE {name} OWNER {name}
@@ -51,10 +58,14 @@ CREATE DATABASE {name} OWNER {name}
 
 
 def check_reach(base: str, account: Account) -> None:
-    """Sees whether ``account`` gets into the base, by going there. Raises Refused (``database_unreachable``)."""
+    """Sees whether ``account`` gets into the base, or to where it will be made, by going there.
+
+    Raises Refused (``database_unreachable``).
+    """
+    place = places.nearest_folder(base)
     if not account.other:
         return
-    code, said = run_as(account, ["/bin/sh", "-c", ":"], cwd=base)
+    code, said = run_as(account, ["/bin/sh", "-c", ":"], cwd=place)
     if code:
         raise Refused(
             f"the user {account.name}, who runs PostgreSQL for root, cannot reach {base} ({said}); set XDG_STATE_HOME "
@@ -63,11 +74,11 @@ def check_reach(base: str, account: Account) -> None:
         )
 
 
-def data_folder(base: str, account: Account, programs: Programs, keep: int) -> str:
+def data_folder(base: str, account: Account, programs: Programs, keep: int, *, durable: bool) -> str:
     """Returns the folder with the data, which is made when there is none.
 
-    ``keep`` is a lock that the programs inherit. Raises OSError, Refused (``database_version``,
-    ``database_not_owned``, ``disk_full``) and Failed (``database_failed``).
+    ``keep`` is a lock that the programs inherit; what is made is on disk on return when ``durable``. Raises OSError,
+    Refused (``database_version``, ``database_not_owned``, ``disk_full``) and Failed (``database_failed``).
     """
     data = os.path.join(base, "data")
     fresh = f"{data}.new"
@@ -79,7 +90,7 @@ def data_folder(base: str, account: Account, programs: Programs, keep: int) -> s
         return data
     places.make_folder(fresh, account)
     try:
-        _create(base, fresh, account, programs, keep)
+        _create(base, fresh, account, programs, keep, durable)
         os.rename(fresh, data)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -101,11 +112,14 @@ def _check_version(data: str) -> None:
         )
 
 
-def _create(base: str, fresh: str, account: Account, programs: Programs, keep: int) -> None:
+def _create(base: str, fresh: str, account: Account, programs: Programs, keep: int, durable: bool) -> None:
     initdb = [programs.path("initdb"), "--pgdata", fresh, "--username", _SUPERUSER, "--encoding", "UTF8"]
     initdb += ["--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--data-checksums"]
     initdb += ["--auth-local", "peer", "--auth-host", "reject", "--no-instructions"]
     single = [programs.path("postgres"), "--single", "-D", fresh, "-c", "exit_on_error=on"]
+    if not durable:
+        initdb += ["--no-sync"]
+        single += ["-c", "fsync=off"]
     single += ["-c", "dynamic_shared_memory_type=mmap", _SUPERUSER]
     for argv, text in ((initdb, ""), (single, _AS_CREATED.format(name=NAME))):
         code, said = run_as(account, argv, cwd=base, text=text, keep=(keep,))
@@ -115,7 +129,7 @@ def _create(base: str, fresh: str, account: Account, programs: Programs, keep: i
 
 def failure(base: str, what: str, said: str) -> SessionManagerError:
     """Returns the error for a program that failed, with the end of what it said."""
-    if "No space left on device" in said:
+    if _FULL.search(said):
         return places.full_disk(base)
     return Failed(
         f"the embedded PostgreSQL in {base} does not start: {what}; set DATABASE_URL to use a server of your own. It "
@@ -136,7 +150,7 @@ def server_arguments(base: str, data: str, folder: str, account: Account, settin
     texts = {
         "postgresql.conf": "# The settings are arguments of the server, given at every start.\n",
         "pg_hba.conf": f"local all {NAME} peer map=owner\n",
-        "pg_ident.conf": "".join(f'owner "{person}" {NAME}\n' for person in sorted(people)),
+        "pg_ident.conf": "".join(f"owner {_quoted(person)} {NAME}\n" for person in sorted(people)),
     }
     for name, text in texts.items():
         _write_config(os.path.join(config, name), text, account)
@@ -149,10 +163,14 @@ def server_arguments(base: str, data: str, folder: str, account: Account, settin
         "ident_file": os.path.join(config, "pg_ident.conf"),
         "listen_addresses": "",
         "port": str(places.PORT),
-        "unix_socket_directories": '"' + folder.replace('"', '""') + '"',
+        "unix_socket_directories": _quoted(folder),
         "unix_socket_permissions": "0700",
     }
     return ["-D", data, *(part for name, value in chosen.items() for part in ("-c", f"{name}={value}"))]
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
 
 
 def own_log(base: str, account: Account) -> str:
@@ -176,20 +194,16 @@ def prune_logs(base: str) -> None:
         os.unlink(os.path.join(folder, name))
 
 
-def last_words(base: str, first: str) -> str:
-    """Returns the end of what the server said: of the file ``first``, and of its newest log. Never raises."""
+def last_words(base: str) -> str:
+    """Returns the end of the server's newest log. Never raises."""
     with contextlib.suppress(OSError):
         folder = os.path.join(base, "log")
-        newest = [os.path.join(folder, name) for name in sorted(os.listdir(folder))[-1:]]
-        return "\n".join(_tail(path) for path in (*newest, first))
-    return _tail(first)
-
-
-def _tail(path: str) -> str:
-    with contextlib.suppress(OSError), open(path, "rb", opener=_no_link) as file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            return file.read().decode(errors="replace").strip()
+        for name in sorted(os.listdir(folder))[-1:]:
+            with open(os.path.join(folder, name), "rb", opener=_no_link) as file:
+                status = os.fstat(file.fileno())
+                if stat.S_ISREG(status.st_mode):
+                    file.seek(max(0, status.st_size - _TAIL_BYTES))
+                    return file.read().decode(errors="replace").strip()
     return ""
 
 

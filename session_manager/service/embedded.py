@@ -17,6 +17,7 @@ import os
 import queue
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -25,14 +26,16 @@ from urllib.parse import quote
 
 import psycopg
 
-from session_manager.core.errors import Refused
+from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.service import cluster, places
 from session_manager.service.accounts import Account, database_account, start_as
+from session_manager.service.places import default_base
 from session_manager.service.programs import usable
+
+__all__ = ["EmbeddedPostgres", "attach", "default_base", "forget_client_settings"]
 
 _SERVICE_LOCK = "service.lock"
 _SERVER_LOCK = "server.lock"
-_START_OUTPUT = "start.log"
 _LOCK_PATIENCE_S = 0.2
 # Recovery after a crash replays at most ``max_wal_size``.
 _START_PATIENCE_S = 120.0
@@ -73,23 +76,25 @@ class EmbeddedPostgres:
             places.check_apart(base, os.path.realpath(agents_dir))
         account = database_account()
         with contextlib.ExitStack() as undo, places.clear_errors(base):
+            cluster.check_reach(base, account)
             places.make_base(base, account)
             _take_service_lock(base, undo)
             server_lock = _take_server_lock(base, undo)
             places.drop_record(base, account)
-            cluster.check_reach(base, account)
             programs = usable(account, base)
-            data = cluster.data_folder(base, account, programs, server_lock)
+            chosen = dict(settings or {})
+            durable = chosen.get("fsync") != "off"
+            data = cluster.data_folder(base, account, programs, server_lock, durable=durable)
             folder = places.socket_folder(base, account)
             places.write_record(base, folder, 0)
             undo.callback(places.drop_record, base, account)
-            arguments = cluster.server_arguments(base, data, folder, account, dict(settings or {}))
+            arguments = cluster.server_arguments(base, data, folder, account, chosen)
             argv = [programs.path("postgres"), *arguments]
-            with open(os.path.join(base, _START_OUTPUT), "wb", opener=places.private) as output:
+            with _scratch() as output:
                 keeper = _Keeper(account, argv, base, data, server_lock, output)
-            undo.callback(keeper.stop)
-            places.write_record(base, folder, keeper.process.pid)
-            _wait_until_ready(base, folder, keeper.process)
+                undo.callback(keeper.stop)
+                places.write_record(base, folder, keeper.process.pid)
+                _wait_until_ready(base, folder, keeper.process, output)
             return cls(base, account, folder, keeper, undo.pop_all())
         raise AssertionError("unreachable")
 
@@ -128,8 +133,9 @@ def forget_client_settings() -> None:
 
     Not every variable can be outdone by the URL: ``PGSERVICE`` and ``PGOPTIONS`` come on top of it.
     """
-    for name in [name for name in os.environ if name.startswith("PG") and name[2:].isalpha()]:
-        del os.environ[name]
+    known = {option.envvar.decode() for option in psycopg.pq.Conninfo.parse(b"") if option.envvar}
+    for name in known | {"PGDATESTYLE", "PGTZ", "PGGEQO"}:
+        os.environ.pop(name, None)
 
 
 class _Keeper:
@@ -159,9 +165,11 @@ class _Keeper:
         self.process = process
 
     def _live(self) -> None:
-        while not self._stopped.wait(_LOG_CHECK_S):
+        ended = False
+        while not ended:
             with contextlib.suppress(OSError):
                 cluster.prune_logs(self._base)
+            ended = self._stopped.wait(_LOG_CHECK_S)
 
     def stop(self) -> None:
         """Ends the server, gently at first, and waits for its end."""
@@ -226,8 +234,14 @@ def _in_use(base: str, pid: str) -> Refused:
     )
 
 
-def _wait_until_ready(base: str, folder: str, process: subprocess.Popen[bytes]) -> None:
-    said = os.path.join(base, _START_OUTPUT)
+def _scratch() -> IO[bytes]:
+    """A file for what the server says before its log begins; in memory where that exists, the disk may be full."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("server output"), "w+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def _wait_until_ready(base: str, folder: str, process: subprocess.Popen[bytes], output: IO[bytes]) -> None:
     end = time.monotonic() + _START_PATIENCE_S
     while True:
         try:
@@ -236,10 +250,16 @@ def _wait_until_ready(base: str, folder: str, process: subprocess.Popen[bytes]) 
         except psycopg.OperationalError as error:
             if process.poll() is not None:
                 what = f"the server ended with code {process.returncode}"
-                raise cluster.failure(base, what, cluster.last_words(base, said)) from None
+                raise _not_ready(base, what, output) from None
             if time.monotonic() > end or "authentication failed" in str(error):
-                raise cluster.failure(base, str(error), cluster.last_words(base, said)) from None
+                raise _not_ready(base, str(error), output) from None
         time.sleep(_POLL_S)
+
+
+def _not_ready(base: str, what: str, output: IO[bytes]) -> SessionManagerError:
+    output.seek(0)
+    said = output.read().decode(errors="replace")
+    return cluster.failure(base, what, f"{cluster.last_words(base)}\n{said}")
 
 
 def _conninfo(folder: str) -> str:

@@ -98,23 +98,34 @@ def _contains(outer: str, inner: str) -> bool:
         inner = above
 
 
+def nearest_folder(base: str) -> str:
+    """Returns the base, or what exists of the folders above it. Raises NotADirectoryError and other OSErrors."""
+    path = base
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    if not stat.S_ISDIR(os.stat(path).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    return path
+
+
 def make_base(base: str, account: Account) -> None:
     """Makes the base and the folders above it that are missing; none that exists is changed.
 
     What is made here is reached by its owner only, and passed through by the group of ``account`` when that is another.
-    Raises OSError and Refused (``database_not_owned``, ``database_not_private``).
+    Root's base may not lie where somebody else could put another folder in its place. Raises OSError and Refused
+    (``database_not_owned``, ``database_not_private``).
     """
     missing = []
-    path = base
-    while not os.path.lexists(path):
+    path, there = base, nearest_folder(base)
+    if account.other:
+        _check_above(there if there != base else os.path.dirname(base))
+    while path != there:
         missing.append(path)
         path = os.path.dirname(path)
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):
             make_folder(path, account, ours=True)
     status = os.stat(base)
-    if not stat.S_ISDIR(status.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), base)
     if status.st_uid != os.geteuid():
         raise Refused(
             f"{base} belongs to user id {status.st_uid}; start the service as that user, or name another folder",
@@ -125,6 +136,19 @@ def make_base(base: str, account: Account) -> None:
             f"others may write in {base}; take that away from them (chmod go-w), or name another folder",
             code="database_not_private",
         )
+
+
+def _check_above(path: str) -> None:
+    while path != os.sep:
+        status = os.stat(path)
+        open_to_all = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if open_to_all or status.st_uid != os.geteuid():
+            raise Refused(
+                f"{path} is not root's alone, so root's database may not lie below it; set XDG_STATE_HOME to another "
+                f"folder, or DATABASE_URL to a server of your own",
+                code="database_not_private",
+            )
+        path = os.path.dirname(path)
 
 
 def make_folder(path: str, account: Account, *, ours: bool = False) -> None:
@@ -182,9 +206,10 @@ def socket_folder(base: str, account: Account) -> str:
     inside = os.path.join(base, "socket")
     if _good_for_socket(inside):
         return own_folder(base, "socket", account)
-    place = next(
-        (p for p in (tempfile.gettempdir(), "/tmp") if _good_for_socket(f"{p}/{_TEMP_PREFIX}12345678")), "/tmp"
-    )
+    place = tempfile.gettempdir()
+    # Root's own may be closed to the account.
+    if account.other or not _good_for_socket(f"{place}/{_TEMP_PREFIX}12345678"):
+        place = "/tmp"
     folder = tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=place)
     if account.other:
         os.chown(folder, account.uid, account.gid)

@@ -46,7 +46,7 @@ def fill(server: Databases, url: str, rows: int) -> None:
     with server.connect(url) as connection:
         connection.execute(
             "INSERT INTO agent_sessions (agent_id, session_type, status, ended_at, metadata)"
-            " SELECT 'agent-' || n %% 20, 'cron', CASE WHEN n %% 100 = 0 THEN 'active' ELSE 'ended' END,"
+            " SELECT 'agent-' || n %% 1000, 'cron', CASE WHEN n %% 100 = 0 THEN 'active' ELSE 'ended' END,"
             " CASE WHEN n %% 100 > 0 THEN now() END, jsonb_build_object('aria_session_id', 's' || n, 'label', 'l' || n)"
             " FROM generate_series(1, %s) AS n",
             (rows,),
@@ -98,7 +98,7 @@ def test_the_bulk_mark_reads_no_whole_table(server: Databases, database: str, tm
             return int(row[0])
 
         before = scans()
-        sessions = [{"agent_id": f"agent-{n % 20}", "aria_session_id": f"s{n}"} for n in range(1, 1001)]
+        sessions = [{"agent_id": f"agent-{n % 1000}", "aria_session_id": f"s{n}"} for n in range(1, 1001)]
         answer = service.client.patch("/api/sessions", json={"status": "ended", "sessions": sessions})
         assert answer.json() == {"updated": 1000, "missing": []}
         time.sleep(1.5)
@@ -263,7 +263,7 @@ def test_killed_in_the_middle_of_a_bulk_mark_nothing_is_half_done(
         connection.execute("UPDATE agent_sessions SET status = 'active', ended_at = NULL")
     body = {
         "status": "ended",
-        "sessions": [{"agent_id": f"agent-{n % 20}", "aria_session_id": f"s{n}"} for n in range(1, 3_001)],
+        "sessions": [{"agent_id": f"agent-{n % 1000}", "aria_session_id": f"s{n}"} for n in range(1, 3_001)],
     }
     service = Service(tmp_path / "log", DATABASE_URL=database)
     with server.connect(database) as holder:

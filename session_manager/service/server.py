@@ -15,8 +15,7 @@ from session_manager.service.app import create_app
 from session_manager.service.config import Config, database_url, read_config
 from session_manager.service.db import tokens
 from session_manager.service.db.migrate import migrate, transaction
-from session_manager.service.embedded import EmbeddedPostgres, attach
-from session_manager.service.places import default_base
+from session_manager.service.embedded import EmbeddedPostgres, attach, default_base
 
 _GRACE_S = 10
 

@@ -17,8 +17,8 @@ import pytest
 from test_embedded_postgres import ask, refused, start
 from test_full_disk import fill
 
-from session_manager.service import places, programs
-from session_manager.service.accounts import SYSTEM_USER, database_account
+from session_manager.service.embedded import places, programs
+from session_manager.service.embedded.accounts import SYSTEM_USER, database_account
 
 pytestmark = [
     pytest.mark.system,
@@ -211,9 +211,9 @@ def test_a_closed_temporary_folder_of_roots(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_no_account_and_no_way_to_make_one(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("session_manager.service.accounts.SYSTEM_USER", "session-manager-none")
-    monkeypatch.setattr("session_manager.service.accounts._CREATE", (["no-such-program"],))
-    monkeypatch.setattr("session_manager.service.accounts._PATIENCE_S", 0.2)
+    monkeypatch.setattr("session_manager.service.embedded.accounts.SYSTEM_USER", "session-manager-none")
+    monkeypatch.setattr("session_manager.service.embedded.accounts._CREATE", (["no-such-program"],))
+    monkeypatch.setattr("session_manager.service.embedded.accounts._PATIENCE_S", 0.2)
     error = refused(base)
     assert error.code == "database_account"
     assert "DATABASE_URL" in error.message

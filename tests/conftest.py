@@ -1,4 +1,4 @@
-"""Every test runs in an environment of its own: no variable and no home of the machine reaches it."""
+"""Every test runs in an environment of its own: no variable, no home and no aria-api of the machine reaches it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "fixtures"), str(ROOT / "tests")]
 
 from revive import revive  # noqa: E402
-from support import Skill  # noqa: E402
+from small_aria import SmallAria  # noqa: E402
+from support import CLOSED_API, Skill  # noqa: E402
 
 # A checkout may be read-only; what a run finds is printed with the example itself.
 settings.register_profile("here", database=None, deadline=None)
@@ -29,6 +30,7 @@ def _isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("ARIA_API_URL", CLOSED_API)
 
 
 @pytest.fixture
@@ -55,3 +57,19 @@ def agents(tmp_path: Path) -> Path:
 def skill(tmp_path: Path) -> Iterator[Skill]:
     """Calls the real runner as a subprocess, on ``tmp_path / "agents"``."""
     return Skill(tmp_path / "agents")
+
+
+@pytest.fixture
+def aria() -> Iterator[SmallAria]:
+    """An aria-api that takes marks in bulk."""
+    service = SmallAria()
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def older_aria() -> Iterator[SmallAria]:
+    """An aria-api that knows one row at a time."""
+    service = SmallAria(older=True)
+    yield service
+    service.stop()

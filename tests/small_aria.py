@@ -141,7 +141,7 @@ class SmallAria:
 
     def _patch_one(self, row_id: str, body: Any) -> tuple[int, Any]:
         for row in self.rows:
-            if row["id"] == row_id:
+            if str(row.get("id")) == row_id:
                 if self.refuses(row["metadata"]["aria_session_id"]):
                     return 422, {"detail": "no"}
                 row.update(body)

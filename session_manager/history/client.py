@@ -56,6 +56,7 @@ class Client:
         self._all_rows: list[Row] | None = None
         self._left_behind: str | None = None
         self._ends_at: float | None = None
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -63,8 +64,9 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A thread that was left behind, by an interrupt or because time was up, still uses it.
-        if self._left_behind is None and kind is None:
+        self._left_behind = self._left_behind or "this conversation with aria-api is over"
+        # A thread that was left behind, by an interrupt or because time was up, still uses it and closes it itself.
+        if self._thread is None or not self._thread.is_alive():
             self._connection.close()
 
     def mark(self, marks: Mapping[Name, Status]) -> Outcome:
@@ -105,11 +107,13 @@ class Client:
                 errors.append(f"internal error while asking aria-api ({type(error).__name__}); see standard error")
             finally:
                 self._connection.answered.set()
+                if self._left_behind is not None:
+                    self._connection.close()
 
         budget = self._connection.budget_s
         now = time.monotonic()
         self._ends_at = self._ends_at or now + budget
-        thread = threading.Thread(target=run, name="history", daemon=True)
+        thread = self._thread = threading.Thread(target=run, name="history", daemon=True)
         thread.start()
         if not self._connection.answered.wait(min(CONNECT_S, self._ends_at - now)):
             self._left_behind = f"aria-api cannot be reached at {self._connection.url} in time; is it running?"

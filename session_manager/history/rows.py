@@ -80,7 +80,10 @@ def _body(connection: Connection, query: dict[str, str | int], *, may_refuse: bo
         return None
     if answer.status != 200:
         raise connection.give_up(f"aria-api answered {answer.status} at GET {connection.url}{PATH}: check ARIA_API_URL")
-    return connection.json(answer)
+    body = connection.json(answer)
+    if body is None:
+        raise connection.unexpected()
+    return body
 
 
 def _items(connection: Connection, body: Any) -> list[dict[str, Any]]:

@@ -29,7 +29,8 @@ Action = Callable[[Path], object]
 
 def call(agents: Path, function: str, **arguments: Any) -> dict[str, Any]:
     """Calls a function of the skill as the runner does."""
-    settings = read_settings({"ARIA_AGENTS_DIR": str(agents)})
+    # The live layer is measured, and no aria-api of this machine may hear of made-up sessions.
+    settings = read_settings({"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": ""})
     loaded = load(function)
     return loaded.run(Context(settings, Volume(settings.agents_dir), now_ms), loaded.arguments(**arguments))
 

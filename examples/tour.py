@@ -39,7 +39,8 @@ def call(agents: Path, function: str, arguments: dict[str, Any] | None = None) -
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("ARIA_", "OPENCLAW_"))}
     done = subprocess.run(
         [sys.executable, str(ROOT / "run_skill.py"), "session_manager", function, text],
-        env={**environment, "ARIA_AGENTS_DIR": str(agents)},
+        # No aria-api of this machine shall hear that sessions of a copy have ended.
+        env={**environment, "ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": ""},
         stdout=subprocess.PIPE,
         check=False,
     )

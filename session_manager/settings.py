@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -12,24 +13,35 @@ from session_manager.core.errors import UsageError
 STATE_DIR_NAME = ".session_manager"
 LEDGER_NAME = "ledger.sqlite"
 DEFAULT_API_URL = "http://localhost:8000/api"
+DEFAULT_API_TIMEOUT = 10.0
 DEFAULT_LOCK_TIMEOUT = 10.0
 DEFAULT_KEEP_DAYS = 7
+# No user name or password in it: the URL is shown in messages.
+_API_URL = re.compile(r"(?i:https?)://(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?(?:/[!-~]*)?")
+_HIGHEST_PORT = 65535
 
 
 class Settings(msgspec.Struct, frozen=True):
     """Where things lie and who is asking.
 
-    ``api_url`` None means that there is no history layer. ``lock_timeout`` is in seconds, ``keep_days`` in days.
-    ``current`` holds the session ids or keys of the caller.
+    ``api_url`` (no slash at its end) None means that there is no history layer; ``api_timeout`` is what one run may
+    spend on it. ``lock_timeout`` and ``api_timeout`` are in seconds, ``keep_days`` in days. ``current`` holds the
+    session ids or keys of the caller.
     """
 
     agents_dir: str
     state_dir: str
     api_url: str | None
+    api_token: str | None
+    api_timeout: float
     lock_timeout: float
     keep_days: int
     current: frozenset[str]
     asked_by: str | None
+
+    def __repr__(self) -> str:
+        # The token must not get into a log by way of somebody's debugging.
+        return f"Settings({self.agents_dir!r})"
 
 
 def ledger_path(settings: Settings) -> str:
@@ -45,11 +57,12 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     """
     agents_dir = os.path.realpath(_agents_dir(environ))
     state_dir = environ.get("ARIA_STATE_DIR") or os.path.join(agents_dir, STATE_DIR_NAME)
-    api_url = environ.get("ARIA_API_URL", DEFAULT_API_URL).strip()
     return Settings(
         agents_dir=agents_dir,
         state_dir=os.path.abspath(os.path.expanduser(state_dir)),
-        api_url=api_url or None,
+        api_url=_api_url(environ.get("ARIA_API_URL", DEFAULT_API_URL).strip()),
+        api_token=_token(environ.get("ARIA_API_TOKEN", "").strip()),
+        api_timeout=_number(environ, "ARIA_API_TIMEOUT", DEFAULT_API_TIMEOUT, least=0.1, most=3600.0),
         lock_timeout=_number(environ, "ARIA_LOCK_TIMEOUT", DEFAULT_LOCK_TIMEOUT, least=0.0, most=3600.0),
         keep_days=int(_number(environ, "ARIA_KEEP_DAYS", DEFAULT_KEEP_DAYS, least=1, most=36500)),
         current=frozenset(
@@ -86,6 +99,29 @@ def _existing(path: str, variable: str) -> str:
         path=path,
         variable=variable,
     )
+
+
+def _api_url(text: str) -> str | None:
+    if not text:
+        return None
+    found = _API_URL.fullmatch(text)
+    if found is None or "?" in text or "#" in text or not 0 < int(found[1] or 1) <= _HIGHEST_PORT:
+        shown = repr(text) if "@" not in text else "no plain URL"
+        raise UsageError(
+            f"ARIA_API_URL is {shown}; it must look like {DEFAULT_API_URL} (no user name, no query), or be empty where "
+            "there is no history layer",
+            code="bad_setting",
+        )
+    return text.rstrip("/")
+
+
+def _token(text: str) -> str | None:
+    if not all("!" <= character <= "~" for character in text):
+        raise UsageError(
+            "ARIA_API_TOKEN holds blanks, control characters or letters beyond ASCII; set it to the token alone",
+            code="bad_setting",
+        )
+    return text or None
 
 
 def _number(environ: Mapping[str, str], name: str, default: float, *, least: float, most: float) -> float:

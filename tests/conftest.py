@@ -1,4 +1,4 @@
-"""Every test runs in an environment of its own: no variable and no home of the machine reaches it."""
+"""Every test runs in an environment of its own: no variable, no home and no aria-api of the machine reaches it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "fixtures"), str(ROOT / "tests")]
 
 from revive import revive  # noqa: E402
 from service import Databases, Service, databases, running  # noqa: E402
-from support import Skill  # noqa: E402
+from small_aria import SmallAria  # noqa: E402
+from support import CLOSED_API, Skill  # noqa: E402
 
 # A checkout may be read-only; what a run finds is printed with the example itself.
 settings.register_profile("here", database=None, deadline=None)
@@ -30,6 +31,7 @@ def _isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("ARIA_API_URL", CLOSED_API)
 
 
 @pytest.fixture
@@ -81,3 +83,19 @@ def shared_service(server: Databases, tmp_path_factory: pytest.TempPathFactory) 
     with running(log, DATABASE_URL=url, HOME=str(log.parent)) as service:
         yield service
     server.drop(url)
+
+
+@pytest.fixture
+def aria() -> Iterator[SmallAria]:
+    """An aria-api that takes marks in bulk."""
+    service = SmallAria()
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def older_aria() -> Iterator[SmallAria]:
+    """An aria-api that knows one row at a time."""
+    service = SmallAria(older=True)
+    yield service
+    service.stop()

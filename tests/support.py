@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = ROOT / "run_skill.py"
+# Bound and never listened on: connections are refused at once, and nobody else can open a service there.
+_nobody = socket.socket()
+_nobody.bind(("127.0.0.1", 0))
+CLOSED_API = f"http://127.0.0.1:{_nobody.getsockname()[1]}/api"
 
 
 def now_ms() -> int:

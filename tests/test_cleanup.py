@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Skill, StoreBuilder, picture
+from support import CLOSED_API, Skill, StoreBuilder, picture
 
 from session_manager.core.errors import Refused
 from session_manager.functions import cleanup_after_delegation, load
@@ -35,7 +35,9 @@ def delegation(agents: Path) -> StoreBuilder:
 
 
 def in_process(agents: Path, **arguments: Any) -> dict[str, Any]:
-    context = Context(read_settings({"ARIA_AGENTS_DIR": str(agents)}), Volume(str(agents)), now_ms)
+    context = Context(
+        read_settings({"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": CLOSED_API}), Volume(str(agents)), now_ms
+    )
     return load(CLEANUP).run(context, cleanup_after_delegation.Arguments("delegation-xyz", **arguments))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Skill, StoreBuilder, picture
+from support import CLOSED_API, Skill, StoreBuilder, picture
 
 from session_manager.functions import load
 from session_manager.functions.context import Context
@@ -48,7 +48,7 @@ def hold(path: Path) -> None:
 
 
 def in_process(agents: Path, session_id: str, **arguments: Any) -> dict[str, Any]:
-    settings = read_settings({"ARIA_AGENTS_DIR": str(agents)})
+    settings = read_settings({"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": CLOSED_API})
     function = load("delete_session")
     return function.run(
         Context(settings, Volume(str(agents)), now_ms), function.arguments(session_id=session_id, **arguments)
@@ -67,7 +67,8 @@ def test_the_documented_answer(agents: Path, skill: Skill) -> None:
     assert document["removed_keys"] == ["agent:main:cron:abc123"]
     assert document["transcript_archived"] is True
     assert (document["pg_status_updated"], document["pg_pending"]) == (False, True)
-    assert "abc123" in document["message"]
+    assert document["message"] == "Session abc123 removed (1 keys, transcript=archived), PG mark pending"
+    assert "cannot be reached" in document["pg_error"]
     assert marks(agents) == [("main", "abc123", "ended", "pending")]
     assert list(store.read()) == ["agent:main:cron:other"]
     assert set(archives(store.dir)) == {"abc123.jsonl"}
@@ -78,11 +79,12 @@ def test_without_a_history_layer_no_mark_is_owed(agents: Path, skill: Skill) -> 
     sid = store.add("cron:a")
     store.write()
     document = skill("delete_session", {"session_id": sid}, ARIA_API_URL="").document
-    assert (document["pg_status_updated"], document["pg_pending"]) == (False, False)
+    assert (document["pg_status_updated"], "pg_pending" in document) == (False, False)
+    assert document["message"] == f"Session {sid} removed (1 keys, transcript=archived), no history layer"
     assert marks(agents) == []
     assert document["deleted"] == sid
     again = skill("delete_session", {"session_id": sid}, ARIA_API_URL="").document
-    assert (again["deleted"], again["pg_pending"]) == (sid, False)
+    assert (again["deleted"], again["pg_status_updated"], "pg_pending" in again) == (sid, False, False)
     assert marks(agents) == []
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_aria import SmallAria
 from support import ROOT, Skill, StoreBuilder
 
 HEAVY = {
@@ -57,3 +58,18 @@ def test_only_stats_looks_into_the_ledger(agents: Path, skill: Skill) -> None:
     for function, arguments in (("list_sessions", "{}"), ("prune_sessions", '{"dry_run": true}')):
         assert loaded(skill, function, arguments) & HEAVY == set()
     assert loaded(skill, "get_session_stats") & {"filelock", "httpx", "asyncio", "pydantic"} == set()
+
+
+def test_http_is_loaded_only_when_history_has_something_to_hear(agents: Path, skill: Skill, aria: SmallAria) -> None:
+    skill.env["ARIA_API_URL"] = aria.url
+    store = StoreBuilder(agents)
+    store.add("cron:a", 120, "a")
+    store.add("cron:b", 30, "b")
+    store.write()
+    aria.add_all(["a", "b"])
+    for function, arguments in (("prune_sessions", '{"max_age_minutes": 1000}'), ("deliver_history", "{}")):
+        assert loaded(skill, function, arguments) & {"httpx", "ssl", "socket"} == set()
+    assert "httpx" in loaded(skill, "prune_sessions")
+    assert loaded(skill, "prune_sessions") & {"httpx", "ssl", "socket"} == set()
+    skill.env["ARIA_API_URL"] = ""
+    assert loaded(skill, "delete_session", '{"session_id": "b"}') & {"httpx", "ssl", "socket"} == set()

@@ -30,6 +30,7 @@ STEPS = [
     "displaced index removed",
     "folder synced",
     "end noted",
+    "marks sent",
 ]
 RECOVERY_STEPS = ["index recovered", "files recovered", "recovery noted"]
 CALLS = {"prune_sessions": {"session_type": "cron"}, "delete_session": {"session_id": "old-0"}}

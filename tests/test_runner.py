@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 from support import RUNNER, Answer, Skill, StoreBuilder, now_ms, picture
 
-FUNCTIONS = ["list_sessions", "get_session_stats", "prune_sessions", "delete_session", "cleanup_after_delegation"]
+FUNCTIONS = [
+    "list_sessions",
+    "get_session_stats",
+    "prune_sessions",
+    "delete_session",
+    "cleanup_after_delegation",
+    "deliver_history",
+]
 
 
 def run(

@@ -41,7 +41,9 @@ environment:
   ARIA_STATE_DIR     the ledger's folder (default <agents dir>/.session_manager)
   ARIA_SESSION_ID    id of the calling session, which is never deleted (also OPENCLAW_SESSION_ID)
   ARIA_AGENT_ID      who is asking; noted in the ledger
-  ARIA_API_URL       history layer; empty: there is none, and no mark is owed
+  ARIA_API_URL       history layer (default http://localhost:8000/api); empty: there is none
+  ARIA_API_TOKEN     the token that aria-api asks for
+  ARIA_API_TIMEOUT   seconds that one call may spend on history (default 10)
   ARIA_LOCK_TIMEOUT  seconds to wait for a lock (default 10)
   ARIA_KEEP_DAYS     days that removed index entries are kept in the ledger (default 7)
 

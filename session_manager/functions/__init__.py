@@ -18,6 +18,7 @@ NAMES = (
     "prune_sessions",
     "delete_session",
     "cleanup_after_delegation",
+    "deliver_history",
 )
 
 

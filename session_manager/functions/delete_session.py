@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -50,7 +50,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
 
 def delete(context: Context, function: str, arguments: Arguments, wait_seconds: float = 0) -> dict[str, Any]:
-    """Deletes a session; waits up to ``wait_seconds`` for its transcript's lock first.
+    """Deletes a session; waits up to ``wait_seconds`` for its transcript's lock first, and tells history at the end.
 
     Raises UsageError, NotFound (``session_not_found``), Refused (``session_protected``, ``session_busy``), or the
     failure of the only agent concerned.
@@ -69,16 +69,19 @@ def delete(context: Context, function: str, arguments: Arguments, wait_seconds: 
     failed = scope.errors()
     _wait(scope, arguments.session_id, wait_seconds, context)
 
+    from session_manager.functions.delivery import History
     from session_manager.live.ledger import start_run
     from session_manager.live.removal import Remover
 
     run_info = start_run(function, context.settings)
-    with Remover(context.settings, run_info) as remover:
+    with Remover(context.settings, run_info) as remover, History(context) as history:
         result = _remove(context, remover, everyone, scope, arguments)
         if result.removed:
-            document = _document(result, run_info.history)
+            document = _removed_now(context, history, result)
+        elif gone := _gone(remover, scope, arguments):
+            document = _already_deleted(context, remover, history, gone)
         else:
-            document = _already_deleted(remover, run_info.history, scope, arguments, failed)
+            document = _only_in_history(context, remover, history, scope, arguments, failed)
     document["run_id"] = run_info.run_id
     if result.recovered:
         document["recovered"] = result.recovered
@@ -133,18 +136,18 @@ def _collect(result: Result, store: Store, outcome: Any) -> None:
             result.archived += [target for _, target in removal.files]
 
 
-def _document(result: Result, history: bool) -> dict[str, Any]:
+def _removed_now(context: Context, history: Any, result: Result) -> dict[str, Any]:
     session_id = result.removed[0][1]
     archived = bool(result.archived)
     transcript = "archived" if archived else "none"
-    mark = "PG mark pending" if history else "no history layer"
+    told, mark = _tell(context, history, result.removed)
+    where = " from aria-api" if told["pg_status_updated"] else ""
     document: dict[str, Any] = {
         "deleted": session_id,
         "removed_keys": result.keys,
         "transcript_archived": archived,
-        "pg_status_updated": False,
-        "pg_pending": history,
-        "message": f"Session {session_id} removed ({len(result.keys)} keys, transcript={transcript}), {mark}",
+        **told,
+        "message": f"Session {session_id} removed{where} ({len(result.keys)} keys, transcript={transcript}), {mark}",
         "agents": [agent_id for agent_id, _ in result.removed],
         "archived_files": result.archived,
     }
@@ -153,31 +156,84 @@ def _document(result: Result, history: bool) -> dict[str, Any]:
     return document
 
 
-def _already_deleted(
-    remover: Any, history: bool, scope: View, arguments: Arguments, failed: list[dict[str, object]]
-) -> dict[str, Any]:
+def _tell(
+    context: Context, history: Any, names: Collection[tuple[str, str]], heard: Collection[tuple[str, str]] = ()
+) -> tuple[dict[str, Any], str]:
+    """Delivers what waits; returns what the document says about history, and the same in three words.
+
+    ``names`` are (agent id, session id) of the sessions in question, ``heard`` those that history knows of already.
+    """
+    if context.settings.api_url is None:
+        return {"pg_status_updated": False}, "no history layer"
+    from session_manager.functions.delivery import told
+
+    document = told(history.deliver(), [name for name in names if name not in heard])
+    if document["pg_status_updated"]:
+        return document, "PG marked ended"
+    return document, "PG mark pending" if "pg_pending" in document else "PG has no such row"
+
+
+def _gone(remover: Any, scope: View, arguments: Arguments) -> dict[tuple[str, str], list[str]]:
+    """Returns (agent id, session id) of what was removed before, by us or by the gateway, with its archives."""
     agent_id = scope.agents[0].agent_id if arguments.agent is not None and scope.agents else None
-    known = set(remover.removed(arguments.session_id, agent_id))
-    archives = {a.agent_id: _archives(a, arguments.session_id) for a in scope.agents}
-    gone = known | {(a, arguments.session_id) for a, names in archives.items() if names}
-    if not gone:
-        details: dict[str, Any] = {"history": "unknown"} if history else {}
-        if failed:
-            details["errors"] = failed
-        raise NotFound(
-            f"no session {arguments.session_id!r}: give the full id or key as list_sessions shows it", **details
-        )
-    pending = remover.owe_marks(gone) if history else False
+    gone: dict[tuple[str, str], list[str]] = {name: [] for name in remover.removed(arguments.session_id, agent_id)}
+    for read in scope.agents:
+        if names := _archives(read, arguments.session_id):
+            gone[read.agent_id, arguments.session_id] = names
+    return gone
+
+
+def _already_deleted(
+    context: Context, remover: Any, history: Any, gone: Mapping[tuple[str, str], list[str]]
+) -> dict[str, Any]:
+    session_id = sorted(gone)[0][1]
+    heard = remover.owe_marks(gone) if context.settings.api_url is not None else set()
+    told, _ = _tell(context, history, sorted(gone), heard)
     return {
-        "deleted": sorted(gone)[0][1],
+        "deleted": session_id,
         "removed_keys": [],
-        "transcript_archived": any(archives.values()),
-        "pg_status_updated": False,
-        "pg_pending": pending,
+        "transcript_archived": any(gone.values()),
+        **told,
         "already_deleted": True,
-        "message": f"Session {sorted(gone)[0][1]} was already removed; nothing to do in the files",
+        "message": f"Session {session_id} was already removed; nothing to do in the files",
         "agents": sorted({a for a, _ in gone}),
     }
+
+
+def _only_in_history(
+    context: Context,
+    remover: Any,
+    history: Any,
+    scope: View,
+    arguments: Arguments,
+    failed: list[dict[str, object]],
+) -> dict[str, Any]:
+    """Ends a session that is in no store any more, and says so; an agent that could not be read may still have it."""
+    session_id = arguments.session_id
+    details: dict[str, Any] = {"errors": failed} if failed else {}
+    rows: list[Any] = []
+    if context.settings.api_url is not None:
+        rows, error = history.find(session_id)
+        if error is not None:
+            details |= {"history": "unknown", "pg_error": error}
+    unread = {agent_id for agent_id, _ in scope.failed}
+    named = {scope.agents[0].agent_id} if arguments.agent is not None and scope.agents else None
+    rows = [r for r in rows if r.agent_id not in unread and (named is None or r.agent_id in named)]
+    if not rows:
+        raise NotFound(f"no session {session_id!r}: give the full id or key as list_sessions shows it", **details)
+    active = sorted({r.name for r in rows if r.status == "active"})
+    document: dict[str, Any] = {"deleted": session_id, "removed_keys": [], "transcript_archived": False}
+    if active:
+        remover.owe_marks(active, again=True)
+        told, mark = _tell(context, history, active)
+        document |= told | {"message": f"Session {session_id} was in no live store, only in aria-api: {mark}"}
+    else:
+        document |= {
+            "pg_status_updated": True,
+            "already_deleted": True,
+            "message": f"Session {session_id} had already ended, in the live stores and in aria-api; nothing to do",
+        }
+    return document | {"agents": sorted({r.agent_id for r in rows})}
 
 
 def _archives(read: AgentRead, session_id: str) -> list[str]:

@@ -9,7 +9,8 @@ One SQLite file in the state directory, shared by several processes. Tables:
 - ``removals``: one row a session of an attempt, with its keys, its raw entries and its files from → to.
   ``state`` is ``removed`` unless the session turned out to be alive (``kept``).
 - ``marks``: what history must be told, at most one a session, whoever removed it. Marks come into being in the
-  transaction that ends the attempt, so a removal without its mark cannot be.
+  transaction that ends the attempt, so a removal without its mark cannot be. ``state`` is ``pending``, then
+  ``delivered``, or ``missing`` (history has had no such row for days) or ``refused`` (nor would it take the mark).
 """
 
 from __future__ import annotations
@@ -90,6 +91,16 @@ class Attempt(msgspec.Struct):
     temps: list[Temp]
     expected: list[Identity]
     removals: list[Removal]
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """One thing that history has still to hear. ``run_id`` and ``changed_at`` (epoch ms) tell it from a later one."""
+
+    agent_id: str
+    session_id: str
+    status: str
+    run_id: str
+    changed_at: int
 
 
 def new_run_id() -> str:
@@ -262,18 +273,31 @@ class Ledger:
                 (now_ms(), attempt.attempt_id),
             )
 
-    def owe_mark(self, run: Run, agent_id: str, session_id: str) -> bool:
-        """Owes history the end of a session that somebody else removed, once; says whether its mark is pending."""
+    def owe_mark(self, run: Run, agent_id: str, session_id: str, *, again: bool = False) -> str:
+        """Owes history the end of a session that somebody else removed, once; returns the mark's state.
+
+        One that was given up is owed anew; with ``again`` that goes for a delivered one, too.
+        """
         with self._transaction() as c:
             c.execute(
-                "INSERT INTO marks VALUES (?, ?, 'ended', 'pending', ?, ?)"
-                " ON CONFLICT (agent_id, session_id) DO NOTHING",
-                (agent_id, session_id, run.run_id, now_ms()),
+                "INSERT INTO marks VALUES (?, ?, 'ended', 'pending', ?, ?) ON CONFLICT (agent_id, session_id)"
+                " DO UPDATE SET status = 'ended', state = 'pending', run_id = excluded.run_id,"
+                " changed_at = excluded.changed_at WHERE ? OR state IN ('missing', 'refused')",
+                (agent_id, session_id, run.run_id, now_ms(), again),
             )
             row = c.execute(
                 "SELECT state FROM marks WHERE agent_id = ? AND session_id = ?", (agent_id, session_id)
             ).fetchone()
-        return bool(row[0] == "pending")
+        return str(row[0])
+
+    def note_marks(self, marks: Iterable[Mark], state: str) -> None:
+        """Notes what became of pending marks; one that was changed since it was read stays pending."""
+        with self._transaction() as c:
+            c.executemany(
+                "UPDATE marks SET state = ? WHERE agent_id = ? AND session_id = ? AND status = ? AND run_id = ?"
+                " AND changed_at = ? AND state = 'pending'",
+                [(state, m.agent_id, m.session_id, m.status, m.run_id, m.changed_at) for m in marks],
+            )
 
     def open_attempts(self, store_id: str) -> list[Attempt]:
         """Returns a store's unfinished attempts, oldest first."""
@@ -332,14 +356,14 @@ class Ledger:
             )
             return [(str(a), str(s)) for a, s in rows]
 
-    def pending(self) -> list[tuple[str, str, str]]:
-        """Returns the marks that history has still to hear: (agent id, session id, status), oldest first."""
+    def pending(self) -> list[Mark]:
+        """Returns the marks that history has still to hear, oldest first."""
         with _clear_sqlite_errors(self._path):
             rows = self._connection.execute(
-                "SELECT agent_id, session_id, status FROM marks WHERE state = 'pending'"
+                "SELECT agent_id, session_id, status, run_id, changed_at FROM marks WHERE state = 'pending'"
                 " ORDER BY changed_at, agent_id, session_id"
             )
-            return [(str(a), str(s), str(status)) for a, s, status in rows]
+            return [Mark(str(a), str(s), str(status), str(run_id), int(at)) for a, s, status, run_id, at in rows]
 
     def pending_count(self, agent_id: str | None = None) -> int:
         """Returns how many marks wait, of one agent or of all."""

@@ -88,12 +88,12 @@ class Remover:
         """Returns (agent id, session id) of earlier removals of a session, named by its id or one of its keys."""
         return self._ledger.removed(session, agent_id) if self._ledger is not None else []
 
-    def owe_marks(self, sessions: Collection[tuple[str, str]]) -> bool:
-        """Owes history the end of sessions (agent id, session id) that are gone; says whether any mark waits."""
-        pending = False
-        for agent_id, session_id in sorted(sessions):
-            pending |= self.ledger.owe_mark(self._run, agent_id, session_id)
-        return pending
+    def owe_marks(self, sessions: Collection[tuple[str, str]], *, again: bool = False) -> set[tuple[str, str]]:
+        """Owes history the end of sessions (agent id, session id) that are gone; returns those that it has heard of.
+
+        With ``again`` they are owed anew, because history has said that it has not.
+        """
+        return {s for s in sorted(sessions) if self.ledger.owe_mark(self._run, *s, again=again) == "delivered"}
 
     def remove(self, store: Store, choose: Choose, shared: Collection[str] = ()) -> Outcome:
         """Removes what ``choose`` picks from a fresh read under the lock, after finishing what others left.

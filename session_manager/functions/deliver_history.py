@@ -1,0 +1,44 @@
+"""deliver_history: tells aria-api what waits in the ledger."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from session_manager.functions.context import Context
+
+DESCRIPTION = (
+    "Delivers the history marks that wait because aria-api could not be reached. Every call that removes something "
+    "does so, too; this one does nothing else."
+)
+
+
+_SHOWN = 100
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of deliver_history: none."""
+
+
+def run(context: Context, arguments: Arguments) -> dict[str, Any]:
+    """Returns how many marks arrived, how many wait and why, and how many sessions aria-api has no row of.
+
+    Raises the ledger's failure.
+    """
+    from session_manager.functions.delivery import History
+
+    with History(context) as history:
+        delivery = history.deliver()
+    if delivery.failure is not None:
+        raise delivery.failure
+    document: dict[str, Any] = {
+        "delivered": len(delivery.delivered),
+        "pending": len(delivery.waiting),
+        "missing": len(delivery.unknown),
+        "waiting": [{"agentId": a, "id": s, "reason": why} for (a, s), why in islice(delivery.waiting.items(), _SHOWN)],
+    }
+    if delivery.error is not None:
+        document["pg_error"] = delivery.error
+    return document

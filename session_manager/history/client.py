@@ -1,0 +1,189 @@
+"""aria-api as the skill needs it: tell it how sessions ended, many at once, and ask it about one.
+
+Everything is done in a thread of its own that is left behind when the time is up: neither a name server that does
+not answer nor a service that sends a byte a second holds the caller for longer than its budget.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from session_manager.history.connection import CONNECT_S, Connection, Unavailable
+from session_manager.history.marks import Name, Results, Status, Tally
+from session_manager.history.older import mark_one_by_one
+from session_manager.history.rows import PATH, Row, read_rows
+
+MANY = 10_000
+_UNKNOWN_REQUEST = (404, 405, 501)
+_TOO_MUCH_OR_WRONG = (400, 413, 422)
+# What one run may spend on finding out which marks a service does not take.
+_MAX_REQUESTS = 256
+_MAX_REFUSALS_IN_A_ROW = 64
+
+
+class Outcome(msgspec.Struct):
+    """What became of the marks. ``error`` says why those are not told that are in none of the parts, or is None."""
+
+    delivered: set[Name]
+    missing: set[Name]
+    refused: dict[Name, str]
+    error: str | None
+
+
+class Client:
+    """One run's conversation with aria-api. A context manager; ``budget_s`` seconds in all, from the first request.
+
+    Nothing raises: whatever goes wrong is a sentence in the result.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        budget_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._connection = Connection(url, token, budget_s, clock, sleep)
+        self._all_rows: list[Row] | None = None
+        self._left_behind: str | None = None
+        self._ends_at: float | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left_behind = self._left_behind or "this conversation with aria-api is over"
+        # A thread that was left behind, by an interrupt or because time was up, still uses it and closes it itself.
+        if self._thread is None or not self._thread.is_alive():
+            self._connection.close()
+
+    def mark(self, marks: Mapping[Name, Status]) -> Outcome:
+        """Tells aria-api the status of sessions: in bulk, or row by row where the service is older."""
+        tally = Tally()
+        error = self._in_time(lambda: self._mark(marks, tally))
+        results: Results = tally.so_far()
+        return Outcome(results.delivered, results.missing, results.refused, error)
+
+    def find(self, session_id: str) -> tuple[list[Row], str | None]:
+        """Returns the rows of a session id, in whatever agent, and None; or why aria-api could not be asked."""
+        found: list[Row] = []
+
+        def work() -> None:
+            reading = read_rows(self._connection, session_id)
+            if reading.everything:
+                self._all_rows = reading.rows
+            found.extend(row for row in reading.rows if row.session_id == session_id)
+
+        error = self._in_time(work)
+        return ([], error) if error is not None else (found, None)
+
+    def _in_time(self, work: Callable[[], None]) -> str | None:
+        """Does ``work`` in a thread and waits while there is budget; returns what went wrong, as a sentence."""
+        if self._left_behind is not None:
+            return self._left_behind
+        errors: list[str] = []
+
+        def run() -> None:
+            try:
+                work()
+            except Unavailable as error:
+                errors.append(str(error))
+            except Exception as error:
+                import traceback
+
+                traceback.print_exc(file=sys.stderr)
+                errors.append(f"internal error while asking aria-api ({type(error).__name__}); see standard error")
+            finally:
+                self._connection.answered.set()
+                if self._left_behind is not None:
+                    self._connection.close()
+
+        budget = self._connection.budget_s
+        now = time.monotonic()
+        self._ends_at = self._ends_at or now + budget
+        thread = self._thread = threading.Thread(target=run, name="history", daemon=True)
+        thread.start()
+        if not self._connection.answered.wait(min(CONNECT_S, self._ends_at - now)):
+            self._left_behind = f"aria-api cannot be reached at {self._connection.url} in time; is it running?"
+            return self._left_behind
+        thread.join(max(0.0, self._ends_at - time.monotonic()))
+        if thread.is_alive():
+            self._left_behind = f"aria-api did not finish within {budget:g} s (ARIA_API_TIMEOUT)"
+            return self._left_behind
+        return errors[0] if errors else None
+
+    def _mark(self, marks: Mapping[Name, Status], tally: Tally) -> None:
+        by_status: dict[Status, list[Name]] = {}
+        for name, status in marks.items():
+            by_status.setdefault(status, []).append(name)
+        # A service whose rows were all read just now has ignored the filter: it is an older one.
+        if self._all_rows is not None or not self._mark_in_bulk(by_status, tally):
+            if self._all_rows is None:
+                self._all_rows = read_rows(self._connection).rows
+            mark_one_by_one(self._connection, self._all_rows, marks, tally)
+
+    def _mark_in_bulk(self, by_status: Mapping[Status, Sequence[Name]], tally: Tally) -> bool:
+        """Returns False when the service does not know the request. Raises Unavailable."""
+        chunks = deque(
+            (status, names[start : start + MANY])
+            for status, names in by_status.items()
+            for start in range(0, len(names), MANY)
+        )
+        refusals = 0
+        for _ in range(len(chunks) + _MAX_REQUESTS):
+            if not chunks:
+                return True
+            status, names = chunks.popleft()
+            body = {"status": status, "sessions": [{"agent_id": a, "aria_session_id": s} for a, s in names]}
+            answer = self._connection.request("PATCH", PATH, body=body)
+            if answer.status == 200:
+                refusals = 0
+                missing = self._missing(self._connection.json(answer)) & set(names)
+                tally.missing(*missing)
+                tally.delivered(*(set(names) - missing))
+            elif answer.status in _UNKNOWN_REQUEST:
+                return False
+            elif answer.status not in _TOO_MUCH_OR_WRONG:
+                raise self._connection.give_up(
+                    f"aria-api answered {answer.status} at PATCH {self._connection.url}{PATH}"
+                )
+            else:
+                refusals += 1
+                if len(names) > 1:
+                    middle = len(names) // 2
+                    chunks += [(status, names[:middle]), (status, names[middle:])]
+                else:
+                    tally.refused(names[0], f"aria-api does not take this mark ({answer.status})")
+                if refusals == _MAX_REFUSALS_IN_A_ROW:
+                    break
+        if chunks:
+            raise self._connection.give_up("aria-api refuses too many marks (400, 413 or 422); look into its log")
+        return True
+
+    def _missing(self, answer: Any) -> set[Name]:
+        try:
+            return {(row.agent_id, row.aria_session_id) for row in msgspec.convert(answer, _Answer).missing}
+        except msgspec.ValidationError as error:
+            raise self._connection.unexpected() from error
+
+
+class _Missing(msgspec.Struct):
+    agent_id: str
+    aria_session_id: str
+
+
+class _Answer(msgspec.Struct):
+    updated: int
+    missing: list[_Missing]

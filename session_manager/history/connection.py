@@ -1,0 +1,251 @@
+"""One run's connection to aria-api: its budget of time, its patience, and a clear sentence for whatever goes wrong.
+
+Invariants:
+
+- After the first failure that concerns the service as a whole no further request is made in this run.
+- No request begins, and no answer is read on, when the budget is used up.
+- The token is sent to the configured origin only, and is in no message.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+import msgspec
+
+CONNECT_S = 2.0
+CONCURRENCY = 8
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_ATTEMPTS = 4
+_BUSY = (429, 503)
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MAX_REDIRECTS = 3
+_LEAST_PAUSE_S = 0.1
+_FIRST_PAUSE_S = 0.25
+
+
+class Unavailable(Exception):
+    """aria-api could not be asked; the message is a sentence that says why and what to do."""
+
+
+class Answer(msgspec.Struct):
+    """One answer: HTTP status and body."""
+
+    status: int
+    body: bytes
+    retry_after: str | None = None
+    location: str | None = None
+
+
+class Connection:
+    """Asks aria-api at ``url`` for at most ``budget_s`` seconds, counted from the first request.
+
+    ``clock`` and ``sleep`` are in seconds and can be replaced. Safe to use from several threads. Making one raises
+    Unavailable when the URL, or what the environment says about proxies and certificates, is of no use.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        budget_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.url = url
+        self.budget_s = budget_s
+        self.answered = threading.Event()
+        self._clock = clock
+        self._sleep = sleep
+        self._deadline: float | None = None
+        self._not_before = 0.0
+        self._given_up: str | None = None
+        self._lock = threading.Lock()
+        try:
+            self._client = _http_client(url, token)
+        except (httpx.InvalidURL, ImportError, ValueError, OSError) as error:
+            raise Unavailable(
+                f"aria-api at {url} cannot be asked ({_detail(error)}): check ARIA_API_URL and the proxy variables"
+            ) from error
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self._client.close()
+
+    def remaining(self) -> float:
+        """Returns how many seconds are left; the first call starts the clock. Raises Unavailable when none are."""
+        now = self._clock()
+        with self._lock:
+            if self._deadline is None:
+                self._deadline = now + self.budget_s
+            left = self._deadline - now
+        if left <= 0:
+            raise self.give_up(f"aria-api did not finish within {self.budget_s:g} s (ARIA_API_TIMEOUT)")
+        return left
+
+    def give_up(self, sentence: str) -> Unavailable:
+        """Ends this run's conversation with aria-api; returns what is to be raised, with the first such sentence."""
+        with self._lock:
+            self._given_up = self._given_up or sentence
+            return Unavailable(self._given_up)
+
+    def request(
+        self, method: str, path: str, params: Mapping[str, str | int] | None = None, body: object = None
+    ) -> Answer:
+        """Makes one request below the base URL and returns its answer, after waiting for a busy service.
+
+        Raises Unavailable when the service cannot be reached, is too slow or stays busy, breaks off, wants another
+        token, redirects elsewhere or fails (5xx).
+        """
+        content = None if body is None else msgspec.json.encode(body)
+        url = self.url + path
+        for attempt in range(_ATTEMPTS):
+            self._pause()
+            answer = self._follow(method, url, params, content)
+            if answer.status not in _BUSY:
+                break
+            self._postpone(answer, attempt)
+        status = answer.status
+        if status in (401, 403):
+            raise self.give_up(f"aria-api refused the token ({status}): set ARIA_API_TOKEN to one that it knows")
+        if status in _BUSY:
+            raise self.give_up(f"aria-api is busy ({status}) and stayed so; the next call tries again")
+        if status >= 500 and status != 501:
+            raise self.give_up(f"aria-api failed ({status}) at {method} {path}; look into its log")
+        return answer
+
+    def json(self, answer: Answer) -> Any:
+        """Decodes an answer. Raises Unavailable when it is no JSON."""
+        try:
+            return msgspec.json.decode(answer.body)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise self.unexpected() from error
+
+    def unexpected(self) -> Unavailable:
+        """Gives up on a service that answers something else than aria-api would; returns what is to be raised."""
+        return self.give_up(f"what answers at {self.url} does not speak as aria-api does: check ARIA_API_URL")
+
+    def _pause(self) -> None:
+        """Waits until a busy service wants to be asked again: all threads together, not each for itself."""
+        with self._lock:
+            given_up, wait = self._given_up, self._not_before - self._clock()
+        if given_up is not None:
+            raise Unavailable(given_up)
+        if wait > 0:
+            self._sleep(wait)
+        self.remaining()
+
+    def _postpone(self, answer: Answer, attempt: int) -> None:
+        wait = _seconds(answer.retry_after)
+        wait = _FIRST_PAUSE_S * 2**attempt if wait is None else max(wait, _LEAST_PAUSE_S)
+        if wait >= self.remaining():
+            raise self.give_up(f"aria-api is busy ({answer.status}) and wants to be asked again in {wait:.0f} s")
+        with self._lock:
+            self._not_before = max(self._not_before, self._clock() + wait)
+
+    def _follow(self, method: str, url: str, params: Mapping[str, str | int] | None, content: bytes | None) -> Answer:
+        target = httpx.URL(url, params=params) if params else httpx.URL(url)
+        for _ in range(_MAX_REDIRECTS):
+            answer = self._once(method, target, content)
+            if answer.status not in _REDIRECTS:
+                return answer
+            target = self._redirected(target, answer, method)
+        raise self.give_up(f"aria-api at {self.url} redirects in circles: check ARIA_API_URL")
+
+    def _redirected(self, url: httpx.URL, answer: Answer, method: str) -> httpx.URL:
+        try:
+            target = url.join(answer.location or "")
+        except httpx.InvalidURL as error:
+            raise self.unexpected() from error
+        same = (target.scheme, target.host, target.port) == (url.scheme, url.host, url.port)
+        if not same:
+            # The token is for the configured host alone, and a mark must not end up in somebody else's history.
+            place = f"{target.scheme}://{target.host}"[:200]
+            raise self.give_up(
+                f"aria-api redirects to another place, {place!r}, which is not followed: check ARIA_API_URL"
+            )
+        if method != "GET" and answer.status not in (307, 308):
+            raise self.unexpected()
+        return target
+
+    def _once(self, method: str, url: httpx.URL, content: bytes | None) -> Answer:
+        left = self.remaining()
+        try:
+            with self._client.stream(
+                method,
+                url,
+                content=content,
+                headers={} if content is None else {"Content-Type": "application/json"},
+                timeout=httpx.Timeout(left, connect=min(CONNECT_S, left)),
+                extensions={"trace": self._trace},
+            ) as response:
+                self.answered.set()
+                headers = response.headers
+                return Answer(
+                    response.status_code, self._read(response), headers.get("retry-after"), headers.get("location")
+                )
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            sentence = f"aria-api cannot be reached at {self.url} ({_detail(error)}); is it running?"
+            raise self.give_up(sentence) from error
+        except httpx.TimeoutException as error:
+            raise self.give_up(f"aria-api did not answer within {self.budget_s:g} s (ARIA_API_TIMEOUT)") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            sentence = f"aria-api at {self.url} broke off ({_detail(error)}); the next call tries again"
+            raise self.give_up(sentence) from error
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            self.answered.set()
+
+    def _read(self, response: httpx.Response) -> bytes:
+        data = bytearray()
+        for chunk in response.iter_bytes():
+            data += chunk
+            if len(data) > MAX_ANSWER_BYTES:
+                raise self.give_up(f"aria-api's answer is larger than {MAX_ANSWER_BYTES >> 20} MB: check ARIA_API_URL")
+            # Each piece may come in time and all of them together never end.
+            self.remaining()
+        return bytes(data)
+
+
+def _http_client(url: str, token: str | None) -> httpx.Client:
+    parsed = httpx.URL(url)
+    direct = _is_near(parsed.host)
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "session_manager"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    return httpx.Client(
+        headers=headers,
+        # Loading the trusted certificates takes longer than the whole call; plain HTTP needs none.
+        verify=not direct or parsed.scheme != "http",
+        trust_env=not direct,
+        follow_redirects=False,
+        limits=httpx.Limits(max_connections=CONCURRENCY),
+    )
+
+
+def _is_near(host: str) -> bool:
+    """Says whether no proxy belongs in between: loopback, or a name without a dot (a container's neighbour)."""
+    return host in ("::1", "0:0:0:0:0:0:0:1") or host.startswith("127.") or ("." not in host and ":" not in host)
+
+
+def _seconds(text: str | None) -> float | None:
+    """Reads Retry-After: seconds, or an HTTP date. None for what is neither."""
+    if text is None:
+        return None
+    if text.strip().isdecimal():
+        return float(text.strip()[:9])
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _detail(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:200]

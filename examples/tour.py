@@ -1,14 +1,23 @@
-"""The main job on a copy of the fixtures, through the real runner: what `make run` shows."""
+"""The main job on a copy of the fixtures, in both layers: what `make run` shows.
+
+The real service runs on its embedded PostgreSQL, the real runner is called as an agent calls it, and everything lies
+in a temporary folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "fixtures")]
@@ -17,30 +26,80 @@ from revive import revive  # noqa: E402
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory(prefix="session-manager-") as folder:
-        agents = revive("sixteen", Path(folder) / "agents")
-        print(f"A copy of a real store, its times moved to now: {agents}\n")
-        show_disk(agents, "Before")
-        call(agents, "get_session_stats")
-        listed = call(agents, "list_sessions", {"limit": 3})
-        call(agents, "prune_sessions", {"max_age_minutes": 60, "dry_run": True})
-        call(agents, "prune_sessions", {"max_age_minutes": 60})
-        call(agents, "delete_session", {"session_id": listed["sessions"][1]["id"]})
-        call(agents, "delete_session", {"session_id": listed["sessions"][0]["id"]})
-        call(agents, "get_session_stats")
-        show_disk(agents, "After")
+    with tempfile.TemporaryDirectory(prefix="session-manager-") as name:
+        folder = Path(name)
+        # Run by root, the embedded PostgreSQL works as a system user, which must be able to pass through.
+        folder.chmod(0o711)
+        agents = revive("sixteen", folder / "agents")
+        environment = environment_of(agents, folder / "state")
+        print(f"A copy of a real store, its times moved to now: {agents}")
+        with service(environment) as url:
+            tour(agents, {**environment, "ARIA_API_URL": f"{url}/api"}, url)
     return 0
 
 
-def call(agents: Path, function: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+def tour(agents: Path, environment: dict[str, str], url: str) -> None:
+    """Shows both layers before, what the calls answer, and both layers after."""
+    show_disk(agents, "Before, on disk")
+    print("$ curl -X POST /api/sessions/sync")
+    print(f"    {httpx.post(f'{url}/api/sessions/sync').text}\n")
+    show_rows(url, "Before, in history")
+
+    def call(function: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+        return run(environment, function, arguments or {})
+
+    call("get_session_stats")
+    listed = call("list_sessions", {"limit": 3})
+    call("prune_sessions", {"max_age_minutes": 60, "dry_run": True})
+    call("prune_sessions", {"max_age_minutes": 60})
+    call("delete_session", {"session_id": listed["sessions"][1]["id"]})
+    call("delete_session", {"session_id": listed["sessions"][0]["id"]})
+    call("get_session_stats")
+    show_disk(agents, "After, on disk")
+    show_rows(url, "After, in history")
+
+
+def environment_of(agents: Path, state: Path) -> dict[str, str]:
+    """The environment of the service and of the calls: nothing of the caller's own settings."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ARIA_", "OPENCLAW_", "PG")) and name != "DATABASE_URL"
+    }
+    return {**kept, "ARIA_AGENTS_DIR": str(agents), "XDG_STATE_HOME": str(state), "NO_PROXY": "*"}
+
+
+@contextlib.contextmanager
+def service(environment: dict[str, str]) -> Iterator[str]:
+    """Runs `session-manager serve` and gives its URL."""
+    print("$ session-manager serve --port 0")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "session_manager.faces.cli", "serve", "--port", "0"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline().strip()
+        if not line:
+            sys.exit(f"the service did not start:\n{process.communicate()[1]}")
+        print(f"    {line}, on an embedded PostgreSQL\n")
+        yield line.split()[-1]
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def run(environment: dict[str, str], function: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Runs one function as an agent would, shows the call and its document."""
-    text = json.dumps(arguments or {})
+    text = json.dumps(arguments)
     print(f"$ run_skill.py session_manager {function} '{text}'")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("ARIA_", "OPENCLAW_"))}
     done = subprocess.run(
         [sys.executable, str(ROOT / "run_skill.py"), "session_manager", function, text],
-        # No aria-api of this machine shall hear that sessions of a copy have ended.
-        env={**environment, "ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": ""},
+        env=environment,
         stdout=subprocess.PIPE,
         check=False,
     )
@@ -58,7 +117,7 @@ def shorten(value: Any) -> str:
 
 
 def show_disk(agents: Path, title: str) -> None:
-    print(f"{title}, on disk:")
+    print(f"{title}:")
     for folder in sorted(agents.glob("*/sessions")):
         names = sorted(p.name for p in folder.glob("*.jsonl*"))
         keys = len(json.loads((folder / "sessions.json").read_bytes()))
@@ -66,6 +125,16 @@ def show_disk(agents: Path, title: str) -> None:
         print(
             f"    {folder.parent.name:14} {keys:2} keys, {len(names) - archived:2} transcripts, {archived:2} archived"
         )
+    print()
+
+
+def show_rows(url: str, title: str) -> None:
+    rows = httpx.get(f"{url}/api/sessions", params={"limit": 100}).json()["items"]
+    print(f"{title} ({url}/sessions):")
+    for agent, status in sorted(Counter((row["agent_id"], row["status"]) for row in rows)):
+        mine = [row for row in rows if (row["agent_id"], row["status"]) == (agent, status)]
+        types = ", ".join(f"{n} {kind}" for kind, n in sorted(Counter(r["session_type"] for r in mine).items()))
+        print(f"    {agent:14} {status:7} {len(mine):2} rows: {types}")
     print()
 
 

@@ -305,8 +305,10 @@ DEMOTED = """
 import importlib, os, pkgutil, sys
 sys.path.insert(0, sys.argv[1])
 import datetime, difflib, json, platform, pwd, signal, sqlite3, traceback, urllib.parse, session_manager
-for module in pkgutil.walk_packages(session_manager.__path__, "session_manager."):
-    importlib.import_module(module.name)
+import session_manager.core, session_manager.functions, session_manager.history, session_manager.live
+for room in (session_manager.core, session_manager.functions, session_manager.history, session_manager.live):
+    for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
+        importlib.import_module(module.name)
 from session_manager.faces.runner import main
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)

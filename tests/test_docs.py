@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from support import ROOT, Skill, StoreBuilder
 
+from session_manager.faces.cli import ENVIRONMENT
 from session_manager.faces.runner import USAGE
 from session_manager.functions import NAMES, load
 
@@ -68,9 +72,26 @@ def test_examples_run(line: str, agents: Path, skill: Skill) -> None:
     assert set(returned) & set(answer.document), "the example shows none of the fields that the page promises"
 
 
+@pytest.mark.parametrize("line", re.findall(r"^session-manager (?!serve)([^#\n]*)", README, re.MULTILINE))
+def test_commands_of_the_readme_run(line: str, database: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "session_manager.faces.cli", *shlex.split(line)],
+        cwd=ROOT,
+        env={**os.environ, "DATABASE_URL": database},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_environment_and_codes_are_documented() -> None:
-    sources = "".join(p.read_text() for p in (ROOT / "session_manager").rglob("*.py"))
-    for variable in set(re.findall(r'"((?:ARIA|OPENCLAW)_[A-Z_]+)"', sources)):
-        assert variable in USAGE, variable
+    package = ROOT / "session_manager"
+    service = "".join(p.read_text() for p in [*package.glob("service/**/*.py"), package / "faces" / "cli.py"])
+    skill = "".join(p.read_text() for p in package.rglob("*.py") if "service" not in p.parts and p.name != "cli.py")
+    for sources, pages in ((skill, (USAGE,)), (service, (ENVIRONMENT, README))):
+        for variable in set(re.findall(r'"((?:ARIA|OPENCLAW)_[A-Z_]+|DATABASE_URL)"', sources)):
+            assert all(variable in page for page in pages), variable
+    sources = skill
     for code in re.findall(r"^\| `([a-z_]+)` \|", SKILL, re.MULTILINE):
         assert f'"{code}"' in sources, code

@@ -13,13 +13,13 @@ from session_manager.service.problems import Unavailable
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz", summary="Does the process live?")
+@router.get("/healthz", summary="Whether the process lives")
 async def healthz() -> Health:
     """Asks nobody."""
     return Health()
 
 
-@router.get("/readyz", summary="Can it work?", responses={503: {"model": Problem}})
+@router.get("/readyz", summary="Whether it can work", responses={503: {"model": Problem}})
 async def readyz(request: Request) -> Health:
     """Asks the database for its schema. A newer one will do, so that a rolling update leaves older replicas in."""
     try:

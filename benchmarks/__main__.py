@@ -2,8 +2,8 @@
 beside a bare UPDATE, look-ups and pages of a long history beside a short one, the volume sync beside its floors.
 
 Machines differ and are noisy, so everything is measured beside its yardstick, in turns: a ratio is the median over
-the rounds, with the lowest and the highest. TMPDIR says on which file system; 100,000 sessions take 300 MB, a history of
-1,000,000 rows 2 GB.
+the rounds, with the lowest and the highest. TMPDIR says on which file system; 100,000 sessions take 300 MB, a
+history of 1,000,000 rows 1 GB.
 """
 
 from __future__ import annotations

@@ -23,14 +23,14 @@ _TEXT = (
 _WORDS = _TEXT.split()
 
 
-def build(agents: Path, sessions: int, entry_bytes: int) -> Path:
-    """Builds agent ``main`` with entries of about ``entry_bytes``; one in ``YOUNG_EVERY`` is young. Returns its index.
+def build(agents: Path, sessions: int, entry_bytes: int, agent: str = "main") -> Path:
+    """Builds an agent with entries of about ``entry_bytes``; one in ``YOUNG_EVERY`` is young. Returns its index.
 
     File times follow the entries, so that nothing gives a reason to look into a transcript.
     """
-    folder = agents / "main" / "sessions"
+    folder = agents / agent / "sessions"
     folder.mkdir(parents=True)
-    chance = random.Random(sessions)
+    chance = random.Random(f"{agent} {sessions}")
     text = _varied_text(chance, 8 * entry_bytes)
     now = time.time_ns() // 1_000_000
     index = folder / "sessions.json"
@@ -38,7 +38,7 @@ def build(agents: Path, sessions: int, entry_bytes: int) -> Path:
         for i in range(sessions):
             at = now - (60_000 if i % YOUNG_EVERY == 0 else 86_400_000 + 1_000 * i)
             session_id = str(uuid.UUID(int=chance.getrandbits(128), version=4))
-            key = f"agent:main:{('cron', 'subagent', 'hook')[i % 3]}:{session_id[:13]}"
+            key = f"agent:{agent}:{('cron', 'subagent', 'hook')[i % 3]}:{session_id[:13]}"
             member = json.dumps({key: _entry(chance, text, key, session_id, at, entry_bytes)}, indent=2)
             file.write(("{" if i == 0 else ",") + member[1:-2])
             _write_transcript(folder / f"{session_id}.jsonl", session_id, at)

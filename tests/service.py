@@ -26,22 +26,27 @@ READY_S = 60.0
 
 
 class Databases:
-    """One server; each database is a copy of a template that was migrated once."""
+    """One server; each database is a copy of a template that was migrated once.
 
-    def __init__(self, url: str, template: str) -> None:
+    ``admin_url`` goes straight to the server where ``url`` goes through a pooler: a template that a pooler keeps a
+    connection to cannot be copied.
+    """
+
+    def __init__(self, url: str, admin_url: str, template: str) -> None:
         self._server = make_url(url)
+        self._admin = make_url(admin_url)
         self._template = template
         with self.connect(None) as connection:
             connection.execute(f"CREATE DATABASE {template}")
-        migrate(self.url(template))
+        migrate(self._admin.set(database=template).render_as_string(hide_password=False))
 
     def url(self, name: str) -> str:
         """Returns the SQLAlchemy URL of a database."""
         return self._server.set(database=name).render_as_string(hide_password=False)
 
     def connect(self, url: str | None) -> psycopg.Connection[Any]:
-        """Connects to a database by its SQLAlchemy URL, in autocommit mode."""
-        target = self._server if url is None else make_url(url)
+        """Connects to a database by its SQLAlchemy URL, or to the server itself, in autocommit mode."""
+        target = self._admin if url is None else make_url(url)
         return psycopg.connect(target.set(drivername="postgresql").render_as_string(False), autocommit=True)
 
     def create(self, *, migrated: bool = True) -> str:
@@ -60,14 +65,17 @@ class Databases:
 
 @contextlib.contextmanager
 def databases() -> Iterator[Databases]:
-    """A server for this worker: an embedded one, or the one that SM_TEST_DATABASE_URL names."""
+    """A server for this worker: an embedded one, or the one that SM_TEST_DATABASE_URL names.
+
+    SM_TEST_ADMIN_DATABASE_URL is needed beside it where that is a pooler's address.
+    """
     named = os.environ.get("SM_TEST_DATABASE_URL")
     template = f"template_{uuid.uuid4().hex}"
     if named:
-        yield Databases(named, template)
+        yield Databases(named, os.environ.get("SM_TEST_ADMIN_DATABASE_URL", named), template)
         return
     with postgres.server() as server:
-        yield Databases(server.url, template)
+        yield Databases(server.url, server.url, template)
 
 
 class Service:

@@ -78,7 +78,9 @@ def page_query(wanted: Filter, order: Literal["asc", "desc"], limit: int, offset
     seen twice or missed.
     """
     by = t.c.seq.asc() if order == "asc" else t.c.seq.desc()
-    return select(*ITEM).where(*wanted.conditions()).order_by(by).limit(limit).offset(offset)
+    # A deep page counts its way through an index; only the rows of the page itself are fetched.
+    there = select(t.c.seq).where(*wanted.conditions()).order_by(by).limit(limit).offset(offset)
+    return select(*ITEM).where(t.c.seq.in_(there)).order_by(by)
 
 
 async def count(connection: AsyncConnection, wanted: Filter) -> int:

@@ -20,7 +20,7 @@ import pytest
 from postgres import FAST, reachable_folder
 from sqlalchemy.engine import make_url
 
-from session_manager.service.accounts import Account, database_account, run_as, start_as
+from session_manager.service.embedded.accounts import Account, database_account, run_as, start_as
 
 ROOT = Path(__file__).resolve().parents[1]
 POSTGRESQL_15 = Path("/usr/lib/postgresql/15/bin")

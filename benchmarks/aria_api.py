@@ -16,11 +16,11 @@ from typing import Any
 import httpx
 import psycopg
 from psycopg.conninfo import make_conninfo
-from session_manager.service.cluster import NAME
-from session_manager.service.programs import shipped
 
 from session_manager.service.db.migrate import migrate
 from session_manager.service.embedded import EmbeddedPostgres
+from session_manager.service.embedded.cluster import NAME
+from session_manager.service.embedded.programs import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 # Dead rows are cleared away between the measurements, and never during one.

@@ -292,9 +292,12 @@ def patch(service: Service, body: dict[str, Any]) -> httpx.Response:
 
 
 def backends(server: Databases, url: str) -> int:
+    """How many of the service's statements and transactions are under way; a pooler keeps idle connections."""
     with server.connect(url) as connection:
         row = connection.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'aria-api'"
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'aria-api' AND state <> 'idle'"
+            " AND pid <> pg_backend_pid()"
         ).fetchone()
     assert row is not None
     return int(row[0])

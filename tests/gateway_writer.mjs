@@ -53,13 +53,15 @@ async function acquire() {
 }
 
 let cached;
-for (let value = Number(first); value < Number(first) + Number(writes); value++) {
+for (let value = Number(first); ; value++) {
+  if (value >= Number(first) + Number(writes) && fs.existsSync(`${logPath}.stop`)) break;
   const key = `agent:main:telegram:direct:${value % KEYS}`;
   if (mode === "locking") await acquire();
   const before = fs.statSync(index);
   const reuse = mode === "lockless" && cached && cached.mtimeMs === before.mtimeMs && cached.size === before.size;
   const store = reuse ? cached.store : JSON.parse(fs.readFileSync(index, "utf8"));
-  store[key] = { sessionId: `own-${value % KEYS}`, updatedAt: Date.now(), value };
+  const values = [...(store[key]?.values ?? []), value];
+  store[key] = { sessionId: `own-${value % KEYS}`, updatedAt: Date.now(), values };
   const temp = `${index}.${process.pid}.${randomUUID()}.tmp`;
   fs.writeFileSync(temp, JSON.stringify(store, null, 2), { mode: 0o600 });
   fs.renameSync(temp, index);

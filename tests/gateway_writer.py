@@ -1,14 +1,16 @@
-"""A gateway-like writer: counts up values under keys of its own in sessions.json.
+"""A gateway-like writer: appends values to entries of its own in sessions.json, so that a lost one stays lost.
 
 usage: gateway_writer.py locking|lockless <sessions dir> <first> <writes> <log>
 
 ``locking`` follows gateways 2026.4: marker made with O_EXCL and then written, stale by dead pid or 30 s, read and write
 under it, removed by path. ``lockless`` follows 2026.5 to 2026.7: stat, reuse of the cached object when nothing changed,
-rename. Each committed write is a line "<key> <value>" in the log. Waits are a twentieth of the gateway's.
+rename. Each committed write is a line "<key> <value>" in the log. Waits are a twentieth of the gateway's. It goes on
+after ``writes`` writes until there is a file "<log>.stop".
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -84,15 +86,19 @@ def main(mode: str, folder: str, first: int, writes: int, log_path: str) -> None
     index, marker = os.path.join(folder, "sessions.json"), os.path.join(folder, "sessions.json.lock")
     cached: tuple[tuple[int, int], dict[str, Any]] | None = None
     with open(log_path, "a", buffering=1) as log:
-        for value in range(first, first + writes):
+        for value in itertools.count(first):
+            if value >= first + writes and os.path.exists(f"{log_path}.stop"):
+                return
             key = f"agent:main:telegram:direct:{value % KEYS}"
             if mode == "locking":
                 acquire(marker)
             status = os.stat(index) if mode == "lockless" else None
             version = (status.st_mtime_ns, status.st_size) if status else None
             store = cached[1] if cached and version == cached[0] else read(index)
+            values = [*store.get(key, {}).get("values", []), value]
             # A fresh time with each write, as an active conversation has it.
-            store[key] = {"sessionId": f"own-{value % KEYS}", "updatedAt": time.time_ns() // 1_000_000, "value": value}
+            now = time.time_ns() // 1_000_000
+            store[key] = {"sessionId": f"own-{value % KEYS}", "updatedAt": now, "values": values}
             write(index, store)
             if mode == "lockless":
                 status = os.stat(index)

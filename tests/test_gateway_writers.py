@@ -18,7 +18,8 @@ from support import ROOT, Skill, StoreBuilder
 SOAK = 10 if os.environ.get("SOAK") else 1
 WRITES = 2000 * SOAK
 PRUNES = 50 * SOAK
-WAVES = 10
+EACH = 2
+DELETES = PRUNES // 5
 NODE = shutil.which("node")
 
 
@@ -47,18 +48,23 @@ class Watcher(threading.Thread):
                 self.bad.append(text)
 
 
-def prune_in_waves(skill: Skill, store: StoreBuilder, ours: list[str]) -> list[dict[str, Any]]:
-    """PRUNES calls, several at a time; every fifth is a delete of one session that prunes would take, too."""
+def gave_up(document: dict[str, Any]) -> bool:
+    """Says whether a call stopped because a gateway without a lock never paused; what it says it did is done."""
+    errors = document.get("errors") or [document]
+    return {e["code"] for e in errors} <= {"store_locked", "session_busy"}
+
+
+def prune_in_waves(skill: Skill, mode: str, victims: list[str]) -> list[dict[str, Any]]:
+    """PRUNES prunes, five at a time, each of EACH sessions, and beside each five the delete of one victim."""
     documents = []
-    for wave in range(PRUNES // 5):
-        calls = [skill.start("prune_sessions", {"limit": 3}, ARIA_LOCK_TIMEOUT="60") for _ in range(4)]
-        victim = ours[wave % len(ours)]
+    for victim in victims:
+        calls = [skill.start("prune_sessions", {"limit": EACH}, ARIA_LOCK_TIMEOUT="60") for _ in range(5)]
         calls.append(skill.start("delete_session", {"session_id": victim}, ARIA_LOCK_TIMEOUT="60"))
         for call in calls:
             out, err = call.communicate(timeout=300)
             document = json.loads(out)
-            assert call.returncode in (0, 5), (document.get("errors"), document, err)
-            assert call.returncode == 0 or document["code"] == "session_not_found"
+            done = call.returncode == 0 or (mode == "lockless" and gave_up(document))
+            assert done, (document.get("errors"), document, err)
             documents.append(document)
     return documents
 
@@ -76,7 +82,8 @@ def test_nothing_is_lost_beside_a_writing_gateway(
     language: str, mode: str, agents: Path, skill: Skill, tmp_path: Path
 ) -> None:
     store = StoreBuilder(agents)
-    ours = [store.add(f"cron:job-{i}", 300 + i, session_id=f"old-{i}") for i in range(40 * SOAK)]
+    # Prunes take the oldest first, so the deletes have the youngest of the old ones for themselves.
+    ours = [store.add(f"cron:job-{i}", 300 + i, session_id=f"old-{i}") for i in range(PRUNES * EACH + DELETES)]
     contents = {i: (store.dir / f"{i}.jsonl").read_bytes() for i in ours}
     store.write()
     log = tmp_path / "log"
@@ -85,7 +92,9 @@ def test_nothing_is_lost_beside_a_writing_gateway(
     watcher.start()
     writer = start_writer(language, mode, store, log)
     try:
-        documents = prune_in_waves(skill, store, ours)
+        documents = prune_in_waves(skill, mode, ours[:DELETES])
+        assert writer.poll() is None, "the gateway wrote beside every one of our calls"
+        Path(f"{log}.stop").touch()
         assert writer.wait(timeout=600) == 0
     finally:
         writer.kill()
@@ -96,17 +105,21 @@ def test_nothing_is_lost_beside_a_writing_gateway(
     assert watcher.bad == []
 
     left = store.read()
-    committed = {key: int(value) for key, value in (line.split() for line in log.read_text().splitlines())}
-    assert {key: left[key]["value"] for key in committed if key in left} == committed, (
-        "an update of the gateway's is lost"
-    )
+    committed: dict[str, list[int]] = {}
+    for key, value in (line.split() for line in log.read_text().splitlines()):
+        committed.setdefault(key, []).append(int(value))
+    assert sum(map(len, committed.values())) >= WRITES
+    kept = {key: entry["values"] for key, entry in left.items() if "values" in entry}
+    assert kept == committed, "an update of the gateway's is lost"
 
     deleted = Counter(i for d in documents for i in d.get("deleted_ids", []))
     deleted.update(d["deleted"] for d in documents if d.get("removed_keys"))
+    assert len(deleted) > PRUNES
     back = {entry["sessionId"] for entry in left.values()} & set(deleted)
     if mode == "locking":
         assert back == set(), "a removal of ours is lost"
-        assert set(deleted) == set(ours), "50 calls were enough for all"
+        assert [d["pruned_count"] for d in documents if "pruned_count" in d] == [EACH] * PRUNES
+        assert set(deleted) == set(ours)
         assert set(deleted.values()) == {1}, "each session is deleted by exactly one"
     for session_id in set(deleted) - back:
         archives = list(store.dir.glob(f"{session_id}.jsonl*"))

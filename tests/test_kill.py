@@ -208,7 +208,7 @@ def test_killed_at_random_moments_beside_a_writing_gateway(agents: Path, skill: 
     committed = {key: int(value) for key, value in (line.split() for line in log.read_text().splitlines())}
     left = scene.store.read()
     for key, value in committed.items():
-        assert left[key]["value"] >= value
+        assert left[key]["values"][-1] >= value
     for name in scene.store.names():
         if name.endswith(".tmp"):
             (scene.store.dir / name).unlink()

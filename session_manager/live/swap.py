@@ -6,6 +6,8 @@ Invariants:
 - Before a swap the ledger knows of the attempt, and the temporary file's name says what we wrote into it: recovery
   can tell a file of ours from one that afterwards holds the gateway's newest version.
 - Every swap is preceded by a look at the lock's marker.
+- The first swap is made from the newest version that we could read: while an older one is in place, a gateway that
+  reads it builds on what lacks its own last words.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from session_manager.live.volume import Identity, Store, read_file
 
 TEMP_SUFFIX = ".index"
 # Every round keeps what was displaced until all is in place: so many, but not more of them than these bytes.
+_PATIENT_ROUNDS = 12
 _MOST_ROUNDS, _LEAST_ROUNDS, _ROUND_BYTES = 100, 8, 256 * 1024 * 1024
 
 
@@ -57,16 +60,30 @@ class Swap:
         pause: its newest version is then in place, and recovery brings in what the temporary files still hold.
         """
         self._seen.append(base.data)
-        for _ in range(max(_LEAST_ROUNDS, min(_MOST_ROUNDS, _ROUND_BYTES // max(1, len(text))))):
+        rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, _ROUND_BYTES // max(1, len(text))))
+        last = None
+        for n in range(rounds):
             temp = temp or self._prepare(text)
-            displaced = self._swap(temp, read)
-            self.installed = temp.identity
+            # In the end it has to win, even from a version that is a moment old.
+            patient = last is None and n < min(_PATIENT_ROUNDS, rounds // 2)
+            if patient and self._identity() != read:
+                text, read = self._caught_up(text)
+                os.unlink(self._path(temp.name))
+                temp = None
+                continue
+            outcome, displaced = self._swap(temp, read, may_undo=patient)
+            if outcome == "undone":
+                self._seen.insert(-1, text)
+                continue
             self._seen.append(text)
-            if displaced is None:
+            self.installed = temp.identity
+            if outcome == "won":
                 sync_file(self._store.index_path)
                 return
             text = self.merge(self._readable(displaced, temp)) or displaced
             last, read, temp = self._path(temp.name), temp.identity, None
+        if last is None:
+            raise IndexChanged
         if exchange(last, self._store.index_path) and identity_of(last) != self.installed:
             exchange(last, self._store.index_path)
         raise Locked(
@@ -74,20 +91,47 @@ class Swap:
             agentId=self._store.agent_id,
         )
 
-    def merge(self, theirs: Index) -> bytes | None:
-        """Brings what this attempt did into a version that the gateway wrote; None when it is there already."""
+    def _identity(self) -> Identity:
+        try:
+            return identity_of(self._store.index_path)
+        except FileNotFoundError:
+            raise IndexChanged from None
+
+    def _caught_up(self, text: bytes) -> tuple[bytes, Identity]:
+        """Brings the edit into the version that is in place now; returns the text and what it is to displace."""
+        try:
+            data, read = read_file(self._store.index_path)
+            merged = self.merge(Index(data), text)
+        except (FileNotFoundError, ValueError):
+            raise IndexChanged from None
+        # What the gateway wrote is built on what was read before: the newest stands for them all.
+        self._seen[-1] = data
+        return merged or data, read
+
+    def merge(self, theirs: Index, wanted: bytes | None = None) -> bytes | None:
+        """Brings what this attempt did into a version that the gateway wrote; None when it is there already.
+
+        ``wanted`` is the text that this attempt would have in place, which nobody has seen yet; None when the last
+        one that was to be seen is that text.
+        """
         text = None
-        mine = Index(self._seen[-1])
+        *bases, last = self._seen
+        if wanted is not None:
+            bases.append(last)
+        mine = Index(last if wanted is None else wanted)
         removals = [r for r in self._attempt.removals if r.session_id not in self.alive]
-        for base in self._seen[:-1]:
+        for base in bases:
             merged = merge(theirs, removals, Index(base), mine)
             self.alive |= merged.alive
             if merged.text is not None:
                 text, theirs = merged.text, Index(merged.text)
         return text
 
-    def _swap(self, temp: Temp, read: Identity) -> bytes | None:
-        """Swaps ``temp`` in; returns what was displaced when that is not the version ``read``."""
+    def _swap(self, temp: Temp, read: Identity, *, may_undo: bool) -> tuple[str, bytes]:
+        """Swaps ``temp`` in: ("won", b""), ("undone", b""), or ("lost", what was displaced instead of ``read``).
+
+        What was displaced by mistake is put back at once, so that no gateway builds on a version that lacks it.
+        """
         temp_path = self._path(temp.name)
         self._lock.check()
         try:
@@ -98,10 +142,14 @@ class Swap:
                 os.replace(temp_path, self._store.index_path)
         except FileNotFoundError:
             raise IndexChanged from None
+        won = not swapped or identity_of(temp_path) == read
+        if not won and may_undo and exchange(temp_path, self._store.index_path):
+            if identity_of(temp_path) == temp.identity:
+                return "undone", b""
+            # Somebody has written upon our version already; what it is built on must be known to the merge.
+            exchange(temp_path, self._store.index_path)
         step("index swapped")
-        if not swapped or identity_of(temp_path) == read:
-            return None
-        return read_file(temp_path)[0]
+        return ("won", b"") if won else ("lost", read_file(temp_path)[0])
 
     def _readable(self, displaced: bytes, temp: Temp) -> Index:
         try:

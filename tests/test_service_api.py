@@ -263,6 +263,12 @@ def test_no_row_is_missed_or_seen_twice_while_rows_are_inserted(shared_service: 
             thread.join()
 
 
+def test_sums_beyond_64_bits(client: httpx.Client, agent: str) -> None:
+    for _ in range(1030):
+        create(client, agent, tokens_used=2**53)
+    assert client.get("/api/sessions/stats").json()["total_tokens"] > 2**63
+
+
 def test_stats_and_hours(client: httpx.Client, agent: str) -> None:
     before = client.get("/api/sessions/stats").json()
     create(client, agent, "s1", session_type="cron", tokens_used=10, cost_usd=0.5, messages_count=2)
@@ -310,6 +316,11 @@ def bad_requests() -> Iterator[Any]:
         ("PATCH", f"/api/sessions/{sid}", {"messages_count": 2**31}, 422, "messages_count"),
         ("PATCH", f"/api/sessions/{sid}", b'{"cost_usd": NaN}', 422, "cost_usd"),
         ("PATCH", f"/api/sessions/{sid}", b'{"cost_usd": 1e400}', 422, "cost_usd"),
+        ("PATCH", f"/api/sessions/{sid}", {"cost_usd": False}, 422, "cost_usd"),
+        ("PATCH", f"/api/sessions/{sid}", {"messages_count": 372.0}, 422, "messages_count"),
+        ("PATCH", f"/api/sessions/{sid}", b'{"metadata": {"a": [NaN]}}', 422, "metadata"),
+        ("POST", "/api/sessions", {"agent_id": "a", "started_at": 0}, 422, "started_at"),
+        ("POST", "/api/sessions", {"agent_id": "a", "started_at": "0001-01-01T00:00:00Z"}, 422, "started_at"),
         ("PATCH", f"/api/sessions/{sid}", b'{"metadata": {"a": "\\u0000"}}', 422, "metadata"),
         ("PATCH", f"/api/sessions/{sid}", b'{"metadata": {"\\u0000": 1}}', 422, "metadata"),
         ("PATCH", f"/api/sessions/{sid}", b'{"metadata": {"a": "\\ud83d"}}', 422, "metadata"),
@@ -317,9 +328,9 @@ def bad_requests() -> Iterator[Any]:
         ("PATCH", f"/api/sessions/{sid}", {"metadata": {"a": 2**70}}, 422, "metadata"),
         ("PATCH", f"/api/sessions/{sid}", {"metadata": {"aria_session_id": 7}}, 422, "metadata"),
         ("PATCH", f"/api/sessions/{sid}", {"metadata": [1]}, 422, "metadata"),
-        ("PATCH", f"/api/sessions/{sid}", b"[" * 5000, None, "body"),
-        ("PATCH", f"/api/sessions/{sid}", b"\xff\xfe", None, "body"),
-        ("PATCH", f"/api/sessions/{sid}", b"1" * 5000, None, "body"),
+        ("PATCH", f"/api/sessions/{sid}", b"[" * 5000, 422, "body"),
+        ("PATCH", f"/api/sessions/{sid}", b"\xff\xfe", 422, "body"),
+        ("PATCH", f"/api/sessions/{sid}", b"1" * 5000, 422, "body"),
         ("PATCH", f"/api/sessions/{sid}", b"", 422, "body"),
         ("POST", "/api/sessions", {}, 422, "agent_id"),
         ("POST", "/api/sessions", {"agent_id": ""}, 422, "agent_id"),
@@ -350,7 +361,7 @@ def bad_requests() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("method", "path", "body", "status", "field"), list(bad_requests()))
 def test_bad_input_is_refused_with_the_field_named(
-    client: httpx.Client, method: str, path: str, body: Any, status: int | None, field: str | None
+    client: httpx.Client, method: str, path: str, body: Any, status: int, field: str | None
 ) -> None:
     before = client.get("/api/sessions/stats").json()["total_sessions"]
     content = body if isinstance(body, bytes) else None
@@ -362,10 +373,10 @@ def test_bad_input_is_refused_with_the_field_named(
         headers={"content-type": "application/json"},
     )
     document = answer.json()
-    assert answer.status_code == status if status else answer.status_code in (400, 422), document
+    assert answer.status_code == status, document
     assert isinstance(document["error"], str)
     assert isinstance(document["code"], str)
-    if field and answer.status_code == 422:
+    if field:
         assert document["field"] == field
     assert client.get("/api/sessions/stats").json()["total_sessions"] == before
 

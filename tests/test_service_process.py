@@ -24,7 +24,7 @@ from service import ROOT, Databases, Service, running, wait_until
 from sqlalchemy import create_engine
 from support import StoreBuilder
 
-from session_manager.service.db.migrate import head, migrate
+from session_manager.service.db.migrate import VERSION_TABLE, head, migrate
 from session_manager.service.db.sessions import Filter, page_query
 from session_manager.service.db.tables import metadata
 
@@ -73,7 +73,7 @@ def test_queries_use_the_indexes(server: Databases, database: str) -> None:
     for wanted, index in (
         (Filter(aria_session_id="s77"), "idx_agent_sessions_aria_sid"),
         (Filter(status="active"), "idx_agent_sessions_status"),
-        (Filter(agent_id="agent-3"), "idx_agent_sessions_agent"),
+        (Filter(agent_id="agent-3"), "idx_agent_sessions_agent_seq"),
         (Filter(), "uq_agent_sessions_seq"),
     ):
         plan = explain(server, database, sql(wanted))
@@ -108,7 +108,9 @@ def test_the_bulk_mark_reads_no_whole_table(server: Databases, database: str, tm
 def test_the_tables_are_what_the_code_believes(server: Databases, database: str) -> None:
     engine = create_engine(database)
     with engine.connect() as connection:
-        found = compare_metadata(MigrationContext.configure(connection), metadata)
+        found = compare_metadata(
+            MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}), metadata
+        )
     engine.dispose()
     assert [difference for difference in found if difference[0] not in ("remove_index", "modify_default")] == []
 
@@ -119,7 +121,7 @@ def test_a_rolling_start_migrates_once(server: Databases) -> None:
         done = list(pool.map(lambda _: cli("migrate", DATABASE_URL=url), range(6)))
     assert [(d.returncode, d.stdout) for d in done] == [(0, f"the schema is at revision {head()}\n")] * 6
     with server.connect(url) as connection:
-        assert connection.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
+        assert connection.execute("SELECT count(*) FROM session_manager_version").fetchone() == (1,)
     server.drop(url)
 
 
@@ -133,18 +135,21 @@ def test_three_replicas_start_at_once_on_an_empty_database(server: Databases, tm
 
 
 OLDER = """
+    CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY);
+    INSERT INTO alembic_version VALUES ('0001');
     CREATE TABLE agent_sessions (
-      id uuid PRIMARY KEY, agent_id varchar(100) NOT NULL, session_type varchar(50) DEFAULT 'interactive',
-      started_at timestamptz DEFAULT now(), ended_at timestamptz, messages_count integer DEFAULT 0,
-      tokens_used integer DEFAULT 0, cost_usd numeric(10, 6) DEFAULT 0, status varchar(50) DEFAULT 'active',
-      metadata jsonb DEFAULT '{}'
+      id varchar(36) PRIMARY KEY, agent_id varchar(100), session_type varchar(50) DEFAULT 'interactive',
+      started_at timestamp DEFAULT now(), ended_at timestamptz, messages_count integer DEFAULT 0,
+      cost_usd numeric(10, 6) DEFAULT 0, status varchar(50) DEFAULT 'active', metadata json DEFAULT '{}'
     );
     CREATE INDEX idx_agent_sessions_status ON agent_sessions (status);
     INSERT INTO agent_sessions (id, agent_id, started_at, status, metadata) VALUES
       ('00000000-0000-4000-8000-000000000001', 'main', '2026-01-01', 'active', '{"aria_session_id": "twice"}'),
       ('00000000-0000-4000-8000-000000000002', 'main', '2026-02-01', 'active', '{"aria_session_id": "twice"}'),
       ('00000000-0000-4000-8000-000000000003', 'other', '2026-01-01', 'active', '{"aria_session_id": "twice"}'),
-      ('00000000-0000-4000-8000-000000000004', 'main', NULL, NULL, NULL);
+      ('00000000-0000-4000-8000-000000000004', 'main', NULL, NULL, NULL),
+      ('00000000-0000-4000-8000-000000000005', NULL, '2025-06-01 12:00', 'completed', 'null'),
+      ('00000000-0000-4000-8000-000000000006', 'main', '0001-01-01 BC', 'ended', '[1]');
 """
 
 
@@ -155,8 +160,11 @@ def test_the_table_of_an_older_service_is_taken_over_without_losing_a_row(server
     with running(tmp_path / "log", DATABASE_URL=url) as service:
         items = service.client.get("/api/sessions").json()["items"]
         rows = {int(item["id"][-1]): item for item in items}
-        assert len(rows) == 4
+        assert list(rows) == [6, 5, 1, 3, 2, 4], "oldest first, whatever their place in the table"
         assert [rows[n]["status"] for n in (1, 2, 3, 4)] == ["ended", "active", "active", "active"]
+        assert (rows[5]["agent_id"], rows[5]["started_at"]) == ("unknown", "2025-06-01T12:00:00+00:00")
+        assert (rows[5]["metadata"], rows[6]["metadata"]) == ({}, {"older_metadata": [1]})
+        assert service.client.get("/api/sessions/stats").json()["total_sessions"] == 6
         assert rows[1]["metadata"] == {"duplicate_of_aria_session_id": "twice"}
         assert rows[2]["metadata"] == rows[3]["metadata"] == {"aria_session_id": "twice"}
         body = {"status": "ended", "sessions": [{"agent_id": "main", "aria_session_id": "twice"}]}
@@ -170,14 +178,14 @@ def test_a_newer_schema_is_refused_at_the_start_and_served_by_who_runs_already(
 ) -> None:
     with running(tmp_path / "log", DATABASE_URL=database) as service:
         with server.connect(database) as connection:
-            connection.execute("UPDATE alembic_version SET version_num = '9999'")
+            connection.execute("UPDATE session_manager_version SET version_num = '9999'")
         assert service.client.get("/readyz").status_code == 200
         for command in (("migrate",), ("serve", "--port", "0")):
             done = cli(*command, DATABASE_URL=database)
             assert (done.returncode, done.stdout) == (4, "")
             assert "newer version" in done.stderr
         with server.connect(database) as connection:
-            connection.execute("DROP TABLE alembic_version")
+            connection.execute("DROP TABLE session_manager_version")
         answer = service.client.get("/readyz")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
         assert service.client.get("/healthz").status_code == 200

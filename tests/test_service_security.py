@@ -106,6 +106,34 @@ def test_a_cross_site_form_cannot_use_the_cookie(closed: Service) -> None:
         assert browser.post("/api/sessions", json=NEW, headers={"Origin": closed.url}).status_code == 201
 
 
+def test_a_browser_s_word_counts_even_when_the_origin_looks_right(shared_service: Service) -> None:
+    headers = {"Origin": shared_service.url, "Sec-Fetch-Site": "cross-site"}
+    assert shared_service.client.post("/api/sessions", json=NEW, headers=headers).status_code == 403
+
+
+def test_behind_a_proxy_there_is_no_local_user(shared_service: Service) -> None:
+    for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP"):
+        assert shared_service.client.get("/api/sessions", headers={name: "198.51.100.7"}).status_code == 401
+
+
+def test_probes_may_go_by_an_address(shared_service: Service) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert shared_service.client.head(path, headers={"Host": "10.1.2.3:8000"}).status_code == 200
+
+
+@pytest.mark.parametrize("names", ["https://aria.example", "aria.example:8000", "a b"])
+def test_names_that_no_host_has_are_refused(names: str, database: str) -> None:
+    done = cli(database, "serve", "--port", "0", ARIA_ALLOWED_HOSTS=names)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "ARIA_ALLOWED_HOSTS" in done.stderr
+
+
+def test_no_path_forges_a_line_of_the_log(shared_service: Service) -> None:
+    raw(shared_service.url, "GET /a%0AERROR%20x/%1b[31m HTTP/1.1\nHost: localhost\nConnection: close\n\n")
+    assert "\nERROR x" not in shared_service.log
+    assert "\x1b" not in shared_service.log
+
+
 def test_a_page_gets_no_leave_to_read_answers(shared_service: Service) -> None:
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "DELETE"}
     for answer in (
@@ -132,7 +160,7 @@ def test_a_page_gets_no_leave_to_read_answers(shared_service: Service) -> None:
         "127.0.0.1/x",
     ],
 )
-@pytest.mark.parametrize("path", ["/api/sessions", "/sessions", "/login", "/healthz"])
+@pytest.mark.parametrize("path", ["/api/sessions", "/sessions", "/login"])
 def test_dns_rebinding_gets_no_answer(shared_service: Service, host: str, path: str) -> None:
     answer = raw(shared_service.url, f"GET {path} HTTP/1.1\nHost: {host}\nConnection: close\n\n")
     assert status_of(answer) in (400, 403), answer
@@ -147,9 +175,9 @@ def test_loopback_by_any_name_is_answered(shared_service: Service, host: str) ->
 def test_a_configured_name_is_answered_and_may_ask(server: Databases, database: str, tmp_path: Path) -> None:
     with running(tmp_path / "log", DATABASE_URL=database, ARIA_ALLOWED_HOSTS="aria.example, Other.example") as service:
         client = service.client
-        assert client.get("/readyz", headers={"Host": "aria.example"}).status_code == 200
-        assert client.get("/readyz", headers={"Host": "other.example:8443"}).status_code == 200
-        assert client.get("/readyz", headers={"Host": "evil.example"}).status_code == 403
+        assert client.get("/api/sessions", headers={"Host": "aria.example"}).status_code == 200
+        assert client.get("/api/sessions", headers={"Host": "other.example:8443"}).status_code == 200
+        assert client.get("/api/sessions", headers={"Host": "evil.example"}).status_code == 403
         proxied = {"Host": "127.0.0.1:8000", "Origin": "https://aria.example"}
         assert client.post("/api/sessions", json=NEW, headers=proxied).status_code == 201
         assert client.post("/api/sessions", json=NEW, headers={"Origin": "https://evil.example"}).status_code == 403

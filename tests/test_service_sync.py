@@ -23,6 +23,7 @@ from session_manager.service import volume_reader
 from session_manager.service.config import Config, read_config
 from session_manager.service.db import sessions as queries
 from session_manager.service.db.engine import make_engine
+from session_manager.service.db.locks import WRITERS
 from session_manager.service.jobs import sync as job
 from session_manager.service.jobs.sync import SyncResult, sync_volume
 
@@ -261,6 +262,27 @@ def test_a_store_that_moved_to_sqlite_is_reported_and_ends_nothing(
     history = History(database, revive("moved-to-sqlite", tmp_path / "agents"), server)
     assert {e["code"] for e in history.sync().errors} == {"store_unsupported"}
     assert history.statuses() == {}
+
+
+def test_an_agent_whose_folder_is_gone_is_reported_and_its_rows_stay(history: History) -> None:
+    store = StoreBuilder(history.agents, "leaver")
+    sid = store.add("cron:1", 50)
+    store.write()
+    history.sync()
+    (history.agents / "leaver").rename(history.agents.parent / "elsewhere")
+    assert [(e["agentId"], e["code"]) for e in history.sync().errors] == [("leaver", "agent_not_found")]
+    assert history.statuses() == {("leaver", sid): "active"}
+
+
+def test_a_stuck_holder_of_the_lock_is_not_waited_for_without_end(
+    history: History, server: Databases, tmp_path: Path
+) -> None:
+    with running(tmp_path / "log", DATABASE_URL=history.url) as service, server.connect(history.url) as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", (WRITERS,))
+        answer = service.client.post("/api/sessions", json={"agent_id": "a"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        holder.execute("SELECT pg_advisory_unlock(%s)", (WRITERS,))
+        assert service.client.post("/api/sessions", json={"agent_id": "a"}).status_code == 201
 
 
 def test_a_stale_snapshot_does_not_revive_what_was_ended_after_it(

@@ -211,4 +211,5 @@ def test_real_stores_through_both_layers(
         pruned = skill("prune_sessions", {"max_age_minutes": 60}, ARIA_API_URL=service.api).document
         ended = {sid for (_, sid), status in history.statuses().items() if status == "ended"}
         assert ended == set(pruned["deleted_ids"])
+        assert len(ended) == 14
         assert pruned["pg_status_updated"] is True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
@@ -36,6 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 
 def main() -> NoReturn:
     """Runs the command line and exits with the mission's codes."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except SessionManagerError as error:
@@ -49,7 +51,14 @@ def main() -> NoReturn:
             f"error: the Python package {name!r} is missing: pip install 'aria-sessionmanager[service]'", err=True
         )
         raise SystemExit(Failed.exit_code) from None
+    except OSError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(Failed.exit_code) from None
     raise SystemExit(0)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 @app.command(epilog=ENVIRONMENT)

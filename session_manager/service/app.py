@@ -21,6 +21,7 @@ from session_manager.service.logs import AccessLog
 from session_manager.service.pages import routes as pages
 
 _log = logging.getLogger(__name__)
+GRACE_S = 30.0
 DESCRIPTION = """\
 The history of an AI agent's sessions. `/api/sessions` is brought up to date from the gateway's files by the volume
 sync; cleanups mark rows ended and never delete them. Every answer that is not a success is `{"error", "code"}`.
@@ -41,6 +42,7 @@ def create_app(config: Config, database_url: str) -> FastAPI:
     app.state.config = config
     app.state.engine = engine
     app.state.authenticator = Authenticator(config, engine)
+    app.state.syncing = asyncio.Lock()
     problems.install(app)
     for router in (health.router, sessions.router, pages.router):
         app.include_router(router)
@@ -55,30 +57,41 @@ def create_app(config: Config, database_url: str) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     config: Config = app.state.config
     stop = asyncio.Event()
+    jobs: list[asyncio.Task[None]] = []
+    if config.agents_dir is not None and config.sync_seconds:
+        step = repeat("volume sync", _sync_step(app), config.sync_seconds, stop)
+        jobs.append(asyncio.create_task(step))
     try:
-        async with asyncio.TaskGroup() as jobs:
-            if config.agents_dir is not None and config.sync_seconds:
-                jobs.create_task(repeat("volume sync", _sync_step(app), config.sync_seconds, stop))
-            try:
-                yield
-            finally:
-                # A step in hand is finished; the group waits for it.
-                stop.set()
+        yield
     finally:
+        stop.set()
+        if jobs:
+            # A step in hand is finished, unless it hangs; then its transaction is rolled back.
+            _, late = await asyncio.wait(jobs, timeout=GRACE_S)
+            for job in late:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
         await app.state.engine.dispose()
 
 
 def _sync_step(app: FastAPI) -> Callable[[], Awaitable[None]]:
+    known: set[tuple[str | None, str]] = set()
+
     async def step() -> None:
-        result = await sync_volume(app.state.engine, app.state.config, wait=False)
+        async with app.state.syncing:
+            result = await sync_volume(app.state.engine, app.state.config, wait=False)
+        found = {(error["agentId"], error["code"]) for error in result.errors}
+        for agent_id, code in sorted(found - known, key=str):
+            _log.warning("volume sync: agent %s: %s", agent_id, code)
+        if result.ran:
+            known.clear()
+            known.update(found)
         _report(result)
 
     return step
 
 
 def _report(result: SyncResult) -> None:
-    for error in result.errors:
-        _log.warning("volume sync: agent %s: %s", error["agentId"], error["code"])
     if result.wrote:
         _log.info(
             "volume sync: %d created, %d updated, %d revived, %d ended in %.3f s",

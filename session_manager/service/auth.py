@@ -23,6 +23,7 @@ from session_manager.service.guard import SAFE_METHODS, refuse
 
 COOKIE = "aria_token"
 OPEN = frozenset(("/healthz", "/readyz", "/login", "/style.css"))
+FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
 PAGES = frozenset(("/", "/sessions", "/docs"))
 
 
@@ -76,10 +77,13 @@ class Auth:
         authenticator: Authenticator = scope["app"].state.authenticator
         try:
             principal = await authenticator.principal(token_of(scope))
-        except (SQLAlchemyError, OSError):
+        except SQLAlchemyError:
             return await refuse(
                 scope, receive, send, 503, "the database does not answer; try again in a moment", "database_unavailable"
             )
+        if principal is LOCAL and FORWARDED.intersection(Headers(scope=scope).keys()):
+            # A proxy on this machine asks for somebody elsewhere.
+            principal = None
         if principal is None:
             if scope["type"] == "http" and scope["path"] in PAGES and scope["method"] == "GET":
                 where = quote(scope["path"])

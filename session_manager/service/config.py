@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -14,7 +16,6 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
 DEFAULT_SYNC_SECONDS = 30.0
 DEFAULT_VOLUME = "default"
-_SCHEMES = ("postgresql+psycopg://", "postgresql://", "postgres://")
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -71,10 +72,19 @@ def read_config(environ: Mapping[str, str], host: str = DEFAULT_HOST, port: int 
         volume=volume,
         sync_seconds=_seconds(environ, "ARIA_SYNC_SECONDS", DEFAULT_SYNC_SECONDS),
         api_token=token or None,
-        allowed_hosts=frozenset(
-            name.strip().lower() for name in environ.get("ARIA_ALLOWED_HOSTS", "").split(",") if name.strip()
-        ),
+        allowed_hosts=_hosts(environ),
     )
+
+
+def _hosts(environ: Mapping[str, str]) -> frozenset[str]:
+    names = [name.strip().lower() for name in environ.get("ARIA_ALLOWED_HOSTS", "").split(",")]
+    for name in names:
+        if name and not re.fullmatch(r"[a-z0-9._-]+", name):
+            raise UsageError(
+                f"ARIA_ALLOWED_HOSTS holds {name!r}; it takes plain host names with commas, no scheme and no port",
+                code="bad_setting",
+            )
+    return frozenset(name for name in names if name)
 
 
 def database_url(environ: Mapping[str, str]) -> str | None:
@@ -86,16 +96,15 @@ def database_url(environ: Mapping[str, str]) -> str | None:
     url = environ.get("DATABASE_URL", "").strip()
     if not url:
         return None
-    for scheme in _SCHEMES:
-        if url.startswith(scheme) and len(url) > len(scheme):
-            from sqlalchemy.engine import make_url
-            from sqlalchemy.exc import ArgumentError
+    scheme, _, rest = url.partition("://")
+    # Whatever driver an older service used, this one has its own.
+    if scheme.partition("+")[0] in ("postgresql", "postgres") and rest:
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
 
-            try:
-                make_url(url)
-            except (ArgumentError, ValueError):
-                break
-            return _SCHEMES[0] + url[len(scheme) :]
+        with contextlib.suppress(ArgumentError, ValueError):
+            make_url(f"postgresql+psycopg://{rest}")
+            return f"postgresql+psycopg://{rest}"
     raise UsageError(
         "DATABASE_URL is no PostgreSQL URL; it looks like postgresql://user:password@host:5432/database, "
         "with special characters of the password percent-encoded",

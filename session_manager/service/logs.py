@@ -65,6 +65,6 @@ def _path(scope: Scope) -> str:
     parts = scope["path"].split("/")
     known = getattr(scope.get("route"), "path", "").split("/")
     fixed = known if len(known) == len(parts) else ["{}"] * len(parts)
-    return "/".join(
-        short(part) if pattern.startswith("{") else part for part, pattern in zip(parts, fixed, strict=True)
-    )
+    cut = (short(part) if pattern.startswith("{") else part for part, pattern in zip(parts, fixed, strict=True))
+    # A path may hold anything, line breaks included.
+    return "".join(c if c.isprintable() else "?" for c in "/".join(cut))

@@ -17,7 +17,7 @@ from session_manager.core.errors import SessionManagerError
 from session_manager.service.db.engine import server_message
 
 _log = logging.getLogger(__name__)
-_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "bad_media_type"}
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "bad_media_type"}
 RETRY_AFTER_S = 2
 
 
@@ -48,7 +48,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(SQLAlchemyError, _database)
-    app.add_exception_handler(OSError, _database)
     app.add_exception_handler(Exception, _internal)
 
 
@@ -72,6 +71,10 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:
+        # FastAPI's answer to a body that no JSON parser takes (depth, digits, encoding).
+        sentence = "body: not readable as JSON"
+        return problem(422, sentence, "invalid", field="body", fields=[{"field": "body", "error": sentence}])
     code = _CODES.get(error.status_code, "http_error")
     sentence = {
         404: "there is nothing at this address; /docs lists what there is",
@@ -81,11 +84,11 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _database(request: Request, error: Exception) -> Response:
-    if isinstance(error, OperationalError | InterfaceError | PoolTimeout | OSError) or (
+    assert isinstance(error, SQLAlchemyError)
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout) or (
         isinstance(error, DBAPIError) and error.connection_invalidated
     ):
-        message = server_message(error) if isinstance(error, SQLAlchemyError) else str(error)
-        _log.warning("the database does not answer: %s", message)
+        _log.warning("the database does not answer: %s", server_message(error))
         return problem(503, "the database does not answer; try again in a moment", "database_unavailable")
     return await _internal(request, error)
 

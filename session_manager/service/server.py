@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 
+import msgspec
 import uvicorn
 
 from session_manager.core.errors import Failed, Refused, UsageError
@@ -30,6 +31,8 @@ def serve(environ: Mapping[str, str], host: str, port: int, announce: Callable[[
     logs.configure()
     with _listening(host, port) as listener, running_database(environ, config.agents_dir) as url:
         migrate(url)
+        # What was bound counts, not the name that led there.
+        config = msgspec.structs.replace(config, host=listener.getsockname()[0])
         _need_a_token(config, url)
         app = create_app(config, url)
         settings = uvicorn.Config(

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from session_manager.core.errors import SessionManagerError, failure
+from session_manager.core.errors import NotFound, SessionManagerError, failure
 from session_manager.core.session import Session, count_or_none, epoch_ms
 from session_manager.live.liveness import now_ms
 from session_manager.live.volume import Identity, Store, Volume, read_snapshot
@@ -57,7 +57,9 @@ def read_volume(agents_dir: str, known: Mapping[str, str]) -> VolumeRead:
     the directory itself cannot be read.
     """
     read = VolumeRead({}, [], 0, 0, [])
+    absent = set(known)
     for agent_id, store in Volume(agents_dir).stores(None):
+        absent.discard(agent_id)
         try:
             if isinstance(store, SessionManagerError):
                 raise store
@@ -65,6 +67,9 @@ def read_volume(agents_dir: str, known: Mapping[str, str]) -> VolumeRead:
                 _read_store(store, known.get(agent_id), read)
         except SessionManagerError as error:
             read.errors.append(failure(error, agent_id))
+    for agent_id in sorted(absent):
+        sentence = f"the folder of agent {agent_id!r} is gone; its rows stay as they are until they are marked"
+        read.errors.append(failure(NotFound(sentence, code="agent_not_found"), agent_id))
     return read
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    model_validator,
+)
 
 from session_manager.service.volume_reader import ID_LIMIT
 
@@ -25,12 +36,17 @@ def storable(text: str) -> str:
     return text
 
 
+def _text(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("must be a text such as 2026-02-15T18:00:00Z")
+    return value
+
+
 def _in_utc(at: datetime) -> datetime:
-    try:
-        at = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
-    except OverflowError:
-        raise ValueError("must be within the years 1 to 9999") from None
-    return at
+    # Any server shows such times in any zone of its own.
+    if not 1970 <= at.year < 2200:
+        raise ValueError("must be within the years 1970 to 2199")
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _storable_metadata(value: dict[str, Any]) -> dict[str, Any]:
@@ -40,29 +56,33 @@ def _storable_metadata(value: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"cannot be stored as JSON: {error}") from error
     if len(data) > METADATA_LIMIT:
         raise ValueError(f"must not be longer than {METADATA_LIMIT} bytes of JSON")
-    if b"\\u0000" in data and _holds_nul(value):
-        raise ValueError("must not hold the character U+0000")
+    if _holds(value, _is_no_json):
+        raise ValueError("must not hold the character U+0000, NaN or an infinite number")
     sid = value.get("aria_session_id")
     if sid is not None and not (isinstance(sid, str) and 0 < len(sid) <= ID_LIMIT):
         raise ValueError(f"aria_session_id must be a text of 1 to {ID_LIMIT} characters")
     return value
 
 
-def _holds_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\0" in value
+def _is_no_json(value: object) -> bool:
+    return (isinstance(value, str) and "\0" in value) or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _holds(value: Any, wrong: Callable[[object], bool]) -> bool:
     if isinstance(value, dict):
-        return any(_holds_nul(k) or _holds_nul(v) for k, v in value.items())
-    return isinstance(value, list) and any(map(_holds_nul, value))
+        return any(wrong(key) or _holds(member, wrong) for key, member in value.items())
+    if isinstance(value, list):
+        return any(_holds(member, wrong) for member in value)
+    return wrong(value)
 
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(storable)]
 SessionId = Annotated[str, StringConstraints(min_length=1, max_length=ID_LIMIT), AfterValidator(storable)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_storable_metadata)]
-Count = Annotated[int, Field(ge=0, le=_MOST)]
-SmallCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Cost = Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)]
-GivenMoment = Annotated[datetime, AfterValidator(_in_utc)]
+Count = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
+SmallCount = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
+Cost = Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False, strict=True)]
+GivenMoment = Annotated[datetime, BeforeValidator(_text), AfterValidator(_in_utc)]
 Moment = Annotated[datetime, PlainSerializer(lambda at: at.astimezone(UTC).isoformat(), return_type=str)]
 
 

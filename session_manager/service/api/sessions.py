@@ -12,7 +12,7 @@ from pydantic import AfterValidator, StringConstraints
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from session_manager.core.errors import NotFound, Refused
+from session_manager.core.errors import Failed, NotFound, Refused
 from session_manager.service.api.schemas import (
     BulkMark,
     BulkMarked,
@@ -35,8 +35,9 @@ from session_manager.service.api.schemas import (
     storable,
 )
 from session_manager.service.db import sessions as queries
+from session_manager.service.db.locks import LIMITS
 from session_manager.service.jobs.sync import sync_volume
-from session_manager.service.problems import BadId
+from session_manager.service.problems import BadId, Unavailable
 
 PAGE_LIMIT = 1000
 # With OFFSET behind it, a page number must stay a bigint.
@@ -51,6 +52,8 @@ _BUSY: _Responses = {
     503: {"model": Problem, "description": "the database does not answer; `Retry-After` says when to ask again"}
 }
 _INVALID: _Responses = {422: {"model": Problem, "description": "a field is wrong; `field` names it"}}
+_TAKEN: _Responses = {409: {"model": Problem, "description": "another row has that session"}}
+_LARGE: _Responses = {413: {"model": Problem, "description": "the body is too large"}}
 _BY_ID: _Responses = {
     400: {"model": Problem, "description": "the id is no UUID"},
     404: {"model": Problem, "description": "there is no such row"},
@@ -62,6 +65,7 @@ router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses={**_WHO,
 async def transaction(request: Request) -> AsyncIterator[AsyncConnection]:
     """Gives a request one connection in one transaction, committed when its answer is made."""
     async with request.app.state.engine.begin() as connection:
+        await connection.execute(LIMITS)
         yield connection
 
 
@@ -118,16 +122,19 @@ async def list_sessions(
     )
 
 
-@router.post("", status_code=201, summary="Create a row", responses={200: {"model": Created}})
+@router.post("", status_code=201, summary="Create a row", responses={200: {"model": Created}, **_TAKEN, **_LARGE})
 async def create_session(database: Database, body: NewSession, response: Response) -> Created:
     """A session that has a row already is left as it is: 200, `created` false, and the id of its row."""
-    found, created = await queries.create(database, body.model_dump(exclude_none=True))
+    try:
+        found, created = await queries.create(database, body.model_dump(exclude_none=True))
+    except IntegrityError as error:
+        raise Refused("the session has got a row just now; ask again", code="session_exists") from error
     if not created:
         response.status_code = 200
     return Created(id=found, created=created)
 
 
-@router.patch("", summary="Mark many sessions at once")
+@router.patch("", summary="Mark many sessions at once", responses=_LARGE)
 async def mark_sessions(database: Database, body: BulkMark) -> BulkMarked:
     """All or nothing, in one statement. Asking twice does no harm: `ended_at` is set once."""
     pairs = [(ref.agent_id, ref.aria_session_id) for ref in body.sessions]
@@ -162,11 +169,16 @@ async def sessions_per_hour(
 async def sync_now(request: Request) -> Synced:
     """Waits for a sync that another replica runs. `errors` names agents whose index could not be read."""
     state = request.app.state
-    result = await sync_volume(state.engine, state.config, wait=True)
+    # Who waits for a sync of this process holds no connection.
+    async with state.syncing:
+        try:
+            result = await sync_volume(state.engine, state.config, wait=True)
+        except Failed as error:
+            raise Unavailable(error.message, code=error.code) from error
     return Synced.model_validate(msgspec.structs.asdict(result))
 
 
-@router.patch("/{id}", summary="Change one row", responses=_BY_ID)
+@router.patch("/{id}", summary="Change one row", responses={**_BY_ID, **_TAKEN, **_LARGE})
 async def change_session(database: Database, id: RowId, body: SessionChanges) -> Updated:
     """`ended` sets `ended_at` by itself, once; counters are set, not added; metadata is merged."""
     try:

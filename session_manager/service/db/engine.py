@@ -28,6 +28,8 @@ def make_engine(url: str, pool_size: int = 10) -> AsyncEngine:
         pool_pre_ping=True,
         pool_recycle=1800,
         hide_parameters=True,
+        # What waits for a lock must see what its holder has committed.
+        isolation_level="READ COMMITTED",
         connect_args=CONNECT_ARGUMENTS,
         json_serializer=dump_json,
         json_deserializer=load_json,

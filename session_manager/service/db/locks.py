@@ -6,6 +6,14 @@ WRITERS is taken by whatever inserts sessions or marks many of them: rows become
 
 from typing import Final
 
+from sqlalchemy import text
+
+# One stuck holder must not stop everybody: a request gives up, and says when to ask again.
+LIMITS = text("""
+    SELECT set_config('lock_timeout', '10s', true), set_config('statement_timeout', '120s', true),
+           set_config('idle_in_transaction_session_timeout', '300s', true)
+""")
+
 MIGRATIONS: Final = 0x5E55_0001
 SYNC: Final = 0x5E55_0002
 WRITERS: Final = 0x5E55_0003

@@ -21,6 +21,8 @@ from session_manager.service.db.engine import CONNECT_ARGUMENTS, server_message
 from session_manager.service.db.locks import MIGRATIONS
 
 OLDEST_POSTGRESQL = 150000
+# Alembic's usual name may belong to the older service that shares the database.
+VERSION_TABLE = "session_manager_version"
 _WAIT_S = 15.0
 _POLL_S = 0.5
 

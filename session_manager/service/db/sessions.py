@@ -123,6 +123,8 @@ async def change(connection: AsyncConnection, row_id: uuid.UUID, changes: Row) -
     """Updates one row; False when there is none. ``metadata`` is merged; a status keeps the times in order."""
     values: Row = dict(changes)
     if "metadata" in values:
+        if "aria_session_id" in values["metadata"]:
+            await lock_writers(connection)
         values["metadata"] = t.c.metadata.op("||")(values["metadata"])
     if "status" in values:
         ended = values["status"] != "active"
@@ -188,7 +190,7 @@ async def remove(connection: AsyncConnection, row_id: uuid.UUID) -> bool:
 _STATS = text("""
     SELECT agent_id, status, session_type, grouping(agent_id, status, session_type) AS grouped,
            count(*) AS sessions, coalesce(sum(messages_count), 0)::bigint AS messages,
-           coalesce(sum(tokens_used), 0)::bigint AS tokens, coalesce(sum(cost_usd), 0)::float8 AS cost
+           coalesce(sum(tokens_used), 0) AS tokens, coalesce(sum(cost_usd), 0)::float8 AS cost
     FROM agent_sessions GROUP BY GROUPING SETS ((agent_id), (status), (session_type), ())
 """)
 
@@ -206,7 +208,7 @@ async def stats(connection: AsyncConnection) -> Row:
             document |= {
                 "total_sessions": row.sessions,
                 "total_messages": row.messages,
-                "total_tokens": row.tokens,
+                "total_tokens": int(row.tokens),
                 "total_cost_usd": row.cost,
             }
     for name in ("by_agent", "by_status", "by_type"):

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from session_manager.core.errors import Refused
 from session_manager.service.config import Config
 from session_manager.service.db import sync as queries
+from session_manager.service.db.locks import LIMITS
 from session_manager.service.volume_reader import VolumeRead, read_volume
 
 
@@ -54,6 +55,7 @@ async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> Syn
         )
     began = time.monotonic()
     async with engine.begin() as connection:
+        await connection.execute(LIMITS)
         if not await queries.lock(connection, wait=wait):
             return SyncResult(ran=False)
         read_at = await queries.database_time(connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -17,6 +18,7 @@ from session_manager.service.db import sessions as queries
 from session_manager.service.db.tables import STATUSES
 
 ROWS = 50
+STATS_AGE_S = 10.0
 _FOLDER = os.path.dirname(__file__)
 _CSP = (
     "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -60,7 +62,7 @@ async def login_page(next: str = "/sessions") -> Response:
 
 @router.post("/login")
 async def login(
-    request: Request, token: Annotated[str, Form(max_length=500)] = "", next: Annotated[str, Form()] = "/sessions"
+    request: Request, token: Annotated[str, Form(max_length=5000)] = "", next: Annotated[str, Form()] = "/sessions"
 ) -> Response:
     """Turns a token into a cookie that scripts cannot read and other sites cannot send."""
     authenticator: Authenticator = request.app.state.authenticator
@@ -129,9 +131,19 @@ async def dashboard(
         following=link(page + 1) if page < pages else None,
         chosen=chosen,
         statuses=STATUSES,
-        stats=await queries.stats(database),
+        stats=await _recent_stats(request, database),
         who=request.scope["principal"].name,
     )
+
+
+async def _recent_stats(request: Request, database: AsyncConnection) -> queries.Row:
+    """Totals, at most some seconds old: they read the whole table."""
+    state = request.app.state
+    at, stats = getattr(state, "recent_stats", (0.0, None))
+    if stats is None or time.monotonic() - at > STATS_AGE_S:
+        stats = await queries.stats(database)
+        state.recent_stats = (time.monotonic(), stats)
+    return dict(stats)
 
 
 async def _rows(database: AsyncConnection, wanted: queries.Filter, page: int) -> list[queries.Row]:

@@ -15,7 +15,6 @@ from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Plann
 from session_manager.functions.reading import errors_or_raise
 from session_manager.live.observe import iso_to_ms, last_timestamp, listing
 from session_manager.live.orphans import ORPHAN, TOPIC, Header, held_ids, read_header, session_id_of
-from session_manager.live.readoption import salvage
 from session_manager.live.volume import Snapshot, Store
 
 if TYPE_CHECKING:
@@ -149,6 +148,8 @@ def _preview(
 ) -> None:
     snapshot, names = state.snapshot, state.names
     if isinstance(state.error, Damaged) and arguments.rebuild:
+        from session_manager.live.readoption import salvage
+
         names = listing(store)
         snapshot, _ = salvage(store, state.error)
         result.salvaged += len(snapshot.index.entries) if snapshot.index else 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from session_manager.core.errors import Damaged, NotFound, SessionManagerError, with_errors
+from session_manager.core.errors import Damaged, NotFound, SessionManagerError, failure, with_errors
 from session_manager.core.session import safe_name
 from session_manager.functions.context import Agent, Context, check_session_id, iso
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Planner
@@ -179,6 +179,7 @@ def _act(
     result.skipped += last[1]
     result.salvaged += done.salvaged
     result.recovered += done.recovered
+    result.errors += [failure(error, store.agent_id) for error in done.failures]
     if done.kept_as is not None:
         result.kept_as.append({"agentId": store.agent_id, "file": done.kept_as})
 

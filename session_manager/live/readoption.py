@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from session_manager.core.errors import Damaged, Locked
+from session_manager.core.errors import Damaged, Locked, SessionManagerError
 from session_manager.core.session import build_sessions, text_or_none
 from session_manager.live.atomic import clear_errors, exchange, rename_new, sync_folder, write_new
 from session_manager.live.gateway_lock import LockLost, StoreLock
@@ -45,12 +45,16 @@ class Broken(msgspec.Struct):
 
 
 class Readopted(msgspec.Struct):
-    """What happened in one store: the new members, the damaged file's new name, how many entries it gave back."""
+    """What happened in one store: the new members, the damaged file's new name, how many entries it gave back.
+
+    ``failures`` are what went wrong when the index was in place already.
+    """
 
     members: Members
     kept_as: str | None
     salvaged: int
     recovered: list[dict[str, object]]
+    failures: list[SessionManagerError]
 
 
 def salvage(store: Store, error: Damaged) -> tuple[Snapshot, Broken]:
@@ -99,21 +103,28 @@ def readopt(remover: Remover, store: Store, lock: StoreLock, choose: ChooseMembe
             snapshot, broken = salvage(store, error)
         members = choose(snapshot, listing(store))
         if snapshot.index is None or (broken is None and not members):
-            return Readopted({}, None, 0, recovered)
+            return Readopted({}, None, 0, recovered, [])
         lock.check()
         try:
             if broken is None:
-                _add(remover, snapshot, lock, members)
-                return Readopted(members, None, 0, recovered)
+                return Readopted(members, None, 0, recovered, _add(remover, snapshot, lock, members))
             kept_as = _replace(store, lock, broken, snapshot.index.edited((), members))
         except IndexChanged:
             continue
-        recovered += remover.end_earlier(store, lock)[1]
-        return Readopted(members, kept_as, len(snapshot.index.entries), recovered)
+        failures: list[SessionManagerError] = []
+        try:
+            with clear_errors("make durable the index in", store.sessions_dir):
+                sync_folder(os.path.dirname(store.index_path))
+            step("rebuilt index synced")
+            recovered += remover.end_earlier(store, lock)[1]
+        except SessionManagerError as error:
+            failures.append(error)
+        return Readopted(members, kept_as, len(snapshot.index.entries), recovered, failures)
     raise Locked(f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id)
 
 
-def _add(remover: Remover, snapshot: Snapshot, lock: StoreLock, members: Members) -> None:
+def _add(remover: Remover, snapshot: Snapshot, lock: StoreLock, members: Members) -> list[SessionManagerError]:
+    """Adds members to a readable index. Returns what went wrong after that; raises when nothing was added."""
     store, index, identity = snapshot.store, snapshot.index, snapshot.identity
     assert index is not None
     assert identity is not None
@@ -145,11 +156,21 @@ def _add(remover: Remover, snapshot: Snapshot, lock: StoreLock, members: Members
         step("additions noted")
     except LockLost:
         raise
-    except BaseException:
+    except BaseException as error:
         try_recover(store, lock, remover.ledger, attempt)
+        if isinstance(error, SessionManagerError) and _is_added(store, members):
+            return [error]
         raise
     with contextlib.suppress(OSError):
         os.utime(store.index_path)
+    return []
+
+
+def _is_added(store: Store, members: Members) -> bool:
+    with contextlib.suppress(SessionManagerError):
+        index = read_snapshot(store, now_ms()).index
+        return index is not None and members.keys() <= index.entries.keys()
+    return False
 
 
 def _replace(store: Store, lock: StoreLock, broken: Broken, text: bytes) -> str | None:
@@ -177,8 +198,6 @@ def _replace(store: Store, lock: StoreLock, broken: Broken, text: bytes) -> str 
             with contextlib.suppress(FileNotFoundError):
                 if identity_of(temp) in (written.identity, broken.identity):
                     os.unlink(temp)
-        sync_folder(folder)
-    step("rebuilt index synced")
     return kept_as
 
 

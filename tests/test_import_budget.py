@@ -42,6 +42,8 @@ def loaded(skill: Skill, function: str, arguments: str = "{}") -> set[str]:
         ("list_sessions", "{}"),
         ("get_session_stats", "{}"),
         ("prune_sessions", '{"dry_run": true}'),
+        ("cleanup_orphans", "{}"),
+        ("readopt_orphans", "{}"),
         ("prune_sessions", '{"dry_run": true, "agent": "main", "include_durable": true, "limit": 3}'),
     ],
 )

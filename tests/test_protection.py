@@ -43,6 +43,8 @@ def session(*keys: str, session_id: str = "s", busy: bool = False, **fields: Any
         (session(status="running"), None, None),
         (session(busy=True, status="done"), "busy", True),
         (session(pinnedAt=NOW), "pinned", True),
+        (session(pendingFinalDelivery=True), "undelivered", True),
+        (session(pendingFinalDelivery=False), None, None),
         (session(pinnedAt=None), None, None),
         (session(pinnedAt=False), None, None),
     ],
@@ -58,6 +60,7 @@ def test_the_strongest_reason_comes_first() -> None:
         ("unsafe id", {"session_id": "../x"}),
         ("main", {"keys": ("agent:main:main", "agent:main:cron:j")}),
         ("busy", {"busy": True}),
+        ("undelivered", {"pendingFinalDelivery": True}),
         ("pinned", {"pinnedAt": NOW}),
     ]
     for (stronger, first), (_, second) in combinations(ranking, 2):

@@ -22,6 +22,10 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("prune_sessions", {}),
     ("delete_session", {"session_id": "s", "force": True}),
     ("cleanup_after_delegation", {"session_id": "s", "wait_seconds": 0}),
+    ("cleanup_orphans", {}),
+    ("cleanup_orphans", {"dry_run": False, "force": True}),
+    ("readopt_orphans", {}),
+    ("readopt_orphans", {"dry_run": False, "rebuild": True}),
 ]
 
 

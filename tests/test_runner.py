@@ -21,6 +21,8 @@ FUNCTIONS = [
     "delete_session",
     "cleanup_after_delegation",
     "deliver_history",
+    "cleanup_orphans",
+    "readopt_orphans",
 ]
 
 

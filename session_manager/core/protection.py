@@ -12,6 +12,7 @@ CURRENT = "current"
 BUSY = "busy"
 PINNED = "pinned"
 RUNNING = "running"
+UNDELIVERED = "undelivered"
 UNSAFE_ID = "unsafe id"
 
 
@@ -37,6 +38,8 @@ def protection(session: Session, current: Set[str]) -> Protection | None:
         return Protection(MAIN, overridable=True)
     if session.busy:
         return Protection(RUNNING if session.running else BUSY, overridable=True)
+    if session.undelivered:
+        return Protection(UNDELIVERED, overridable=True)
     if session.pinned:
         return Protection(PINNED, overridable=True)
     return None

@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 import msgspec
 
 from session_manager.core.families import families
-from session_manager.core.protection import BUSY, CURRENT, RUNNING, protection
+from session_manager.core.protection import BUSY, CURRENT, RUNNING, UNDELIVERED, protection
 from session_manager.core.session import UNKNOWN, Session
 
 PRUNABLE = frozenset({"cron", "subagent", "hook", "acp", "heartbeat", "node", "api", "explicit"})
@@ -102,7 +102,7 @@ def _reason(session: Session, policy: Policy, current: Set[str]) -> str | None:
 
 
 def _kept_by_family(everyone: Sequence[Session], cutoff: int, current: Set[str]) -> set[int]:
-    """Indexes of sessions whose family holds a member that is young, of unknown age, busy or calling."""
+    """Indexes of sessions whose family holds a member that is young, of unknown age, busy, undelivered or calling."""
     kept: set[int] = set()
     for family in families(everyone):
         if any(_holds_family(everyone[i], cutoff, current) for i in family):
@@ -114,4 +114,4 @@ def _holds_family(session: Session, cutoff: int, current: Set[str]) -> bool:
     if not is_old(session, cutoff):
         return True
     protected = protection(session, current)
-    return protected is not None and protected.reason in (CURRENT, BUSY, RUNNING)
+    return protected is not None and protected.reason in (CURRENT, BUSY, RUNNING, UNDELIVERED)

@@ -144,6 +144,12 @@ class Entry(msgspec.Struct, rename="camel"):
     status: Any = None
     spawned_by: Any = None
     parent_session_key: Any = None
+    pending_final_delivery: Any = None
+    pending_final_delivery_text: Any = None
+    pending_final_delivery_intent_id: Any = None
+    restart_recovery_delivery_context: Any = None
+    restart_recovery_delivery_run_id: Any = None
+    restart_recovery_delivery_receipt_state: Any = None
 
 
 def epoch_ms(value: object, now_ms: int) -> int | None:
@@ -192,6 +198,25 @@ def entry_activity(entry: Entry, now_ms: int) -> int | None:
     return newest or None
 
 
+def awaits_delivery(entry: Entry) -> bool:
+    """Says whether a result of the session has still to reach whoever asked for it.
+
+    ``pendingFinalDelivery`` is a flag (gateway 2026.6.11) or an object (later), its text or intent may stand alone;
+    ``restartRecoveryDelivery…`` is the claim on an answer that a restart interrupted.
+    """
+    pending = entry.pending_final_delivery
+    if pending is None:
+        pending = text_or_none(entry.pending_final_delivery_text) or text_or_none(
+            entry.pending_final_delivery_intent_id
+        )
+    return (
+        bool(pending)
+        or bool(entry.restart_recovery_delivery_context)
+        or text_or_none(entry.restart_recovery_delivery_run_id) is not None
+        or entry.restart_recovery_delivery_receipt_state == "terminal-pending"
+    )
+
+
 class Session(msgspec.Struct):
     """One session of one agent, with every key that points at it.
 
@@ -212,6 +237,7 @@ class Session(msgspec.Struct):
     model: str | None
     pinned: bool
     running: bool
+    undelivered: bool
     session_files: tuple[str, ...]
     parents: tuple[str, ...]
     busy: bool = False
@@ -251,6 +277,7 @@ def _session(agent_id: str, session_id: str, members: list[tuple[str, Entry]], n
         entry_activity=max(s.entry_activity or 0 for s in each) or None,
         pinned=any(s.pinned for s in each),
         running=any(s.running for s in each),
+        undelivered=any(s.undelivered for s in each),
         session_files=tuple(dict.fromkeys(f for s in each for f in s.session_files)),
         parents=tuple(dict.fromkeys(p for s in each for p in s.parents)),
     )
@@ -273,6 +300,7 @@ def _with_one_key(agent_id: str, session_id: str, key: str, entry: Entry, now_ms
         model=text_or_none(entry.model),
         pinned=entry.pinned_at is not None and entry.pinned_at is not False,
         running=entry.status == "running",
+        undelivered=awaits_delivery(entry),
         session_files=(session_file,) if session_file else (),
         parents=_parents(parsed, entry),
     )

@@ -19,6 +19,8 @@ NAMES = (
     "delete_session",
     "cleanup_after_delegation",
     "deliver_history",
+    "cleanup_orphans",
+    "readopt_orphans",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -46,3 +47,11 @@ def check_session_id(session_id: str) -> None:
             f"{session_id!r} is not a session id: full ids only, no path, no '..', no leading dot or dash",
             argument="session_id",
         )
+
+
+def iso(epoch_ms: int | None) -> str | None:
+    """Writes epoch milliseconds as ISO 8601 in UTC; None stays None."""
+    if epoch_ms is None:
+        return None
+    moment = datetime.fromtimestamp(epoch_ms // 1000, UTC).replace(microsecond=epoch_ms % 1000 * 1000)
+    return moment.isoformat(timespec="milliseconds" if epoch_ms % 1000 else "seconds")

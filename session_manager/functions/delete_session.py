@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from session_manager.core.errors import NotFound, Refused, SessionManagerError, failure, with_errors
-from session_manager.core.protection import BUSY, RUNNING, Protection, protection
+from session_manager.core.protection import BUSY, RUNNING, UNDELIVERED, Protection, protection
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, check_session_id
 from session_manager.functions.reading import AgentRead, View, foreign_references, names_referred_to, observe, read_view
@@ -268,6 +268,7 @@ def _refusal(protected: Protection, session_id: str) -> Refused:
         "pinned": "it is pinned; call with force: true if you really mean it",
         BUSY: "its transcript is locked by a run in progress; try again later, or call with force: true",
         RUNNING: "it is running; try again later, or call with force: true",
+        UNDELIVERED: "its result has not been delivered yet; try again later, or call with force: true",
         "unsafe id": "its id is no safe file name; remove it with the gateway's own tools",
     }
     busy = protected.reason in (BUSY, RUNNING)

@@ -186,3 +186,19 @@ def told(delivery: Delivery, names: Collection[Name]) -> dict[str, Any]:
         document["pg_pending"] = True
         document["pg_error"] = delivery.why(names)
     return document
+
+
+def tell(context: Context, removed: Collection[Name]) -> dict[str, Any]:
+    """Delivers all marks that wait; returns the members of a document that count those of ``removed``."""
+    if context.settings.api_url is None:
+        return {"pg_status_updated": False, "pg_updated": 0, "pg_pending": 0}
+    with History(context) as history:
+        delivery = history.deliver()
+    updated = sum(delivery.arrived(name) for name in removed)
+    document: dict[str, Any] = {
+        "pg_status_updated": bool(removed) and updated == len(removed),
+        "pg_updated": updated,
+        "pg_pending": sum(delivery.waits(name) for name in removed),
+    }
+    why = delivery.why(removed)
+    return document if why is None else {**document, "pg_error": why}

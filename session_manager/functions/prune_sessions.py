@@ -162,27 +162,11 @@ def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, 
                     left_alone += outside_files(decision.session, store.sessions_dir)
             recovered += outcome.recovered
     tally.errors += errors_or_raise(failed, any_done=len(failed) < len(stores))
-    extra: dict[str, Any] = {"run_id": run_info.run_id, **_tell_history(context, tally.removed)}
+    from session_manager.functions.delivery import tell
+
+    extra: dict[str, Any] = {"run_id": run_info.run_id, **tell(context, tally.removed)}
     if left_alone:
         extra["left_alone"] = left_alone
     if recovered:
         extra["recovered"] = recovered
     return tally, extra
-
-
-def _tell_history(context: Context, removed: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Delivers all marks that wait; counts those of the sessions (agent id, session id) that this run has removed."""
-    if context.settings.api_url is None:
-        return {"pg_status_updated": False, "pg_updated": 0, "pg_pending": 0}
-    from session_manager.functions.delivery import History
-
-    with History(context) as history:
-        delivery = history.deliver()
-    updated = sum(delivery.arrived(name) for name in removed)
-    document: dict[str, Any] = {
-        "pg_status_updated": bool(removed) and updated == len(removed),
-        "pg_updated": updated,
-        "pg_pending": sum(delivery.waits(name) for name in removed),
-    }
-    why = delivery.why(removed)
-    return document if why is None else {**document, "pg_error": why}

@@ -6,7 +6,9 @@ Slower than msgspec and never the first choice: it reads what strict parsers ref
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 import msgspec
 
@@ -40,10 +42,22 @@ def scan_object(data: bytes) -> list[Member]:
 
     Raises ValueError when ``data`` is not exactly one well-formed object.
     """
+    return list(_members(data))
+
+
+def scan_beginning(data: bytes) -> list[Member]:
+    """Returns the members that are whole at the beginning of a damaged object."""
+    members: list[Member] = []
+    with contextlib.suppress(ValueError):
+        for member in _members(data):
+            members.append(member)
+    return members
+
+
+def _members(data: bytes) -> Iterator[Member]:
     match = _OPEN.match(data)
     if match is None:
         raise ValueError("not a JSON object")
-    members: list[Member] = []
     close = _CLOSE[b"{"].match(data, match.end())
     pos = match.end()
     while close is None:
@@ -53,7 +67,7 @@ def scan_object(data: bytes) -> list[Member]:
         blank = _BLANK.match(data, key.end())
         start = blank.end() if blank else key.end()
         pos = _skip_value(data, start)
-        members.append(Member(key.start(1), key.end(1), start, pos))
+        yield Member(key.start(1), key.end(1), start, pos)
         following = _NEXT.match(data, pos)
         if following is None or following[1] == b"]":
             raise ValueError(f"a comma or brace is expected at byte {pos}")
@@ -62,7 +76,6 @@ def scan_object(data: bytes) -> list[Member]:
             close = following
     if _END.match(data, close.end()) is None:
         raise ValueError(f"something follows the object at byte {close.end()}")
-    return members
 
 
 def _skip_value(data: bytes, pos: int) -> int:

@@ -137,6 +137,11 @@ def _line_time(line: bytes, now_ms: int) -> int | None:
             value = _DECODE_LINE.decode(head[0] + b"}").timestamp
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
+    return iso_to_ms(value, now_ms)
+
+
+def iso_to_ms(value: object, now_ms: int) -> int | None:
+    """Reads a time that a transcript holds, ISO 8601 or epoch milliseconds; None when it is no time or absurd."""
     if isinstance(value, str) and (parsed := _iso_ms(value)) is not None:
         value = parsed
     return epoch_ms(value, now_ms)

@@ -1,8 +1,8 @@
 """Finishes or undoes what a killed process left half done. Only under the store's lock.
 
 A session whose key is in the index lives: its files get their names back, and its other keys their places. One
-whose keys are all gone is finished: its files are archived and its mark is owed. So afterwards every session is
-wholly live or wholly removed.
+whose keys are all gone is finished: its files are archived and its mark is owed. What had no key to begin with, an
+orphan, gets its files back. So afterwards every session is wholly live or wholly removed.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Atte
             _rescue(store, swap, attempt, temp)
         snapshot = read_snapshot(store, now_ms())
         by_id = {session.id for session in snapshot.sessions}
-        alive = {r.session_id for r in attempt.removals if r.session_id in by_id}
+        # A removal without keys was that of an orphan: whether it still is one, only a new decision can tell.
+        alive = {r.session_id for r in attempt.removals if r.session_id in by_id or not r.keys}
         put_back(swap, attempt, snapshot, alive)
         step("index recovered")
         lock.check()

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ from session_manager.core.session import Session
 from session_manager.live.archive import Failures, archive_files, bring_back_files
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock, has_dead_marker
+from session_manager.live.index import Index
 from session_manager.live.ledger import Attempt, Ledger, Removal, Run
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing, observe_locks
@@ -37,6 +38,7 @@ _LOOKS_AFTER = 8
 _SETTLE_S = 0.01
 _PARSE_BYTES_PER_S = 200e6
 
+Done = TypeVar("Done")
 Choose = Callable[[Snapshot, Sequence[str]], Sequence[tuple[Session, str]]]
 
 
@@ -58,7 +60,7 @@ class Remover:
 
     def __init__(self, settings: Settings, run: Run) -> None:
         self._settings = settings
-        self._run = run
+        self.run = run
         self._ledger: Ledger | None = None
 
     def __enter__(self) -> Self:
@@ -93,7 +95,7 @@ class Remover:
 
         With ``again`` they are owed anew, because history has said that it has not.
         """
-        return {s for s in sorted(sessions) if self.ledger.owe_mark(self._run, *s, again=again) == "delivered"}
+        return {s for s in sorted(sessions) if self.ledger.owe_mark(self.run, *s, again=again) == "delivered"}
 
     def remove(self, store: Store, choose: Choose, shared: Collection[str] = ()) -> Outcome:
         """Removes what ``choose`` picks from a fresh read under the lock, after finishing what others left.
@@ -102,23 +104,28 @@ class Remover:
         again when the gateway wrote in between. ``shared`` are file names that other agents refer to. Raises
         whatever ``choose`` raises, Locked, Refused, Damaged or Failed; the store is then as it was.
         """
+        return self.locked(store, lambda lock: self.remove_locked(store, lock, choose, shared))
+
+    def locked(self, store: Store, act: Callable[[StoreLock], Done]) -> Done:
+        """Does ``act`` under the store's lock, and from the start again when the lock was taken from us.
+
+        Raises Locked when it cannot be had in time, Refused when the folder cannot be written, and whatever
+        ``act`` raises.
+        """
         deadline = time.monotonic() + self._settings.lock_timeout
         while True:
             try:
                 with StoreLock(store, max(0.0, deadline - time.monotonic())) as lock:
-                    return self._remove_locked(store, lock, choose, shared)
+                    return act(lock)
             except LockLost:
                 if time.monotonic() >= deadline:
                     raise Locked(
                         f"the lock of agent {store.agent_id!r} was taken from us; try again", agentId=store.agent_id
                     ) from None
 
-    def _remove_locked(self, store: Store, lock: StoreLock, choose: Choose, shared: Collection[str]) -> Outcome:
-        ended, failures = recover(store, lock, self._ledger)
-        # What this very run began before it lost the lock is its own work, not somebody else's.
-        mine = [e for e in ended if e.attempt is not None and e.attempt.run_id == self._run.run_id]
-        own = [r for e in mine if e.attempt for r in e.attempt.removals if r.session_id not in e.kept]
-        recovered = [e.document(store) for e in ended if e not in mine]
+    def remove_locked(self, store: Store, lock: StoreLock, choose: Choose, shared: Collection[str]) -> Outcome:
+        """Does what ``remove`` does, for a caller who holds the lock. Raises LockLost, too."""
+        own, recovered, failures = self.end_earlier(store, lock)
         for fresh_starts_left in range(_FRESH_STARTS, -1, -1):
             snapshot = read_snapshot(store, now_ms())
             names = listing(store)
@@ -135,6 +142,17 @@ class Remover:
         raise Locked(
             f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id
         )
+
+    def end_earlier(self, store: Store, lock: StoreLock) -> tuple[list[Removal], list[dict[str, object]], Failures]:
+        """Ends what was left half done in a store. Raises Damaged, LockLost, Refused or Failed.
+
+        Returns what this very run had removed before it lost the lock, what a document says of all others, and files
+        that could not be moved.
+        """
+        ended, failures = recover(store, lock, self._ledger)
+        mine = [e for e in ended if e.attempt is not None and e.attempt.run_id == self.run.run_id]
+        own = [r for e in mine if e.attempt for r in e.attempt.removals if r.session_id not in e.kept]
+        return own, [e.document(store) for e in ended if e not in mine], failures
 
     def _execute(
         self,
@@ -155,7 +173,7 @@ class Remover:
             step("index prepared")
             lock.check()
             expected = [snapshot.identity, temp.identity]
-            attempt = self.ledger.intend(self._run, store.store_id, store.agent_id, [temp], expected, removals)
+            attempt = self.ledger.intend(self.run, store.store_id, store.agent_id, [temp], expected, removals)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(os.path.dirname(store.index_path), temp.name))
@@ -167,8 +185,7 @@ class Remover:
                     raise IndexChanged
                 swap = Swap(store, lock, attempt)
                 swap.install(snapshot.index, snapshot.identity, text, temp)
-                parsed_by = time.monotonic() + _SETTLE_S + len(snapshot.index.data) / _PARSE_BYTES_PER_S
-                failures = self._settle(lock, snapshot, attempt, swap, parsed_by)
+                failures = self._settle(lock, snapshot, attempt, swap, parsed_by(snapshot.index))
         except LockLost:
             raise
         except BaseException as error:
@@ -182,20 +199,20 @@ class Remover:
             return removed, alive & swap.alive, [*failures, (None, error)]
         return [r for r in removals if r.session_id not in swap.alive], swap.alive, failures
 
-    def _settle(self, lock: StoreLock, snapshot: Snapshot, attempt: Attempt, swap: Swap, parsed_by: float) -> Failures:
+    def _settle(self, lock: StoreLock, snapshot: Snapshot, attempt: Attempt, swap: Swap, settled_at: float) -> Failures:
         """From the new index to the end of the attempt: look again, archive, make durable, look again, note.
 
-        ``parsed_by`` (monotonic seconds) is when a gateway that read the old text has parsed it.
+        ``settled_at`` (monotonic seconds) is when a gateway that read the old text has parsed it.
         """
         store = snapshot.store
-        in_use = self._look_again(store, attempt, swap)
+        in_use = look_again(store, attempt, swap)
         self._spare_busy(snapshot, attempt, swap)
         step("index verified")
         going = [r for r in attempt.removals if r.session_id not in swap.alive]
         failures = archive_files(store, lock, self.ledger, going, in_use)
         step("files archived")
-        time.sleep(max(0.0, parsed_by - time.monotonic()))
-        self._look_again(store, attempt, swap)
+        time.sleep(max(0.0, settled_at - time.monotonic()))
+        look_again(store, attempt, swap)
         failures += bring_back_files(store, (r for r in going if r.session_id in swap.alive))
         swap.clean()
         step("displaced index removed")
@@ -221,22 +238,28 @@ class Remover:
             put_back(swap, attempt, read_snapshot(snapshot.store, now_ms()), begun)
             swap.alive |= begun
 
-    def _look_again(self, store: Store, attempt: Attempt, swap: Swap) -> set[str]:
-        """Repeats the removal in what a gateway wrote meanwhile; returns names of ours that are in use again."""
-        if identity_of(store.index_path) == swap.installed and not swap.alive:
-            return set()
-        for _ in range(_LOOKS_AFTER):
-            current = read_snapshot(store, now_ms())
-            if current.index is None or current.identity is None:
-                break
-            text = None if current.identity == swap.installed else swap.merge(current.index)
-            if text is None:
-                break
-            swap.install(current.index, current.identity, text)
+
+def look_again(store: Store, attempt: Attempt, swap: Swap) -> set[str]:
+    """Repeats an edit in what a gateway wrote meanwhile; returns names of removed files that are in use again."""
+    if identity_of(store.index_path) == swap.installed and not swap.alive:
+        return set()
+    for _ in range(_LOOKS_AFTER):
         current = read_snapshot(store, now_ms())
-        swap.alive |= {s.id for s in current.sessions} & {r.session_id for r in attempt.removals}
-        names = [source for r in attempt.removals for source, _ in r.files]
-        return {n for files in files_by_session(names, current.sessions, store.sessions_dir).values() for n in files}
+        if current.index is None or current.identity is None:
+            break
+        text = None if current.identity == swap.installed else swap.merge(current.index)
+        if text is None:
+            break
+        swap.install(current.index, current.identity, text)
+    current = read_snapshot(store, now_ms())
+    swap.alive |= {s.id for s in current.sessions} & {r.session_id for r in attempt.removals}
+    names = [source for r in attempt.removals for source, _ in r.files]
+    return {n for files in files_by_session(names, current.sessions, store.sessions_dir).values() for n in files}
+
+
+def parsed_by(index: Index) -> float:
+    """Returns when (monotonic seconds) a gateway that has just read an index has parsed it."""
+    return time.monotonic() + _SETTLE_S + len(index.data) / _PARSE_BYTES_PER_S
 
 
 def _plan(

@@ -185,12 +185,17 @@ def identity_of(path: str) -> Identity:
     return Identity.of(os.lstat(path))
 
 
-def write_temp(store: Store, text: bytes, *, durable: bool = True) -> Temp:
-    """Writes a new version of the index under a name of our own beside it. Raises Refused or Failed."""
+def write_temp(store: Store, text: bytes, *, durable: bool = True, like: os.stat_result | None = None) -> Temp:
+    """Writes a new version of the index under a name of our own beside it. Raises Refused or Failed.
+
+    Mode and owner are those of the index, or of ``like``.
+    """
     folder = os.path.dirname(store.index_path)
     name = f"{OWN_PREFIX}{os.getpid()}.{os.urandom(6).hex()}.{_digest(text)}{TEMP_SUFFIX}"
     with clear_errors("write the new index in", folder):
-        return Temp(name, write_new(os.path.join(folder, name), text, os.stat(store.index_path), durable=durable))
+        return Temp(
+            name, write_new(os.path.join(folder, name), text, like or os.stat(store.index_path), durable=durable)
+        )
 
 
 def is_ours(names: Iterable[str], text: bytes) -> bool:

@@ -1,0 +1,81 @@
+"""Orphans: transcripts that no entry refers to, and entries of which nothing else is left; which of them may go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence, Set
+
+import msgspec
+
+from session_manager.core.protection import protection
+from session_manager.core.retention import Policy, decide
+from session_manager.core.session import Entry, Session, build_sessions
+
+YOUNG = "young"
+UNREADABLE = "unreadable"
+
+
+class Orphan(msgspec.Struct):
+    """A session id that no entry has, with the transcripts that bear it.
+
+    ``size`` is in bytes; ``last_activity`` (epoch ms) is the newest of the files' mtimes and of the times inside
+    them, None when a file cannot be read. ``busy``: one of the files' locks is held.
+    """
+
+    agent_id: str
+    id: str
+    files: list[str]
+    size: int
+    last_activity: int | None
+    busy: bool
+
+
+class Judged(msgspec.Struct):
+    """An orphan, or a session without files, that was found: ``reason`` says why it stays, None that it may go."""
+
+    subject: Orphan | Session
+    reason: str | None
+
+
+def judge_orphans(orphans: Iterable[Orphan], cutoff: int, current: Set[str]) -> list[Judged]:
+    """Decides about each orphan; it may go when it is idle, unprotected and older than ``cutoff`` (epoch ms)."""
+    return [Judged(orphan, _reason(orphan, cutoff, current)) for orphan in orphans]
+
+
+def _reason(orphan: Orphan, cutoff: int, current: Set[str]) -> str | None:
+    (session,) = build_sessions(orphan.agent_id, [("", Entry(orphan.id))], 0)
+    session.keys = []
+    session.busy = orphan.busy
+    protected = protection(session, current)
+    if protected is not None:
+        return protected.reason
+    if orphan.last_activity is None:
+        return UNREADABLE
+    return None if orphan.last_activity < cutoff else YOUNG
+
+
+def judge_entries(
+    sessions: Sequence[Session],
+    found: Collection[str],
+    policy: Policy,
+    now_ms: int,
+    current: Set[str],
+    relatives: Sequence[Session] = (),
+) -> list[Judged]:
+    """Decides about each session that is not in ``found`` (ids of which something is left besides the entry).
+
+    The rules are those of a prune that includes durable types: an unknown age, a protection and a family keep it.
+    """
+    return [
+        Judged(d.session, None if d.prune else d.reason or YOUNG)
+        for d in decide(sessions, policy, now_ms, current, relatives)
+        if d.session.id not in found
+    ]
+
+
+def too_many(going: int, total: int) -> bool:
+    """Says whether so many of an agent's transcripts would go that its index has rather been lost.
+
+    More than half, however few there are: two leftovers beside one living session look just like a small agent
+    whose index was emptied, and to ask costs less than to take a conversation for an orphan.
+    """
+    return 2 * going > total

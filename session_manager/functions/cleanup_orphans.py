@@ -1,0 +1,243 @@
+"""cleanup_orphans: archives transcripts that no entry refers to, and removes entries of which nothing else is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from session_manager.core.errors import Refused, SessionManagerError, failure, with_errors
+from session_manager.core.orphans import Orphan, too_many
+from session_manager.core.session import Session
+from session_manager.functions.context import Agent, Context, Minutes, iso
+from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Plan, Planner
+from session_manager.functions.reading import errors_or_raise
+from session_manager.live.orphans import CLASSES, ORPHAN
+from session_manager.live.volume import Snapshot, Store
+
+if TYPE_CHECKING:
+    from session_manager.live.gateway_lock import StoreLock
+    from session_manager.live.removal import Remover
+
+DESCRIPTION = (
+    "Classes what lies in the sessions folders; archives transcripts that no entry refers to and removes entries of "
+    "which nothing else is left, when they are old enough. A dry run unless dry_run is false."
+)
+DEAD_ENTRY = "entry_without_transcript"
+ACTIVE = "active"
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of cleanup_orphans."""
+
+    agent: Agent | None = None
+    dry_run: bool = True
+    older_than_minutes: Minutes = 1440
+    force: bool = False
+
+
+class Result(msgspec.Struct):
+    """What was found and done so far, over all agents. ``gone`` holds (agent id, session id)."""
+
+    classes: dict[str, tuple[int, int]] = msgspec.field(
+        default_factory=lambda: dict.fromkeys((*CLASSES, DEAD_ENTRY), (0, 0))
+    )
+    archived: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    archived_bytes: int = 0
+    entries: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    kept: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    gone: list[tuple[str, str]] = msgspec.field(default_factory=list)
+    recovered: list[dict[str, object]] = msgspec.field(default_factory=list)
+    errors: list[dict[str, object]] = msgspec.field(default_factory=list)
+
+    def count(self, plan: Plan) -> None:
+        """Adds a folder's classes."""
+        for kind, (count, size) in {**plan.folder.counted(), DEAD_ENTRY: (len(plan.entries), 0)}.items():
+            self.classes[kind] = (self.classes[kind][0] + count, self.classes[kind][1] + size)
+
+    def archive(self, orphan: Orphan, files: list[str]) -> None:
+        """Adds an orphan that was archived, or would be."""
+        self.archived.append(
+            {
+                "id": orphan.id,
+                "agentId": orphan.agent_id,
+                "files": files,
+                "bytes": orphan.size,
+                "last_activity": iso(orphan.last_activity),
+            }
+        )
+        self.archived_bytes += orphan.size
+        self.gone.append((orphan.agent_id, orphan.id))
+
+    def remove(self, agent_id: str, session_id: str, keys: list[str]) -> None:
+        """Adds a session whose entries were removed, or would be."""
+        self.entries.append({"id": session_id, "agentId": agent_id, "keys": keys})
+        self.gone.append((agent_id, session_id))
+
+    def keep(self, subject: Orphan | Session, reason: str) -> None:
+        """Adds what stays although it looks like an orphan."""
+        kind = ORPHAN if isinstance(subject, Orphan) else DEAD_ENTRY
+        self.kept.append({"id": subject.id, "agentId": subject.agent_id, "class": kind, "reason": reason})
+
+    def document(self, arguments: Arguments) -> dict[str, Any]:
+        """Returns the function's document; in a dry run what it calls archived or removed would be."""
+        return {
+            "dry_run": arguments.dry_run,
+            "older_than_minutes": arguments.older_than_minutes,
+            "classes": _classes(self.classes),
+            "archived_count": len(self.archived),
+            "archived_bytes": self.archived_bytes,
+            "archived": self.archived[:SHOWN],
+            "removed_entries_count": len(self.entries),
+            "removed_entries": self.entries[:SHOWN],
+            "kept_count": len(self.kept),
+            "kept": self.kept[:SHOWN],
+            "errors": self.errors,
+        }
+
+
+def run(context: Context, arguments: Arguments) -> dict[str, Any]:
+    """Returns count and bytes of each class, as found before the act, and what was archived, removed and kept.
+
+    Raises UsageError or NotFound for a bad agent name; the failure of the named agent, or the first when every
+    agent failed: Damaged (``index_damaged``), Refused (``too_many_orphans``), Locked.
+    """
+    cleanup = Cleanup(context, arguments)
+    if arguments.dry_run:
+        cleanup.each(cleanup.preview)
+        return with_errors(cleanup.result.document(arguments), cleanup.result.errors)
+
+    from session_manager.functions.delivery import tell
+    from session_manager.live.ledger import start_run
+    from session_manager.live.removal import Remover
+
+    run_info = start_run("cleanup_orphans", context.settings)
+    with Remover(context.settings, run_info) as remover:
+        cleanup.each(lambda state, store: cleanup.clean(remover, state, store))
+    result = cleanup.result
+    document = {**result.document(arguments), "run_id": run_info.run_id, **tell(context, result.gone)}
+    if result.recovered:
+        document["recovered"] = result.recovered
+    return with_errors(document, result.errors)
+
+
+class Cleanup:
+    """One call: the look at all agents, and what came of it."""
+
+    def __init__(self, context: Context, arguments: Arguments) -> None:
+        self._context = context
+        self._arguments = arguments
+        self._everyone = Everyone(context)
+        self._scope = self._everyone.scope(context, arguments.agent)
+        self.result = Result()
+
+    def each(self, act: Callable[[AgentState, Store], None]) -> None:
+        """Does ``act`` for every agent that has a store; one agent's failure does not keep the others waiting."""
+        failed: list[tuple[str, SessionManagerError]] = []
+        for state in self._scope:
+            try:
+                if state.error is not None:
+                    raise state.error
+                if state.store is not None:
+                    act(state, state.store)
+            except SessionManagerError as error:
+                failed.append((state.agent_id, error))
+        self.result.errors += errors_or_raise(failed, any_done=len(failed) < len(self._scope) or bool(self.result.gone))
+
+    def preview(self, state: AgentState, store: Store) -> None:
+        """Decides, and does nothing."""
+        assert state.snapshot is not None
+        plan = self._planner(state).plan(state.snapshot, state.names)
+        self.result.count(plan)
+        orphans, sessions = self._going(plan)
+        for orphan in orphans:
+            self.result.archive(orphan, orphan.files)
+        for session in sessions:
+            self.result.remove(state.agent_id, session.id, session.keys)
+        self._keep(plan, set())
+
+    def clean(self, remover: Remover, state: AgentState, store: Store) -> None:
+        """Decides again under the lock, and acts."""
+        planner = self._planner(state)
+        first: list[Plan] = []
+
+        def plan(snapshot: Snapshot, names: Sequence[str]) -> tuple[list[Orphan], list[Session]]:
+            found = planner.plan(snapshot, names)
+            if not first:
+                first.append(found)
+                self.result.count(found)
+            return self._going(found)
+
+        def act(lock: StoreLock) -> None:
+            self._act(remover, state, store, lock, plan)
+
+        remover.locked(store, act)
+        if first:
+            self._keep(first[0], {i for a, i in self.result.gone if a == state.agent_id})
+
+    def _act(
+        self,
+        remover: Remover,
+        state: AgentState,
+        store: Store,
+        lock: StoreLock,
+        plan: Callable[[Snapshot, Sequence[str]], tuple[list[Orphan], list[Session]]],
+    ) -> None:
+        from session_manager.live.orphan_removal import archive_orphans
+
+        result = self.result
+        chosen: dict[str, Orphan] = {}
+
+        def choose_sessions(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
+            return [(session, "entry without transcript") for session in plan(snapshot, names)[1]]
+
+        def choose_orphans(snapshot: Snapshot, names: Sequence[str]) -> list[Orphan]:
+            orphans = plan(snapshot, names)[0]
+            chosen.update({o.id: o for o in orphans})
+            return orphans
+
+        outcome = remover.remove_locked(store, lock, choose_sessions, self._everyone.shared(store))
+        result.recovered += outcome.recovered
+        for removal in outcome.removed:
+            result.remove(state.agent_id, removal.session_id, removal.keys)
+        by_id = {s.id: s for s in outcome.snapshot.sessions}
+        for session_id in outcome.alive:
+            result.keep(by_id[session_id], ACTIVE)
+        archived, spared, failures = archive_orphans(remover, store, lock, choose_orphans)
+        for removal in archived:
+            result.archive(chosen[removal.session_id], [target for _, target in removal.files])
+        for session_id in spared:
+            result.keep(chosen[session_id], ACTIVE)
+        result.errors += [failure(error, state.agent_id, i) for i, error in [*outcome.failures, *failures]]
+
+    def _planner(self, state: AgentState) -> Planner:
+        return Planner(self._context, self._everyone, state.agent_id, self._arguments.older_than_minutes)
+
+    def _going(self, plan: Plan) -> tuple[list[Orphan], list[Session]]:
+        """Returns what may go of a plan. Raises Refused (``too_many_orphans``)."""
+        orphans = [j.subject for j in plan.orphans if j.reason is None and isinstance(j.subject, Orphan)]
+        sessions = [j.subject for j in plan.entries if j.reason is None and isinstance(j.subject, Session)]
+        going, total = sum(len(o.files) for o in orphans), len(plan.folder.transcripts())
+        if too_many(going, total) and not self._arguments.force:
+            agent_id = orphans[0].agent_id
+            raise Refused(
+                f"{going} of the {total} transcripts of agent {agent_id!r} have no entry, which looks like a lost "
+                "index: nothing was changed; see readopt_orphans, or call with force: true if they really are "
+                "left-overs",
+                code="too_many_orphans",
+                agentId=agent_id,
+                orphans=going,
+                transcripts=total,
+                classes=_classes(plan.folder.counted()),
+            )
+        return orphans, sessions
+
+    def _keep(self, plan: Plan, gone: Collection[str]) -> None:
+        for judged in (*plan.orphans, *plan.entries):
+            if judged.reason is not None and judged.subject.id not in gone:
+                self.result.keep(judged.subject, judged.reason)
+
+
+def _classes(counted: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, int]]:
+    return {kind: {"count": count, "bytes": size} for kind, (count, size) in counted.items()}

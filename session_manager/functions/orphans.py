@@ -1,0 +1,142 @@
+"""What cleanup_orphans and readopt_orphans share: one look at all agents, and one way to class a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from session_manager.core.errors import SessionManagerError
+from session_manager.core.orphans import Judged, judge_entries, judge_orphans
+from session_manager.core.retention import Policy
+from session_manager.core.session import Session
+from session_manager.functions.context import Context
+from session_manager.functions.reading import (
+    AgentRead,
+    Reference,
+    View,
+    foreign_references,
+    kin_by_agent,
+    names_referred_to,
+    observe,
+)
+from session_manager.live.observe import listing
+from session_manager.live.orphans import Folder, Mentions, classify, orphans_in, with_traces
+from session_manager.live.volume import Identity, Snapshot, Store, read_file, read_snapshot
+
+# A list in a result shows so many elements at most; the counts beside it count all.
+SHOWN = 100
+
+
+class AgentState(msgspec.Struct):
+    """One agent as of one read: a snapshot with the names in its folder, or the error that kept us from it.
+
+    ``store`` is None when there is none or it could not be told. ``mentions`` are there even when the index is
+    damaged.
+    """
+
+    agent_id: str
+    store: Store | None
+    snapshot: Snapshot | None
+    names: list[str]
+    mentions: Mentions
+    error: SessionManagerError | None = None
+
+
+class Everyone:
+    """All agents, as of one read: an orphan of one may be referred to by another."""
+
+    def __init__(self, context: Context) -> None:
+        self.agents = [_state(context, agent_id, store) for agent_id, store in context.volume.stores(None)]
+        reads = [
+            AgentRead(a.agent_id, a.store, a.snapshot.sessions, a.names) for a in self.agents if a.snapshot is not None
+        ]
+        self._references: list[Reference] = foreign_references(reads)
+        self._kin = kin_by_agent(View(reads, []))
+
+    def scope(self, context: Context, agent: str | None) -> list[AgentState]:
+        """Returns all agents or the named one. Raises UsageError or NotFound for a bad name."""
+        if agent is None:
+            return self.agents
+        named = context.volume.resolve_agent(agent)
+        return [a for a in self.agents if a.agent_id == named]
+
+    def shared(self, store: Store) -> set[str]:
+        """Returns names of files in ``store`` that other agents' entries refer to."""
+        return names_referred_to(self._references, store, ())
+
+    def kin(self, agent_id: str) -> Sequence[Session]:
+        """Returns sessions of other agents that share a family with one of this agent's."""
+        return self._kin.get(agent_id, ())
+
+    def mentions_elsewhere(self, agent_id: str) -> list[Mentions]:
+        """Returns what the other agents' indexes mention."""
+        return [a.mentions for a in self.agents if a.agent_id != agent_id]
+
+
+def _state(context: Context, agent_id: str, store: Store | SessionManagerError | None) -> AgentState:
+    nothing = Mentions(b"")
+    if store is None or isinstance(store, SessionManagerError):
+        return AgentState(agent_id, None, None, [], nothing, store)
+    try:
+        now = context.clock()
+        snapshot = read_snapshot(store, now)
+        names = listing(store)
+        observe(snapshot, names, now, None)
+    except SessionManagerError as error:
+        return AgentState(agent_id, store, None, [], _mentions_of_damaged(store), error)
+    return AgentState(agent_id, store, snapshot, names, Mentions(snapshot.index.data if snapshot.index else b""))
+
+
+def _mentions_of_damaged(store: Store) -> Mentions:
+    try:
+        return Mentions(read_file(store.index_path)[0])
+    except OSError:
+        return Mentions(b"")
+
+
+class Plan(msgspec.Struct):
+    """What lies in one agent's folder, and what may go: ``reason`` None in ``orphans`` and ``entries``."""
+
+    folder: Folder
+    orphans: list[Judged]
+    entries: list[Judged]
+
+
+class Planner:
+    """Decides for one agent, as often as it is asked: for a dry run, under the lock, and right before the act."""
+
+    def __init__(self, context: Context, everyone: Everyone, agent_id: str, older_than_minutes: int) -> None:
+        self._context = context
+        self._everyone = everyone
+        self._agent_id = agent_id
+        self._policy = Policy(older_than_minutes, include_durable=True)
+        self._mentions: tuple[Identity | None, Mentions] | None = None
+
+    def plan(self, snapshot: Snapshot, names: Sequence[str]) -> Plan:
+        """Classes the folder and judges its orphans, and the entries without a transcript."""
+        now = self._context.clock()
+        store, sessions = snapshot.store, snapshot.sessions
+        cutoff, current = self._policy.cutoff(now), self._context.settings.current
+        observe(snapshot, names, now, None)
+        folder = self.classify(snapshot, names)
+        orphans = judge_orphans(orphans_in(store, folder, names, cutoff, now), cutoff, current)
+        raws = (
+            {s.id: [snapshot.index.raw(key)[1] for key in s.keys] for s in sessions if not _has_file(folder, s)}
+            if snapshot.index
+            else {}
+        )
+        found = with_traces(store, folder, sessions, raws)
+        kin = self._everyone.kin(self._agent_id)
+        return Plan(folder, orphans, judge_entries(sessions, found, self._policy, now, current, kin))
+
+    def classify(self, snapshot: Snapshot, names: Sequence[str]) -> Folder:
+        """Classes the folder only."""
+        if self._mentions is None or self._mentions[0] != snapshot.identity:
+            self._mentions = (snapshot.identity, Mentions(snapshot.index.data if snapshot.index else b""))
+        mentions = [self._mentions[1], *self._everyone.mentions_elsewhere(self._agent_id)]
+        return classify(snapshot.store, names, snapshot.sessions, self._everyone.shared(snapshot.store), mentions)
+
+
+def _has_file(folder: Folder, session: Session) -> bool:
+    return session.id + ".jsonl" in folder.sizes

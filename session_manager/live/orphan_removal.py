@@ -1,0 +1,70 @@
+"""Archives orphans: transcripts without an entry, so nothing in the index changes.
+
+Order, each step durable before the next: the intent in the ledger; a second decision from a fresh read; the renames;
+a look at the index, and back with what an entry refers to by now; the end in the ledger. Killed in between, the next
+call gives the files their names back: whether they are orphans still, only a new decision can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from session_manager.core.orphans import Orphan
+from session_manager.live.archive import Failures, archive_files, bring_back_files
+from session_manager.live.atomic import clear_errors, sync_folder
+from session_manager.live.gateway_lock import LockLost, StoreLock
+from session_manager.live.ledger import Removal
+from session_manager.live.liveness import now_ms
+from session_manager.live.observe import listing
+from session_manager.live.recovery import try_recover
+from session_manager.live.removal import Remover
+from session_manager.live.steps import step
+from session_manager.live.transcripts import archive_names, files_by_session
+from session_manager.live.volume import Snapshot, Store, read_snapshot
+
+REASON = "orphan"
+
+ChooseOrphans = Callable[[Snapshot, Sequence[str]], Sequence[Orphan]]
+
+
+def archive_orphans(
+    remover: Remover, store: Store, lock: StoreLock, choose: ChooseOrphans
+) -> tuple[list[Removal], set[str], Failures]:
+    """Archives what ``choose`` picks from a fresh read, and picks again right before the act.
+
+    Returns what was archived, the ids of chosen orphans that turned out to be none, and files that could not be
+    moved; their orphans stay whole. Raises whatever ``choose`` raises, LockLost, Refused, Damaged or Failed; the
+    files then have their names.
+    """
+    names = listing(store)
+    chosen = choose(read_snapshot(store, now_ms()), names)
+    if not chosen:
+        return [], set(), []
+    taken, now = set(names), now_ms()
+    removals = [Removal(o.id, REASON, [], [], archive_names(o.files, taken, now)) for o in chosen]
+    ledger = remover.ledger
+    attempt = ledger.intend(remover.run, store.store_id, store.agent_id, [], [], removals)
+    step("orphan intent written")
+    try:
+        with clear_errors("archive orphans in", store.sessions_dir):
+            lock.check()
+            again = {o.id: o.files for o in choose(read_snapshot(store, now_ms()), listing(store))}
+            spared = {o.id for o in chosen if again.get(o.id) != o.files}
+            failures = archive_files(store, lock, ledger, (r for r in removals if r.session_id not in spared), ())
+            step("orphans archived")
+            sessions = read_snapshot(store, now_ms()).sessions
+            referred = files_by_session((n for r in removals for n, _ in r.files), sessions, store.sessions_dir)
+            in_use = {name for files in referred.values() for name in files}
+            spared |= {r.session_id for r in removals if not in_use.isdisjoint(n for n, _ in r.files)}
+            kept = spared | {session_id for session_id, _ in failures if session_id is not None}
+            failures += bring_back_files(store, (r for r in removals if r.session_id in kept))
+            sync_folder(store.sessions_dir)
+            step("orphans' folder synced")
+        ledger.finish(attempt, kept)
+        step("orphans' end noted")
+    except LockLost:
+        raise
+    except BaseException:
+        try_recover(store, lock, ledger, attempt)
+        raise
+    return [r for r in removals if r.session_id not in kept], spared, failures

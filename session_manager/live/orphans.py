@@ -1,0 +1,300 @@
+"""What lies in a sessions folder, classed: what belongs to a living session, and what is left over from another.
+
+Facts: gateway 2026.2.17 resets a session by the clock without archiving its transcript, and leaves those of
+expired cron runs behind; 2026.6.11 names former ids in ``usageFamilySessionIds`` and ``compactionCheckpoints``; a
+forked transcript names the one it came from in its header (``parentSession``).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import stat
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import msgspec
+
+from session_manager.core.orphans import Orphan
+from session_manager.core.session import Session
+from session_manager.live.atomic import OWN_PREFIX
+from session_manager.live.liveness import TRANSCRIPT_STALE_MS, gateway_visible, is_held, read_marker
+from session_manager.live.observe import last_timestamp
+from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session, is_transcript, owner, parse_archive
+from session_manager.live.volume import INDEX_NAME, Store
+
+LIVE = "live"
+PREVIOUS = "previous_generation"
+TOPIC = "topic_file"
+SIDECAR = "sidecar"
+PARTIAL = "partial"
+ORPHAN = "true_orphan"
+OTHER = "other"
+ARCHIVES = {"reset": "reset_archive", "deleted": "deleted_archive", "bak": "backup_archive"}
+_MARKER = INDEX_NAME + LOCK_SUFFIX
+CLASSES = (LIVE, PREVIOUS, *ARCHIVES.values(), TOPIC, SIDECAR, PARTIAL, ORPHAN, OTHER)
+
+_ID = r"(?i)^[a-z0-9][a-z0-9._-]{0,127}\Z"
+_STAMPED = r"^\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z_(?P<id>.+)\Z"
+_TOPIC = r"^(?P<id>.+?)-topic-.+\Z"
+_PARTIAL = r"\.jsonl\.(?:repair-\d+-\d+\.tmp|truncate-tmp|manual-compaction-tmp)\Z"
+_SIDECAR = (
+    r"(?i)\.(?:trajectory\.jsonl|trajectory-path\.json|checkpoint\.[0-9a-f-]{36}\.jsonl"
+    r"|jsonl\.bak-\d+-\d+|jsonl\.codex-app-server\.json)\Z"
+)
+_HEADER_LIMIT = 64 * 1024
+
+
+class Header(msgspec.Struct, rename="camel"):
+    """The first line of a transcript, each member as found."""
+
+    type: object = None
+    id: object = None
+    timestamp: object = None
+    parent_session: object = None
+
+
+_DECODE_HEADER = msgspec.json.Decoder(Header)
+
+
+class Folder(msgspec.Struct):
+    """The files of a sessions folder: each name's class and size in bytes; for regular files the mtime (epoch ms)."""
+
+    sessions_dir: str
+    classes: dict[str, str]
+    sizes: dict[str, int]
+    mtimes: dict[str, int]
+
+    def counted(self) -> dict[str, tuple[int, int]]:
+        """Returns count and bytes of each class."""
+        found = dict.fromkeys(CLASSES, (0, 0))
+        for name, kind in self.classes.items():
+            count, size = found[kind]
+            found[kind] = (count + 1, size + self.sizes[name])
+        return found
+
+    def transcripts(self) -> list[str]:
+        """Returns the names of all transcripts that are no archives and no sidecars, whosever they are."""
+        kinds = (LIVE, PREVIOUS, TOPIC, ORPHAN)
+        return [n for n, k in self.classes.items() if k in kinds and is_transcript(n) and not re.search(_SIDECAR, n)]
+
+    def of_class(self, *kinds: str) -> list[str]:
+        """Returns the names of some classes, in order."""
+        return sorted(name for name, kind in self.classes.items() if kind in kinds)
+
+
+class Mentions:
+    """What an index mentions, whether it can be parsed or not.
+
+    Every string as a whole, every path's last part, and the run that a key names (``…:run:<id>``).
+    """
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+
+    @functools.cached_property
+    def _found(self) -> set[bytes]:
+        found = set()
+        for token in self._text.split(b'"'):
+            if b"/" in token:
+                found.add(token.rpartition(b"/")[2])
+            elif b":run:" in token:
+                found.add(token.rpartition(b":run:")[2].partition(b":")[0])
+            elif token:
+                found.add(token)
+        return found
+
+    def any_of(self, *names: str) -> bool:
+        """Says whether one of some session ids and file names is mentioned."""
+        return not self._found.isdisjoint(map(os.fsencode, names))
+
+
+def session_id_of(name: str) -> str | None:
+    """Returns the session id that a transcript's name holds, or None when the gateway would not accept it as one."""
+    stem = name.removesuffix(".jsonl")
+    for wrapping in (_STAMPED, _TOPIC):
+        match = re.match(wrapping, stem)
+        stem = match["id"] if match else stem
+    return stem if is_transcript(name) and re.match(_ID, stem) and ".." not in stem else None
+
+
+def classify(
+    store: Store,
+    names: Iterable[str],
+    sessions: Sequence[Session],
+    shared: Collection[str],
+    mentions: Sequence[Mentions],
+) -> Folder:
+    """Classes every file of a store's folder, except our own and the store's lock.
+
+    ``shared`` are names that other agents' entries refer to; ``mentions`` are those of all agents' indexes: an id or
+    a file that one of them knows is no true orphan.
+    """
+    folder = Folder(store.sessions_dir, {}, {}, {})
+    for name in names:
+        if name.startswith(OWN_PREFIX) or name == _MARKER:
+            continue
+        try:
+            status = os.lstat(os.path.join(store.sessions_dir, name))
+        except OSError:
+            continue
+        folder.sizes[name] = status.st_size
+        if stat.S_ISREG(status.st_mode):
+            folder.mtimes[name] = status.st_mtime_ns // 1_000_000
+    live = {n for files in files_by_session(folder.sizes, sessions, store.sessions_dir).values() for n in files}
+    live.update(shared)
+    for name in folder.sizes:
+        kind = class_of_name(name, live)
+        folder.classes[name] = OTHER if kind == ORPHAN and name not in folder.mtimes else kind
+    _find_previous(folder, {s.id for s in sessions}, mentions)
+    return folder
+
+
+def class_of_name(name: str, live: Collection[str]) -> str:
+    """Returns a file's class by its name alone; ``live`` are the names that belong to living sessions."""
+    archive = parse_archive(name)
+    if archive is not None:
+        return ARCHIVES[archive[1]]
+    if re.search(_PARTIAL, name) or (name.startswith(INDEX_NAME + ".") and name.endswith(".tmp")):
+        return PARTIAL
+    if name in live:
+        return LIVE
+    if re.search(_SIDECAR, name) and not name.startswith("."):
+        return SIDECAR
+    if session_id_of(name) is None:
+        return OTHER
+    return TOPIC if re.match(_TOPIC, name.removesuffix(".jsonl")) else ORPHAN
+
+
+def _find_previous(folder: Folder, living: Collection[str], mentions: Sequence[Mentions]) -> None:
+    """Turns orphans into previous generations where an index or the header of another transcript knows them."""
+    orphans = {name: session_id_of(name) or "" for name in folder.of_class(ORPHAN)}
+    if not orphans:
+        return
+    for name, session_id in orphans.items():
+        header = read_header(os.path.join(folder.sessions_dir, name))
+        known = any(m.any_of(name, session_id) for m in mentions)
+        if known or (header is not None and header.id in living):
+            folder.classes[name] = PREVIOUS
+    waiting = folder.of_class(LIVE, PREVIOUS)
+    while waiting:
+        name = waiting.pop()
+        header = read_header(os.path.join(folder.sessions_dir, name)) if is_transcript(name) else None
+        if header is None or not isinstance(header.parent_session, str):
+            continue
+        parent = header.parent_session.replace("\\", "/").rpartition("/")[2]
+        if folder.classes.get(parent) == ORPHAN:
+            folder.classes[parent] = PREVIOUS
+            waiting.append(parent)
+
+
+def read_header(path: str) -> Header | None:
+    """Returns the header of a transcript, or None when it has none that can be read. Links are not followed."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, "rb", buffering=0) as file:
+            line = file.read(_HEADER_LIMIT).split(b"\n", 1)[0]
+    except OSError:
+        return None
+    try:
+        header = _DECODE_HEADER.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return header if header.type == "session" and isinstance(header.id, str) else None
+
+
+def orphans_in(store: Store, folder: Folder, names: Iterable[str], cutoff: int, now_ms: int) -> list[Orphan]:
+    """Returns a folder's true orphans, one a session id. The times inside are read where the mtime is old."""
+    grouped: dict[str, list[str]] = {}
+    for name in folder.of_class(ORPHAN):
+        grouped.setdefault(session_id_of(name) or "", []).append(name)
+    busy = held_ids(store, names, grouped, now_ms)
+    found = []
+    for session_id, files in grouped.items():
+        times = [_activity(folder, name, cutoff, now_ms) for name in files]
+        newest = None if None in times else max(t for t in times if t is not None)
+        size = sum(folder.sizes[name] for name in files)
+        found.append(Orphan(store.agent_id, session_id, files, size, newest, session_id in busy))
+    return found
+
+
+def _activity(folder: Folder, name: str, cutoff: int, now_ms: int) -> int | None:
+    mtime = folder.mtimes[name]
+    if mtime >= cutoff:
+        return mtime
+    try:
+        return max(mtime, last_timestamp(os.path.join(folder.sessions_dir, name), now_ms, now_ms) or 0)
+    except OSError:
+        return None
+
+
+def held_ids(store: Store, names: Iterable[str], ids: Collection[str], now_ms: int) -> set[str]:
+    """Returns which of some session ids have a file whose lock is held."""
+    gateway_is_here = functools.cache(gateway_visible)
+    held = set()
+    for name in names:
+        if not name.endswith(".jsonl" + LOCK_SUFFIX):
+            continue
+        whose = owner(name.removesuffix(LOCK_SUFFIX), ids)
+        if whose is None or whose in held:
+            continue
+        marker = read_marker(os.path.join(store.sessions_dir, name))
+        if marker is not None and is_held(marker, TRANSCRIPT_STALE_MS, now_ms, gateway_is_here):
+            held.add(whose)
+    return held
+
+
+def with_traces(
+    store: Store, folder: Folder, sessions: Sequence[Session], entries: Mapping[str, Sequence[bytes]]
+) -> set[str]:
+    """Returns the ids of sessions of which anything is left besides the entry, or might be.
+
+    A transcript, topic file or sidecar, an archive of one, a file of an earlier generation that the entry mentions
+    (``entries``: session id → its raw entries), or a ``sessionFile`` in another folder that exists or cannot be
+    looked at.
+    """
+    found = set(files_by_session(folder.sizes, sessions, store.sessions_dir))
+    originals = {_original(name) for name in folder.of_class(*ARCHIVES.values())}
+    found.update(files_by_session(originals, sessions, store.sessions_dir))
+    names = {*folder.sizes, *originals}
+    names |= {session_id for name in names if (session_id := session_id_of(name)) is not None}
+    known = {os.fsencode(name) for name in names}
+    for session in sessions:
+        if session.id in found:
+            continue
+        elsewhere = any(not _is_gone(file, store) for file in session.session_files)
+        strings = {s.rpartition(b"/")[2] for raw in entries.get(session.id, ()) for s in raw.split(b'"')}
+        if elsewhere or not known.isdisjoint(strings):
+            found.add(session.id)
+    return found
+
+
+def _original(name: str) -> str:
+    while (archive := parse_archive(name)) is not None:
+        name = archive[0]
+    return name
+
+
+def _is_gone(session_file: str, store: Store) -> bool:
+    """Says whether a ``sessionFile`` is surely nowhere.
+
+    A path that does not exist here may be one on the gateway's own mount: then the agent's folder is named in it.
+    """
+    if "\0" in session_file:
+        return False
+    path = os.path.normpath(os.path.join(store.sessions_dir, session_file))
+    try:
+        os.lstat(path)
+        return False
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError):
+        return False
+    folder = os.path.dirname(path)
+    if folder == store.sessions_dir:
+        return True
+    agent_id, sessions = folder.split(os.sep)[-2:] if folder.count(os.sep) > 1 else ("", "")
+    agents_dir = os.path.dirname(os.path.dirname(store.sessions_dir))
+    if sessions != os.path.basename(store.sessions_dir) or not os.path.isdir(os.path.join(agents_dir, agent_id)):
+        return False
+    return not os.path.lexists(os.path.join(agents_dir, agent_id, sessions, os.path.basename(path)))

@@ -1,0 +1,241 @@
+"""Puts entries into an index that lost them; rebuilds an index that cannot be read, and keeps the damaged file beside.
+
+An addition goes the way of every edit: intent, swap, look again. A rebuilt index takes the place of the very file that
+was looked at, which has a second name by then; whatever else is there is given its place back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from session_manager.core.errors import Damaged, Locked, SessionManagerError
+from session_manager.core.session import build_sessions, text_or_none
+from session_manager.live.atomic import clear_errors, exchange, rename_new, sync_folder, write_new
+from session_manager.live.gateway_lock import LockLost, StoreLock
+from session_manager.live.index import Index
+from session_manager.live.jsonscan import scan_beginning
+from session_manager.live.liveness import now_ms
+from session_manager.live.observe import listing
+from session_manager.live.recovery import try_recover
+from session_manager.live.removal import Remover, look_again, parsed_by
+from session_manager.live.steps import step
+from session_manager.live.swap import IndexChanged, Swap, identity_of, write_temp
+from session_manager.live.transcripts import archive_timestamp
+from session_manager.live.volume import Identity, Snapshot, Store, read_file, read_snapshot
+
+_FRESH_STARTS = 20
+_EMPTY = Index(b"{}")
+
+# Key → (key token, value), both raw.
+Members = Mapping[str, tuple[bytes, bytes]]
+ChooseMembers = Callable[[Snapshot, Sequence[str]], Members]
+
+
+class Broken(msgspec.Struct):
+    """An index that cannot be read: its bytes and identity, both None when it is missing."""
+
+    data: bytes | None
+    identity: Identity | None
+
+
+class Readopted(msgspec.Struct):
+    """What happened in one store: the new members, the damaged file's new name, how many entries it gave back.
+
+    ``failures`` are what went wrong when the index was in place already.
+    """
+
+    members: Members
+    kept_as: str | None
+    salvaged: int
+    recovered: list[dict[str, object]]
+    failures: list[SessionManagerError]
+
+
+def salvage(store: Store, error: Damaged) -> tuple[Snapshot, Broken]:
+    """Returns what an unreadable index still says: the entries that are whole before the damage.
+
+    Raises ``error`` when even its bytes cannot be had.
+    """
+    try:
+        data, identity = read_file(store.index_path)
+    except FileNotFoundError:
+        return Snapshot(store, _EMPTY, None, []), Broken(None, None)
+    except OSError:
+        raise error from None
+    put = {}
+    for m in scan_beginning(data):
+        token, value = data[m.key_start : m.key_end], data[m.value_start : m.value_end]
+        with contextlib.suppress(ValueError):
+            ((key, entry),) = Index(b"{" + token + b":" + value + b"}").decoded()
+            if value.startswith(b"{") and text_or_none(entry.session_id) is not None:
+                put[key] = (token, value)
+    index = Index(_EMPTY.edited((), put))
+    return Snapshot(store, index, identity, build_sessions(store.agent_id, index.decoded(), now_ms())), Broken(
+        data, identity
+    )
+
+
+def readopt(remover: Remover, store: Store, lock: StoreLock, choose: ChooseMembers, *, rebuild: bool) -> Readopted:
+    """Adds the members that ``choose`` picks from a fresh read; with ``rebuild`` to an unreadable index, too.
+
+    What a killed process left half done is ended first, or last when only a rebuilt index makes it possible. Raises
+    Damaged, Locked, LockLost, Refused or Failed, and whatever ``choose`` raises.
+    """
+    recovered: list[dict[str, object]] = []
+    try:
+        recovered = remover.end_earlier(store, lock)[1]
+    except Damaged:
+        if not rebuild:
+            raise
+    for _ in range(_FRESH_STARTS):
+        broken = None
+        try:
+            snapshot = read_snapshot(store, now_ms())
+        except Damaged as error:
+            if not rebuild:
+                raise
+            snapshot, broken = salvage(store, error)
+        members = choose(snapshot, listing(store))
+        if snapshot.index is None or (broken is None and not members):
+            return Readopted({}, None, 0, recovered, [])
+        lock.check()
+        try:
+            if broken is None:
+                return Readopted(members, None, 0, recovered, _add(remover, snapshot, lock, members))
+            kept_as = _replace(store, lock, broken, snapshot.index.edited((), members))
+        except IndexChanged:
+            continue
+        failures: list[SessionManagerError] = []
+        try:
+            with clear_errors("make durable the index in", store.sessions_dir):
+                sync_folder(os.path.dirname(store.index_path))
+            step("rebuilt index synced")
+            recovered += remover.end_earlier(store, lock)[1]
+        except SessionManagerError as error:
+            failures.append(error)
+        return Readopted(members, kept_as, len(snapshot.index.entries), recovered, failures)
+    raise Locked(f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id)
+
+
+def _add(remover: Remover, snapshot: Snapshot, lock: StoreLock, members: Members) -> list[SessionManagerError]:
+    """Adds members to a readable index. Returns what went wrong after that; raises when nothing was added."""
+    store, index, identity = snapshot.store, snapshot.index, snapshot.identity
+    assert index is not None
+    assert identity is not None
+    text = index.edited((), members)
+    temp = write_temp(store, text)
+    try:
+        step("additions prepared")
+        attempt = remover.ledger.intend(
+            remover.run, store.store_id, store.agent_id, [temp], [identity, temp.identity], []
+        )
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(os.path.dirname(store.index_path), temp.name))
+        raise
+    step("additions intended")
+    try:
+        with clear_errors("rewrite the index of", store.sessions_dir):
+            if identity_of(store.index_path) != identity:
+                raise IndexChanged
+            swap = Swap(store, lock, attempt)
+            swap.install(index, identity, text, temp)
+            settled_at = parsed_by(index)
+            time.sleep(max(0.0, settled_at - time.monotonic()))
+            look_again(store, attempt, swap)
+            swap.clean()
+            sync_folder(os.path.dirname(store.index_path))
+            step("additions synced")
+        remover.ledger.finish(attempt, ())
+        step("additions noted")
+    except LockLost:
+        raise
+    except BaseException as error:
+        try_recover(store, lock, remover.ledger, attempt)
+        if isinstance(error, SessionManagerError) and _is_added(store, members):
+            return [error]
+        raise
+    with contextlib.suppress(OSError):
+        os.utime(store.index_path)
+    return []
+
+
+def _is_added(store: Store, members: Members) -> bool:
+    with contextlib.suppress(SessionManagerError):
+        index = read_snapshot(store, now_ms()).index
+        return index is not None and members.keys() <= index.entries.keys()
+    return False
+
+
+def _replace(store: Store, lock: StoreLock, broken: Broken, text: bytes) -> str | None:
+    """Puts ``text`` in the place of an unreadable index; returns the name under which that is kept."""
+    folder = os.path.dirname(store.index_path)
+    with clear_errors("rebuild the index in", folder):
+        written = write_temp(store, text, like=None if broken.identity else _private(folder))
+        temp = os.path.join(folder, written.name)
+        try:
+            step("rebuilt index prepared")
+            kept_as = None
+            if broken.identity is None:
+                try:
+                    rename_new(temp, store.index_path)
+                except FileExistsError:
+                    raise IndexChanged from None
+            else:
+                kept_as = _keep_beside(store, broken)
+                step("damaged index kept")
+                lock.check()
+                _take_place(temp, store.index_path, broken.identity)
+            step("index rebuilt")
+        finally:
+            # What is neither ours nor the damaged one was written by a gateway: recovery keeps it in plain sight.
+            with contextlib.suppress(FileNotFoundError):
+                if identity_of(temp) in (written.identity, broken.identity):
+                    os.unlink(temp)
+    return kept_as
+
+
+def _take_place(temp: str, index_path: str, expected: Identity) -> None:
+    """Swaps ``temp`` with the index. Raises IndexChanged when that is not the expected one any more."""
+    if identity_of(index_path) != expected:
+        raise IndexChanged
+    if not exchange(temp, index_path):
+        os.replace(temp, index_path)
+    elif identity_of(temp) != expected:
+        exchange(temp, index_path)
+        raise IndexChanged
+
+
+def _keep_beside(store: Store, broken: Broken) -> str:
+    """Gives the damaged index a second name, or a copy where the file system has no links; never over another file."""
+    folder, name = os.path.split(store.index_path)
+    moment = now_ms()
+    while True:
+        kept_as = f"{name}.damaged.{archive_timestamp(moment)}"
+        path = os.path.join(folder, kept_as)
+        try:
+            os.link(store.index_path, path)
+        except FileExistsError:
+            moment += 1
+            continue
+        except OSError:
+            write_new(path, broken.data or b"", os.stat(store.index_path))
+        else:
+            if identity_of(path) != broken.identity:
+                # A newer version by now, which needs no second name.
+                os.unlink(path)
+                raise IndexChanged
+        sync_folder(folder)
+        return kept_as
+
+
+def _private(folder: str) -> os.stat_result:
+    """What a new index looks like where there is none to follow: the folder's owner, 0600."""
+    status = os.stat(folder)
+    return os.stat_result((stat.S_IFREG | 0o600, *status[1:10]))

@@ -244,17 +244,24 @@ def test_after_days_a_mark_that_nobody_takes_is_given_up(
 ) -> None:
     service = SmallAria(older=older)
     service.refuses = lambda session_id: True
+    fill(agents, "a", "b")
     if refused:
         service.add("a")
-    fill(agents, "a")
+        service.add("b")
     assert skill("delete_session", {"session_id": "a"}, ARIA_API_URL=service.url).document["pg_pending"] is True
     change_marks(agents, "UPDATE marks SET changed_at = ?", now_ms() - 6 * DAY_MS)
     assert skill("deliver_history", {}, ARIA_API_URL=service.url).document["pending"] == 1
     change_marks(agents, "UPDATE marks SET changed_at = ?", now_ms() - 8 * DAY_MS)
-    service.refuses = lambda session_id: refused
+    if refused:
+        # One that takes nothing says nothing about this mark.
+        assert skill("deliver_history", {}, ARIA_API_URL=service.url).document["pending"] == 1
+        assert skill("delete_session", {"session_id": "b"}).document["pg_pending"] is True
+    service.refuses = lambda session_id: refused and session_id == "a"
     document = skill("deliver_history", {}, ARIA_API_URL=service.url).document
-    assert (document["delivered"], document["pending"], document["missing"]) == (0, 0, int(not refused))
-    assert marks(agents) == [("main", "a", "ended", "refused" if refused else "missing")]
+    assert (document["delivered"], document["pending"], document["missing"]) == (int(refused), 0, int(not refused))
+    assert document["given_up"] == 1
+    others = [("main", "b", "ended", "delivered")] if refused else []
+    assert marks(agents) == [("main", "a", "ended", "refused" if refused else "missing"), *others]
     service.requests.clear()
     assert skill("deliver_history", {}, ARIA_API_URL=service.url).document["pending"] == 0
     assert service.requests == []
@@ -473,7 +480,7 @@ def test_deliver_history_reports_a_ledger_that_cannot_be_read(agents: Path, skil
 def test_deliver_history_without_anything_to_deliver(agents: Path, skill: Skill, aria: SmallAria) -> None:
     before = picture(agents, without_state=False)
     answer = skill("deliver_history", {}, ARIA_API_URL=aria.url)
-    assert answer.document == {"delivered": 0, "pending": 0, "missing": 0, "waiting": []}
+    assert answer.document == {"delivered": 0, "pending": 0, "missing": 0, "given_up": 0, "waiting": []}
     assert aria.requests == []
     assert picture(agents, without_state=False) == before
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from revive import revive
 from service import Databases, Service, running
+from small_aria import SmallAria
 from support import Skill, StoreBuilder
 
 AGENTS = ("main", "analyst", "aria-talk", "aria-memeothy")
@@ -213,3 +214,44 @@ def test_real_stores_through_both_layers(
         assert ended == set(pruned["deleted_ids"])
         assert len(ended) == 14
         assert pruned["pg_status_updated"] is True
+
+
+def test_the_mark_of_a_session_that_came_back_to_life_is_dropped(
+    skill: Skill, agents: Path, database: str, history: History, tmp_path: Path
+) -> None:
+    store = StoreBuilder(agents)
+    back = store.add("cron:1", 90)
+    gone = store.add("cron:2", 90)
+    store.write()
+    with running(**service_for(database, agents, tmp_path / "log")) as service:
+        service.client.post("/api/sessions/sync")
+        assert skill("prune_sessions", {}).document["pg_pending"] == 2
+        store.entries.clear()
+        store.add("cron:1", -0.1, session_id=back)
+        store.write()
+        service.client.post("/api/sessions/sync")
+        document = skill("deliver_history", ARIA_API_URL=service.api).document
+        assert (document["delivered"], document["pending"]) == (1, 0)
+        assert history.statuses() == {("main", back): "active", ("main", gone): "ended"}
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "code"),
+    [
+        ("delete_session", {"session_id": "nobody-knows"}, "session_not_found"),
+        ("delete_session", {"session_id": "the-main"}, "session_protected"),
+        ("prune_sessions", {"agent": "broken"}, "index_damaged"),
+    ],
+)
+def test_a_call_that_fails_delivers_what_earlier_ones_owe(
+    call: str, arguments: dict[str, str], code: str, skill: Skill, agents: Path, aria: SmallAria
+) -> None:
+    store, broken = StoreBuilder(agents), StoreBuilder(agents, "broken")
+    sid = store.add("cron:1", 90)
+    store.add("main", 5, session_id="the-main")
+    store.write()
+    broken.index.write_bytes(b"")
+    aria.add(sid)
+    assert skill("delete_session", {"session_id": sid}).document["pg_pending"] is True
+    assert skill(call, arguments, ARIA_API_URL=aria.url).document["code"] == code
+    assert skill("get_session_stats", {"agent": "main"}).document["pending_history_marks"] == 0

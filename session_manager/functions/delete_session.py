@@ -75,13 +75,18 @@ def delete(context: Context, function: str, arguments: Arguments, wait_seconds: 
 
     run_info = start_run(function, context.settings)
     with Remover(context.settings, run_info) as remover, History(context) as history:
-        result = _remove(context, remover, everyone, scope, arguments)
-        if result.removed:
-            document = _removed_now(context, history, result)
-        elif gone := _gone(remover, scope, arguments):
-            document = _already_deleted(context, remover, history, gone)
-        else:
-            document = _only_in_history(context, remover, history, scope, arguments, failed)
+        try:
+            result = _remove(context, remover, everyone, scope, arguments)
+            if result.removed:
+                document = _removed_now(context, history, result)
+            elif gone := _gone(remover, scope, arguments):
+                document = _already_deleted(context, remover, history, gone)
+            else:
+                document = _only_in_history(context, remover, history, scope, arguments, failed)
+        except SessionManagerError:
+            # What earlier calls owe does not depend on how this one ends.
+            history.deliver()
+            raise
     document["run_id"] = run_info.run_id
     if result.recovered:
         document["recovered"] = result.recovered
@@ -167,7 +172,7 @@ def _tell(
         return {"pg_status_updated": False}, "no history layer"
     from session_manager.functions.delivery import told
 
-    document = told(history.deliver(), [name for name in names if name not in heard])
+    document = told(history.deliver(names), [name for name in names if name not in heard])
     if document["pg_status_updated"]:
         return document, "PG marked ended"
     return document, "PG mark pending" if "pg_pending" in document else "PG has no such row"

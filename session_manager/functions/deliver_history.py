@@ -23,7 +23,8 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns how many marks arrived, how many wait and why, and how many sessions aria-api has no row of.
+    """Returns how many marks arrived, how many wait and why, how many sessions aria-api has no row of, and how
+    many marks are not tried again.
 
     Raises the ledger's failure.
     """
@@ -37,6 +38,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         "delivered": len(delivery.delivered),
         "pending": len(delivery.waiting),
         "missing": len(delivery.unknown),
+        "given_up": len(delivery.given_up),
         "waiting": [{"agentId": a, "id": s, "reason": why} for (a, s), why in islice(delivery.waiting.items(), _SHOWN)],
     }
     if delivery.error is not None:

@@ -17,6 +17,7 @@ from session_manager.functions.context import Context
 from session_manager.live.delivery_lock import delivery_lock
 from session_manager.live.ledger import Ledger, Mark
 from session_manager.live.steps import step
+from session_manager.live.volume import read_snapshot
 
 if TYPE_CHECKING:
     from session_manager.history.client import Client
@@ -72,6 +73,7 @@ class History:
 
     def __init__(self, context: Context) -> None:
         self._settings = context.settings
+        self._volume = context.volume
         self._clock = context.clock
         self._client: Client | None = None
         self._closing = contextlib.ExitStack()
@@ -91,21 +93,24 @@ class History:
         except NoConversation as error:
             return [], str(error)
 
-    def deliver(self) -> Delivery:
-        """Delivers all marks that wait, of this run and of earlier ones, and notes which arrived."""
+    def deliver(self, removed: Collection[Name] = ()) -> Delivery:
+        """Delivers all marks that wait, of this run and of earlier ones, and notes which arrived.
+
+        ``removed`` are sessions that this very run has removed: all others may have come back since.
+        """
         delivery = Delivery()
         try:
             ledger = Ledger.open_existing(self._settings)
             if ledger is not None:
                 with ledger:
-                    self._deliver_all(ledger, delivery)
+                    self._deliver_all(ledger, delivery, frozenset(removed))
                     self._count(ledger, delivery)
         except SessionManagerError as error:
             delivery.failure = error
             delivery.error = delivery.error or error.message
         return delivery
 
-    def _deliver_all(self, ledger: Ledger, delivery: Delivery) -> None:
+    def _deliver_all(self, ledger: Ledger, delivery: Delivery, removed: frozenset[Name]) -> None:
         tried: set[Mark] = set()
         # A call that finds the lock taken leaves its marks to the holder, who may have read the ledger before that:
         # so it is read once more when the lock has been given back.
@@ -119,7 +124,28 @@ class History:
                     return
                 while delivery.error is None and (new := [m for m in ledger.pending() if m not in tried]):
                     tried.update(new)
-                    self._deliver(ledger, new, delivery)
+                    back = self._came_back([m for m in new if _name(m) not in removed])
+                    ledger.note_marks(back, "superseded")
+                    if going := [m for m in new if m not in back]:
+                        self._deliver(ledger, going, delivery)
+
+    def _came_back(self, marks: list[Mark]) -> set[Mark]:
+        """Returns the marks of sessions that are in their index again and have done something since they ended."""
+        by_agent: dict[str, list[Mark]] = {}
+        for mark in marks:
+            if mark.status == "ended":
+                by_agent.setdefault(mark.agent_id, []).append(mark)
+        back = set()
+        for agent_id, ended in by_agent.items():
+            try:
+                store = self._volume.store(agent_id)
+                sessions = read_snapshot(store, self._clock()).sessions if store is not None else []
+            except SessionManagerError:
+                # Nothing is known of them, and the mark was right when it was made.
+                continue
+            active = {session.id: session.entry_activity or 0 for session in sessions}
+            back |= {mark for mark in ended if active.get(mark.session_id, 0) > mark.changed_at}
+        return back
 
     def _deliver(self, ledger: Ledger, marks: list[Mark], delivery: Delivery) -> None:
         try:
@@ -133,7 +159,9 @@ class History:
         delivered = [m for m in marks if _name(m) in outcome.delivered]
         missing = [m for m in marks if _name(m) in outcome.missing]
         refused = [m for m in marks if _name(m) in outcome.refused]
-        given_up = {_name(m) for m in (*missing, *refused) if m.changed_at < long_ago}
+        # A service that takes nothing at all is broken; that is no word about these marks.
+        lost = (*missing, *refused) if delivered or missing else ()
+        given_up = {_name(m) for m in lost if m.changed_at < long_ago}
         if delivered or given_up:
             ledger.note_marks(delivered, "delivered")
             ledger.note_marks((m for m in missing if _name(m) in given_up), "missing")
@@ -193,7 +221,7 @@ def tell(context: Context, removed: Collection[Name]) -> dict[str, Any]:
     if context.settings.api_url is None:
         return {"pg_status_updated": False, "pg_updated": 0, "pg_pending": 0}
     with History(context) as history:
-        delivery = history.deliver()
+        delivery = history.deliver(removed)
     updated = sum(delivery.arrived(name) for name in removed)
     document: dict[str, Any] = {
         "pg_status_updated": bool(removed) and updated == len(removed),

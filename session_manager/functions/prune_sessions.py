@@ -161,10 +161,11 @@ def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, 
                 if decision.session.id in gone:
                     left_alone += outside_files(decision.session, store.sessions_dir)
             recovered += outcome.recovered
-    tally.errors += errors_or_raise(failed, any_done=len(failed) < len(stores))
     from session_manager.functions.delivery import tell
 
+    # What earlier calls owe is delivered even when every agent has failed.
     extra: dict[str, Any] = {"run_id": run_info.run_id, **tell(context, tally.removed)}
+    tally.errors += errors_or_raise(failed, any_done=len(failed) < len(stores))
     if left_alone:
         extra["left_alone"] = left_alone
     if recovered:

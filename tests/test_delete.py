@@ -535,7 +535,11 @@ def test_entries_are_dropped_from_the_ledger_after_the_keeping_time(agents: Path
     def kept() -> dict[str, bool]:
         connection = sqlite3.connect(ledger)
         try:
-            return dict(connection.execute("SELECT session_id, entries IS NOT NULL FROM removals").fetchall())
+            return dict(
+                connection.execute(
+                    "SELECT session_id, entries IS NOT NULL FROM removals LEFT JOIN chunks USING (chunk_id)"
+                ).fetchall()
+            )
         finally:
             connection.close()
 

@@ -74,7 +74,7 @@ def delete(context: Context, function: str, arguments: Arguments, wait_seconds: 
     from session_manager.live.removal import Remover
 
     run_info = start_run(function, context.settings)
-    with Remover(context.settings, run_info) as remover, History(context) as history:
+    with Remover(context.settings, run_info) as remover, History(context, run_info) as history:
         result = _remove(context, remover, everyone, scope, arguments)
         if result.removed:
             document = _removed_now(context, history, result)
@@ -82,7 +82,7 @@ def delete(context: Context, function: str, arguments: Arguments, wait_seconds: 
             document = _already_deleted(context, remover, history, gone)
         else:
             document = _only_in_history(context, remover, history, scope, arguments, failed)
-    document["run_id"] = run_info.run_id
+    document["run_id"] = run_info.shown_id
     if result.recovered:
         document["recovered"] = result.recovered
     return with_errors(document, result.errors + failed)

@@ -15,7 +15,7 @@ import msgspec
 from session_manager.core.errors import SessionManagerError
 from session_manager.functions.context import Context
 from session_manager.live.delivery_lock import delivery_lock
-from session_manager.live.ledger import Ledger, Mark
+from session_manager.live.ledger import Ledger, Mark, Run
 from session_manager.live.steps import step
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class Delivery(msgspec.Struct):
 class History:
     """The history layer in one run: one conversation with aria-api, and one budget. A context manager."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, run: Run) -> None:
+        self._run = run
         self._settings = context.settings
         self._clock = context.clock
         self._client: Client | None = None
@@ -123,11 +124,15 @@ class History:
 
     def _deliver(self, ledger: Ledger, marks: list[Mark], delivery: Delivery) -> None:
         try:
-            outcome = self._connected().mark({_name(m): "active" if m.status == "active" else "ended" for m in marks})
+            client = self._connected()
         except NoConversation as error:
             delivery.error = str(error)
             return
+        ledger.note_sent(marks)
+        outcome = client.mark({_name(m): "active" if m.status == "active" else "ended" for m in marks})
         step("marks sent")
+        if not client.reached:
+            ledger.note_sent(marks, sent=False)
         delivery.error = outcome.error
         long_ago = self._clock() - self._settings.keep_days * _DAY_MS
         delivered = [m for m in marks if _name(m) in outcome.delivered]
@@ -135,9 +140,9 @@ class History:
         refused = [m for m in marks if _name(m) in outcome.refused]
         given_up = {_name(m) for m in (*missing, *refused) if m.changed_at < long_ago}
         if delivered or given_up:
-            ledger.note_marks(delivered, "delivered")
-            ledger.note_marks((m for m in missing if _name(m) in given_up), "missing")
-            ledger.note_marks((m for m in refused if _name(m) in given_up), "refused")
+            ledger.note_marks(self._run, delivered, "delivered")
+            ledger.note_marks(self._run, [m for m in missing if _name(m) in given_up], "missing")
+            ledger.note_marks(self._run, [m for m in refused if _name(m) in given_up], "refused")
             step("marks noted")
         delivery.delivered |= outcome.delivered
         delivery.unknown |= outcome.missing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,6 +23,9 @@ from session_manager.functions.reading import (
 )
 from session_manager.live.transcripts import outside_files
 from session_manager.live.volume import Snapshot
+
+if TYPE_CHECKING:
+    from session_manager.live.ledger import Run
 
 DESCRIPTION = (
     "Removes every session whose last activity is older than max_age_minutes: its keys leave the index, its "
@@ -162,7 +165,7 @@ def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, 
                     left_alone += outside_files(decision.session, store.sessions_dir)
             recovered += outcome.recovered
     tally.errors += errors_or_raise(failed, any_done=len(failed) < len(stores))
-    extra: dict[str, Any] = {"run_id": run_info.run_id, **_tell_history(context, tally.removed)}
+    extra: dict[str, Any] = _tell_history(context, run_info, tally.removed) | {"run_id": run_info.shown_id}
     if left_alone:
         extra["left_alone"] = left_alone
     if recovered:
@@ -170,13 +173,13 @@ def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, 
     return tally, extra
 
 
-def _tell_history(context: Context, removed: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _tell_history(context: Context, run_info: Run, removed: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Delivers all marks that wait; counts those of the sessions (agent id, session id) that this run has removed."""
     if context.settings.api_url is None:
         return {"pg_status_updated": False, "pg_updated": 0, "pg_pending": 0}
     from session_manager.functions.delivery import History
 
-    with History(context) as history:
+    with History(context, run_info) as history:
         delivery = history.deliver()
     updated = sum(delivery.arrived(name) for name in removed)
     document: dict[str, Any] = {

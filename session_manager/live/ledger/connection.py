@@ -14,7 +14,7 @@ import msgspec
 
 from session_manager.core.errors import Damaged, Refused, SessionManagerError
 from session_manager.live.atomic import clear_errors, explain, keep_owner
-from session_manager.live.ledger.schema import SCHEMA, VERSION
+from session_manager.live.ledger.schema import VERSION, create
 from session_manager.settings import Settings, ledger_path
 
 
@@ -28,6 +28,7 @@ class Connection:
     def __init__(self, connection: sqlite3.Connection, path: str) -> None:
         self.sql = connection
         self.path = path
+        self.state_dir = os.path.dirname(path)
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -70,18 +71,33 @@ class Connection:
 
     def _prepare(self, mode: str) -> None:
         version = self._version()
-        if version == 0 and mode == "rw":
-            with self.transaction():
-                if self._version() == 0:
-                    for statement in SCHEMA.split(";"):
-                        self.sql.execute(statement)
-                    self.sql.execute(f"PRAGMA user_version = {VERSION:d}")
-            version = self._version()
         if version > VERSION:
             raise Refused(
                 f"the ledger {self.path} was written by a newer version of this tool (format {version}); update it",
                 code="ledger_unsupported",
             )
+        if version == VERSION:
+            return
+        if mode == "rw":
+            with self.transaction():
+                self._bring_up_to_date()
+        else:
+            # Nothing may be written: an older ledger is read by way of a copy in memory.
+            copy = sqlite3.connect(":memory:", isolation_level=None)
+            self.sql.backup(copy)
+            self.sql.close()
+            self.sql = copy
+            self._bring_up_to_date()
+
+    def _bring_up_to_date(self) -> None:
+        """Makes the tables, or takes them over from an older format; in one transaction."""
+        version = self._version()
+        if version == 0:
+            create(self.sql)
+        elif version < VERSION:
+            from session_manager.live.ledger.migration import migrate
+
+            migrate(self.sql)
 
     def _version(self) -> int:
         return int(self.sql.execute("PRAGMA user_version").fetchone()[0])

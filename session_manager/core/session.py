@@ -144,6 +144,12 @@ class Entry(msgspec.Struct, rename="camel"):
     status: Any = None
     spawned_by: Any = None
     parent_session_key: Any = None
+    total_tokens: Any = None
+    input_tokens: Any = None
+    output_tokens: Any = None
+    estimated_cost_usd: Any = None
+    started_at: Any = None
+    session_started_at: Any = None
 
 
 def epoch_ms(value: object, now_ms: int) -> int | None:
@@ -196,7 +202,8 @@ class Session(msgspec.Struct):
     """One session of one agent, with every key that points at it.
 
     The ``entry_…`` fields come from the index, ``busy`` and ``transcript_activity`` from what lies beside it;
-    those two stay at their defaults until somebody has looked.
+    those two stay at their defaults until somebody has looked. ``usage`` holds the entry's counters as
+    found: total, input and output tokens, cost in US dollars, start of the session, start of the last run.
     """
 
     agent_id: str
@@ -214,6 +221,7 @@ class Session(msgspec.Struct):
     running: bool
     session_files: tuple[str, ...]
     parents: tuple[str, ...]
+    usage: tuple[object, ...]
     busy: bool = False
     transcript_activity: int | None = None
 
@@ -275,6 +283,14 @@ def _with_one_key(agent_id: str, session_id: str, key: str, entry: Entry, now_ms
         running=entry.status == "running",
         session_files=(session_file,) if session_file else (),
         parents=_parents(parsed, entry),
+        usage=(
+            entry.total_tokens,
+            entry.input_tokens,
+            entry.output_tokens,
+            entry.estimated_cost_usd,
+            entry.session_started_at,
+            entry.started_at,
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -11,7 +11,7 @@ from session_manager.live.ledger.attempts import Details
 from session_manager.live.ledger.connection import Connection, as_json, clear_sqlite_errors
 from session_manager.live.ledger.entries import forget, read_members
 from session_manager.live.ledger.marks import cancel_or_reverse
-from session_manager.live.ledger.rows import ERASED, PURGED, REMOVE, RESTORED, Facts, Member, Removed
+from session_manager.live.ledger.rows import ERASED, PURGED, REMOVE, REMOVED, RESTORED, Facts, Member, Removed
 from session_manager.live.ledger.run import Run, note_run
 
 _COLUMNS = (
@@ -60,6 +60,26 @@ class Removals(Connection):
                 f"{_COLUMNS}{_FROM}{where} ORDER BY r.attempt_id DESC, r.removal_id DESC LIMIT ?", (*values, limit)
             )
             return [_removed(row) for row in rows]
+
+    def recent_removals(self, store_id: str, since: int, sessions: Collection[str]) -> list[Removed]:
+        """Returns the newest removal of each of ``sessions`` since then (epoch ms) in a store, unless it was undone
+        or taken back, or is not finished.
+        """
+        with clear_sqlite_errors(self.path):
+            attempts = self.sql.execute(
+                "SELECT attempt_id FROM attempts WHERE created_at >= ? AND store_id = ? AND kind = ?"
+                " ORDER BY attempt_id",
+                (since, store_id, REMOVE),
+            ).fetchall()
+            newest: dict[str, int] = {}
+            for attempt in attempts:
+                rows = self.sql.execute("SELECT session_id, removal_id FROM removals WHERE attempt_id = ?", attempt)
+                newest.update((session_id, removal_id) for session_id, removal_id in rows if session_id in sessions)
+            found = [self._removal(removal_id) for removal_id in newest.values()]
+            return [r for r in found if r.state == REMOVED and r.finished]
+
+    def _removal(self, removal_id: int) -> Removed:
+        return _removed(self.sql.execute(f"{_COLUMNS}{_FROM} WHERE r.removal_id = ?", (removal_id,)).fetchone())
 
     def count_removals(
         self, *, agent_id: str | None = None, since: int | None = None, run_id: str | None = None

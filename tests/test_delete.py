@@ -15,7 +15,7 @@ from support import CLOSED_API, Skill, StoreBuilder, picture
 
 from session_manager.functions import load
 from session_manager.functions.context import Context
-from session_manager.live import removal, steps
+from session_manager.live import plan, steps
 from session_manager.live.liveness import now_ms
 from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
@@ -203,7 +203,7 @@ def test_archives_never_overwrite(agents: Path, monkeypatch: pytest.MonkeyPatch)
     store = StoreBuilder(agents)
     store.add("cron:job", 90, "s")
     store.write()
-    monkeypatch.setattr(removal, "now_ms", lambda: FROZEN)
+    monkeypatch.setattr(plan, "now_ms", lambda: FROZEN)
     taken = store.dir / f"s.jsonl.deleted.{FROZEN_AT}"
     taken.write_bytes(b"an older archive")
     content = (store.dir / "s.jsonl").read_bytes()
@@ -217,7 +217,7 @@ def test_an_archive_that_comes_in_between_is_not_overwritten(agents: Path, monke
     store = StoreBuilder(agents)
     store.add("cron:job", 90, "s")
     store.write()
-    monkeypatch.setattr(removal, "now_ms", lambda: FROZEN)
+    monkeypatch.setattr(plan, "now_ms", lambda: FROZEN)
     taken = store.dir / f"s.jsonl.deleted.{FROZEN_AT}"
     content = (store.dir / "s.jsonl").read_bytes()
 
@@ -235,7 +235,7 @@ def test_an_archive_that_comes_in_between_is_not_overwritten(agents: Path, monke
 
 def test_reset_by_name_twice_in_one_millisecond_keeps_both(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = StoreBuilder(agents)
-    monkeypatch.setattr(removal, "now_ms", lambda: FROZEN)
+    monkeypatch.setattr(plan, "now_ms", lambda: FROZEN)
     for content in (b"first life", b"second life"):
         store.add("cron:job", 90, "s")
         store.write()
@@ -535,7 +535,11 @@ def test_entries_are_dropped_from_the_ledger_after_the_keeping_time(agents: Path
     def kept() -> dict[str, bool]:
         connection = sqlite3.connect(ledger)
         try:
-            return dict(connection.execute("SELECT session_id, entries IS NOT NULL FROM removals").fetchall())
+            return dict(
+                connection.execute(
+                    "SELECT session_id, entries IS NOT NULL FROM removals LEFT JOIN chunks USING (chunk_id)"
+                ).fetchall()
+            )
         finally:
             connection.close()
 

@@ -480,7 +480,7 @@ def test_deliver_history_reports_a_ledger_that_cannot_be_read(agents: Path, skil
 def test_deliver_history_without_anything_to_deliver(agents: Path, skill: Skill, aria: SmallAria) -> None:
     before = picture(agents, without_state=False)
     answer = skill("deliver_history", {}, ARIA_API_URL=aria.url)
-    assert answer.document == {"delivered": 0, "pending": 0, "missing": 0, "given_up": 0, "waiting": []}
+    assert answer.document == {"run_id": None, "delivered": 0, "pending": 0, "missing": 0, "given_up": 0, "waiting": []}
     assert aria.requests == []
     assert picture(agents, without_state=False) == before
 

@@ -27,12 +27,16 @@ STEPS = [
     "file archived",
     "file archived",
     "files archived",
+    "second name kept",
+    "second name kept",
+    "second name kept",
+    "second names kept",
     "displaced index removed",
     "folder synced",
     "end noted",
     "marks sent",
 ]
-RECOVERY_STEPS = ["index recovered", "files recovered", "recovery noted"]
+RECOVERY_STEPS = ["index recovered", "archives recovered", "files recovered", "recovery noted"]
 CALLS = {"prune_sessions": {"session_type": "cron"}, "delete_session": {"session_id": "old-0"}}
 
 
@@ -70,9 +74,18 @@ class Scene:
                 assert (self.store.dir / found[0]).read_bytes() == self.files[name]
         for key, entry in left.items():
             assert foreign or entry == self.entries[key]
+        self.assert_second_names(removed)
         assert [n for n in names if n.startswith(".session_manager.") or n == "sessions.json.lock"] == []
         assert self.marks() == {("main", session_id): 1 for session_id in removed}
         return removed
+
+    def assert_second_names(self, removed: set[str]) -> None:
+        """Every archive has one second name, with the same bytes, and nothing else is kept."""
+        found = [p for p in (self.agents / ".session_manager" / "archives").rglob("*") if not p.is_dir()]
+        archived = {p.name: p for p in self.store.dir.glob("*.deleted.*")}
+        assert sorted(p.name for p in found) == sorted(archived)
+        assert all(p.samefile(archived[p.name]) for p in found)
+        assert len(archived) == sum(n.startswith(tuple(f"{i}{c}" for i in removed for c in ".-")) for n in self.files)
 
     def marks(self) -> dict[tuple[str, str], int]:
         path = self.agents / ".session_manager" / "ledger.sqlite"
@@ -133,8 +146,8 @@ def test_killed_at_a_step(
         assert removed == ({"old-0"} if function == "delete_session" else {"old-0", "old-1"})
 
 
-@pytest.mark.parametrize("second", range(1, 6))
-@pytest.mark.parametrize("first", [2, 3, 5])
+@pytest.mark.parametrize("second", range(1, 10))
+@pytest.mark.parametrize("first", [2, 3, 5, 9])
 def test_killed_again_while_recovering(first: int, second: int, agents: Path, skill: Skill, tmp_path: Path) -> None:
     scene = Scene(agents, 2)
     assert run_until(skill, first, tmp_path / "steps", "prune_sessions", CALLS["prune_sessions"])[0] == -signal.SIGKILL

@@ -248,7 +248,7 @@ def test_what_lies_outside_is_reported(tmp_path: Path, session_file: str, report
         path.mkdir(parents=True)
     given_file = session_file.format(outside=outside)
     (session,) = sessions(("s", {"sessionFile": given_file}))
-    assert outside_files(session, str(folder)) == ([given_file] if reported else [])
+    assert outside_files([session], str(folder)) == ([given_file] if reported else [])
 
 
 def test_files_are_sorted_to_their_sessions(tmp_path: Path) -> None:

@@ -150,6 +150,12 @@ class Entry(msgspec.Struct, rename="camel"):
     restart_recovery_delivery_context: Any = None
     restart_recovery_delivery_run_id: Any = None
     restart_recovery_delivery_receipt_state: Any = None
+    total_tokens: Any = None
+    input_tokens: Any = None
+    output_tokens: Any = None
+    estimated_cost_usd: Any = None
+    started_at: Any = None
+    session_started_at: Any = None
 
 
 def epoch_ms(value: object, now_ms: int) -> int | None:
@@ -221,7 +227,8 @@ class Session(msgspec.Struct):
     """One session of one agent, with every key that points at it.
 
     The ``entry_…`` fields come from the index, ``busy`` and ``transcript_activity`` from what lies beside it;
-    those two stay at their defaults until somebody has looked.
+    those two stay at their defaults until somebody has looked. ``usage`` holds the entry's counters as
+    found: total, input and output tokens, cost in US dollars, start of the session, start of the last run.
     """
 
     agent_id: str
@@ -240,6 +247,7 @@ class Session(msgspec.Struct):
     undelivered: bool
     session_files: tuple[str, ...]
     parents: tuple[str, ...]
+    usage: tuple[object, ...]
     busy: bool = False
     transcript_activity: int | None = None
 
@@ -303,6 +311,14 @@ def _with_one_key(agent_id: str, session_id: str, key: str, entry: Entry, now_ms
         undelivered=awaits_delivery(entry),
         session_files=(session_file,) if session_file else (),
         parents=_parents(parsed, entry),
+        usage=(
+            entry.total_tokens,
+            entry.input_tokens,
+            entry.output_tokens,
+            entry.estimated_cost_usd,
+            entry.session_started_at,
+            entry.started_at,
+        ),
     )
 
 

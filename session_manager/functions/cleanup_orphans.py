@@ -116,7 +116,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     with Remover(context.settings, run_info) as remover:
         cleanup.each(lambda state, store: cleanup.clean(remover, state, store))
     result = cleanup.result
-    document = {**result.document(arguments), "run_id": run_info.run_id, **tell(context, result.gone)}
+    document = {**result.document(arguments), **tell(context, run_info, result.gone), "run_id": run_info.shown_id}
     if result.recovered:
         document["recovered"] = result.recovered
     return with_errors(document, result.errors)

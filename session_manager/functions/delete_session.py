@@ -41,6 +41,7 @@ class Result(msgspec.Struct):
     archived: list[str]
     left_alone: list[str]
     recovered: list[dict[str, object]]
+    reappeared: list[dict[str, object]]
     errors: list[dict[str, object]]
 
 
@@ -74,7 +75,8 @@ def delete(context: Context, function: str, arguments: Arguments, wait_seconds: 
     from session_manager.live.removal import Remover
 
     run_info = start_run(function, context.settings)
-    with Remover(context.settings, run_info) as remover, History(context) as history:
+    with Remover(context.settings, run_info) as remover, History(context, run_info) as history:
+        result = Result([], [], [], [], [], [], [])
         try:
             result = _remove(context, remover, everyone, scope, arguments)
             if result.removed:
@@ -83,18 +85,28 @@ def delete(context: Context, function: str, arguments: Arguments, wait_seconds: 
                 document = _already_deleted(context, remover, history, gone)
             else:
                 document = _only_in_history(context, remover, history, scope, arguments, failed)
-        except SessionManagerError:
+        except SessionManagerError as error:
             # What earlier calls owe does not depend on how this one ends.
             history.deliver()
+            if isinstance(error, NotFound):
+                error.details |= _also(remover, run_info, result)
             raise
-    document["run_id"] = run_info.run_id
+    return with_errors(document | _also(remover, run_info, result), result.errors + failed)
+
+
+def _also(remover: Any, run_info: Any, result: Result) -> dict[str, Any]:
+    document: dict[str, Any] = {"run_id": run_info.shown_id, **remover.at_risk.document()}
     if result.recovered:
         document["recovered"] = result.recovered
-    return with_errors(document, result.errors + failed)
+    if result.reappeared:
+        document["reappeared"] = result.reappeared
+    return document
 
 
 def _remove(context: Context, remover: Any, everyone: View, scope: View, arguments: Arguments) -> Result:
-    result = Result([], [], [], [], [], [])
+    from session_manager.live.reappeared import reported
+
+    result = Result([], [], [], [], [], [], [])
     refused: list[tuple[str, SessionManagerError]] = []
     references = foreign_references(everyone.agents)
     for read in scope.agents:
@@ -119,6 +131,7 @@ def _remove(context: Context, remover: Any, everyone: View, scope: View, argumen
             refused.append((read.agent_id, error))
             continue
         result.recovered += outcome.recovered
+        result.reappeared += reported(read.agent_id, outcome.reappeared)
         result.errors += [failure(error, read.agent_id, session_id) for session_id, error in outcome.failures]
         if outcome.alive:
             what = f"session {arguments.session_id} became active just now and was kept"
@@ -136,7 +149,7 @@ def _collect(result: Result, store: Store, outcome: Any) -> None:
     for removal in outcome.removed:
         result.removed.append((store.agent_id, removal.session_id))
         result.keys += removal.keys
-        result.left_alone += outside_files(by_id[removal.session_id], store.sessions_dir)
+        result.left_alone += outside_files([by_id[removal.session_id]], store.sessions_dir)
         if removal.session_id not in unmoved:
             result.archived += [target for _, target in removal.files]
 

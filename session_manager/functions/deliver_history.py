@@ -29,12 +29,15 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     Raises the ledger's failure.
     """
     from session_manager.functions.delivery import History
+    from session_manager.live.ledger import start_run
 
-    with History(context) as history:
+    run_info = start_run("deliver_history", context.settings)
+    with History(context, run_info) as history:
         delivery = history.deliver()
     if delivery.failure is not None:
         raise delivery.failure
     document: dict[str, Any] = {
+        "run_id": run_info.shown_id,
         "delivered": len(delivery.delivered),
         "pending": len(delivery.waiting),
         "missing": len(delivery.unknown),

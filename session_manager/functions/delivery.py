@@ -15,7 +15,7 @@ import msgspec
 from session_manager.core.errors import SessionManagerError
 from session_manager.functions.context import Context
 from session_manager.live.delivery_lock import delivery_lock
-from session_manager.live.ledger import Ledger, Mark
+from session_manager.live.ledger import Ledger, Mark, Run
 from session_manager.live.steps import step
 from session_manager.live.volume import read_snapshot
 
@@ -71,7 +71,8 @@ class Delivery(msgspec.Struct):
 class History:
     """The history layer in one run: one conversation with aria-api, and one budget. A context manager."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, run: Run) -> None:
+        self._run = run
         self._settings = context.settings
         self._volume = context.volume
         self._clock = context.clock
@@ -125,7 +126,7 @@ class History:
                 while delivery.error is None and (new := [m for m in ledger.pending() if m not in tried]):
                     tried.update(new)
                     back = self._came_back([m for m in new if _name(m) not in removed])
-                    ledger.note_marks(back, "superseded")
+                    ledger.note_marks(self._run, list(back), "superseded")
                     if going := [m for m in new if m not in back]:
                         self._deliver(ledger, going, delivery)
 
@@ -149,11 +150,15 @@ class History:
 
     def _deliver(self, ledger: Ledger, marks: list[Mark], delivery: Delivery) -> None:
         try:
-            outcome = self._connected().mark({_name(m): "active" if m.status == "active" else "ended" for m in marks})
+            client = self._connected()
         except NoConversation as error:
             delivery.error = str(error)
             return
+        ledger.note_sent(marks)
+        outcome = client.mark({_name(m): "active" if m.status == "active" else "ended" for m in marks})
         step("marks sent")
+        if not client.reached:
+            ledger.note_sent(marks, sent=False)
         delivery.error = outcome.error
         long_ago = self._clock() - self._settings.keep_days * _DAY_MS
         delivered = [m for m in marks if _name(m) in outcome.delivered]
@@ -163,9 +168,9 @@ class History:
         lost = (*missing, *refused) if delivered or missing else ()
         given_up = {_name(m) for m in lost if m.changed_at < long_ago}
         if delivered or given_up:
-            ledger.note_marks(delivered, "delivered")
-            ledger.note_marks((m for m in missing if _name(m) in given_up), "missing")
-            ledger.note_marks((m for m in refused if _name(m) in given_up), "refused")
+            ledger.note_marks(self._run, delivered, "delivered")
+            ledger.note_marks(self._run, [m for m in missing if _name(m) in given_up], "missing")
+            ledger.note_marks(self._run, [m for m in refused if _name(m) in given_up], "refused")
             step("marks noted")
         delivery.delivered |= outcome.delivered
         delivery.unknown |= outcome.missing
@@ -216,11 +221,11 @@ def told(delivery: Delivery, names: Collection[Name]) -> dict[str, Any]:
     return document
 
 
-def tell(context: Context, removed: Collection[Name]) -> dict[str, Any]:
+def tell(context: Context, run: Run, removed: Collection[Name]) -> dict[str, Any]:
     """Delivers all marks that wait; returns the members of a document that count those of ``removed``."""
     if context.settings.api_url is None:
         return {"pg_status_updated": False, "pg_updated": 0, "pg_pending": 0}
-    with History(context) as history:
+    with History(context, run) as history:
         delivery = history.deliver(removed)
     updated = sum(delivery.arrived(name) for name in removed)
     document: dict[str, Any] = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,7 +22,10 @@ from session_manager.functions.reading import (
     read_view,
 )
 from session_manager.live.transcripts import outside_files
-from session_manager.live.volume import Snapshot
+from session_manager.live.volume import Snapshot, Store
+
+if TYPE_CHECKING:
+    from session_manager.live.removal import Outcome
 
 DESCRIPTION = (
     "Removes every session whose last activity is older than max_age_minutes: its keys leave the index, its "
@@ -50,6 +53,29 @@ class Tally(msgspec.Struct):
     alive: set[tuple[str, str]]
     errors: list[dict[str, object]]
     agents: list[AgentRead] = []
+    left_alone: list[str] = []
+    recovered: list[dict[str, object]] = []
+    reappeared: list[dict[str, object]] = []
+
+    def add(self, store: Store, outcome: Outcome, last: list[Decision], earlier: Mapping[str, Decision]) -> None:
+        """Adds what happened in one store, by its ``last`` decisions and, session id -> decision, ``earlier`` ones."""
+        from session_manager.live.reappeared import reported
+
+        removed = [r.session_id for r in outcome.removed]
+        ghosts = {r.session_id for r in outcome.reappeared}
+        decisions = [d for d in last if d.session.id not in ghosts]
+        # A session that went before the lock was lost and taken again is in no later read.
+        read = {d.session.id for d in last}
+        decisions += [earlier[i] for i in removed if i not in read and i in earlier]
+        self.decisions += decisions
+        self.removed += [(store.agent_id, session_id) for session_id in removed]
+        self.alive |= {(store.agent_id, session_id) for session_id in outcome.alive}
+        self.errors += [failure(error, store.agent_id, session_id) for session_id, error in outcome.failures]
+        gone = set(removed)
+        going = (d.session for d in decisions if d.session.id in gone)
+        self.left_alone += outside_files(going, store.sessions_dir)
+        self.recovered += outcome.recovered
+        self.reappeared += reported(store.agent_id, outcome.reappeared)
 
     def document(self, arguments: Arguments) -> dict[str, Any]:
         """Returns the function's document; in a dry run the counts mean "would"."""
@@ -118,8 +144,6 @@ def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, 
     kin = {alone: others.sessions} if alone is not None else kin_by_agent(others)
     references = foreign_references(others.agents)
     tally, failed = Tally([], [], set(), []), []
-    recovered: list[dict[str, object]] = []
-    left_alone: list[str] = []
     run_info = start_run("prune_sessions", settings)
     with Remover(settings, run_info) as remover:
         for agent_id, store in stores:
@@ -148,26 +172,12 @@ def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, 
             except SessionManagerError as error:
                 failed.append((agent_id, error))
                 continue
-            removed = [r.session_id for r in outcome.removed]
-            # A session that went before the lock was lost and taken again is in no later read.
-            read = {d.session.id for d in last}
-            decisions = [*last, *(earlier[i] for i in removed if i not in read and i in earlier)]
-            tally.decisions += decisions
-            tally.removed += [(agent_id, session_id) for session_id in removed]
-            tally.alive |= {(agent_id, session_id) for session_id in outcome.alive}
-            tally.errors += [failure(error, agent_id, session_id) for session_id, error in outcome.failures]
-            gone = set(removed)
-            for decision in decisions:
-                if decision.session.id in gone:
-                    left_alone += outside_files(decision.session, store.sessions_dir)
-            recovered += outcome.recovered
+            tally.add(store, outcome, last, earlier)
     from session_manager.functions.delivery import tell
 
     # What earlier calls owe is delivered even when every agent has failed.
-    extra: dict[str, Any] = {"run_id": run_info.run_id, **tell(context, tally.removed)}
+    told = tell(context, run_info, tally.removed)
     tally.errors += errors_or_raise(failed, any_done=len(failed) < len(stores))
-    if left_alone:
-        extra["left_alone"] = left_alone
-    if recovered:
-        extra["recovered"] = recovered
-    return tally, extra
+    extra: dict[str, Any] = remover.at_risk.document() | told | {"run_id": run_info.shown_id}
+    also = {"left_alone": tally.left_alone, "recovered": tally.recovered, "reappeared": tally.reappeared}
+    return tally, extra | {name: found for name, found in also.items() if found}

@@ -118,9 +118,9 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         from session_manager.live.removal import Remover
 
         run_info = start_run("readopt_orphans", context.settings)
-        extra["run_id"] = run_info.run_id
         with Remover(context.settings, run_info) as remover:
             _each(scope, result, lambda state, store: _act(context, everyone, remover, store, result, arguments))
+        extra["run_id"] = run_info.shown_id
     if arguments.session_id is not None and not result.adopted and not result.skipped and not result.errors:
         raise NotFound(f"no orphan transcript of session {arguments.session_id!r}: it may have its entry already")
     return with_errors({**result.document(arguments), **extra}, result.errors)

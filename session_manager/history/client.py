@@ -69,6 +69,11 @@ class Client:
         if self._thread is None or not self._thread.is_alive():
             self._connection.close()
 
+    @property
+    def reached(self) -> bool:
+        """Says whether aria-api may have heard anything in this run."""
+        return self._connection.reached or (self._thread is not None and self._thread.is_alive())
+
     def mark(self, marks: Mapping[Name, Status]) -> Outcome:
         """Tells aria-api the status of sessions: in bulk, or row by row where the service is older."""
         tally = Tally()

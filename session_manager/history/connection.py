@@ -44,6 +44,7 @@ class Answer(msgspec.Struct):
 class Connection:
     """Asks aria-api at ``url`` for at most ``budget_s`` seconds, counted from the first request.
 
+    ``reached`` says whether there was a connection: without one, nobody has heard anything.
     ``clock`` and ``sleep`` are in seconds and can be replaced. Safe to use from several threads. Making one raises
     Unavailable when the URL, or what the environment says about proxies and certificates, is of no use.
     """
@@ -59,6 +60,7 @@ class Connection:
         self.url = url
         self.budget_s = budget_s
         self.answered = threading.Event()
+        self.reached = False
         self._clock = clock
         self._sleep = sleep
         self._deadline: float | None = None
@@ -199,6 +201,7 @@ class Connection:
 
     def _trace(self, event: str, info: Mapping[str, Any]) -> None:
         if event == "connection.connect_tcp.complete":
+            self.reached = True
             self.answered.set()
 
     def _read(self, response: httpx.Response) -> bytes:

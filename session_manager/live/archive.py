@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable
 from session_manager.core.errors import SessionManagerError
 from session_manager.live.atomic import explain, rename_new
 from session_manager.live.gateway_lock import StoreLock
-from session_manager.live.ledger import Ledger, Removal
+from session_manager.live.ledger import Attempt, Ledger, Removal
 from session_manager.live.liveness import now_ms
+from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
 from session_manager.live.transcripts import archive_names
 from session_manager.live.volume import Store
@@ -48,6 +49,14 @@ def archive_files(
     return failures
 
 
+def _bring_back(store: Store, second_names: SecondNames, run_id: str, source: str, target: str) -> None:
+    try:
+        rename_new(os.path.join(store.sessions_dir, target), os.path.join(store.sessions_dir, source))
+    except FileNotFoundError:
+        if not os.path.lexists(os.path.join(store.sessions_dir, source)):
+            second_names.bring_back(store, run_id, target, source)
+
+
 def _archive(store: Store, ledger: Ledger, removal: Removal, position: int, source: str, target: str) -> None:
     while True:
         try:
@@ -61,14 +70,20 @@ def _archive(store: Store, ledger: Ledger, removal: Removal, position: int, sour
             ledger.note_files(removal)
 
 
-def bring_back_files(store: Store, removals: Iterable[Removal]) -> Failures:
-    """Gives archived files their live names back, unless something else has that name by now."""
+def bring_back_files(store: Store, ledger: Ledger, attempt: Attempt, removals: Iterable[Removal]) -> Failures:
+    """Gives archived files their live names back, unless something else has that name by now.
+
+    An archive that has gone comes back by its second name. Second names that are needed no more are removed.
+    """
     failures: Failures = []
+    second_names = SecondNames(ledger.state_dir)
     for removal in removals:
+        run_id = attempt.archive_run(removal)
         for source, target in removal.files:
             try:
-                rename_new(os.path.join(store.sessions_dir, target), os.path.join(store.sessions_dir, source))
-            except (FileNotFoundError, FileExistsError):
+                _bring_back(store, second_names, run_id, source, target)
+                second_names.forget(run_id, store.agent_id, [target])
+            except FileExistsError:
                 continue
             except OSError as error:
                 failures.append(

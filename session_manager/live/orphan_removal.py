@@ -56,8 +56,9 @@ def archive_orphans(
             referred = files_by_session((n for r in removals for n, _ in r.files), sessions, store.sessions_dir)
             in_use = {name for files in referred.values() for name in files}
             spared |= {r.session_id for r in removals if not in_use.isdisjoint(n for n, _ in r.files)}
+            remover.keep_second_names(store, lock, attempt, removals)
             kept = spared | {session_id for session_id, _ in failures if session_id is not None}
-            failures += bring_back_files(store, (r for r in removals if r.session_id in kept))
+            failures += bring_back_files(store, ledger, attempt, (r for r in removals if r.session_id in kept))
             sync_folder(store.sessions_dir)
             step("orphans' folder synced")
         ledger.finish(attempt, kept)

@@ -19,6 +19,7 @@ from session_manager.live.index import Index
 from session_manager.live.ledger import Attempt, Ledger, Temp
 from session_manager.live.liveness import now_ms
 from session_manager.live.merge import union
+from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
 from session_manager.live.swap import TEMP_SUFFIX, Swap, identity_of, is_ours
 from session_manager.live.transcripts import archive_timestamp, files_by_session
@@ -121,16 +122,13 @@ def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Atte
         put_back(swap, attempt, snapshot, alive)
         step("index recovered")
         lock.check()
-        failures = bring_back_files(store, (r for r in attempt.removals if r.session_id in alive))
+        failures = bring_back_files(store, ledger, attempt, (r for r in attempt.removals if r.session_id in alive))
         names = [source for r in attempt.removals for source, _ in r.files]
         in_use = files_by_session(names, snapshot.sessions, store.sessions_dir)
-        failures += archive_files(
-            store,
-            lock,
-            ledger,
-            (r for r in attempt.removals if r.session_id not in alive),
-            {name for files in in_use.values() for name in files},
-        )
+        gone = [r for r in attempt.removals if r.session_id not in alive]
+        failures += archive_files(store, lock, ledger, gone, {name for files in in_use.values() for name in files})
+        step("archives recovered")
+        SecondNames(ledger.state_dir).keep(store, lock, attempt, gone)
         swap.clean()
         sync_folder(store.sessions_dir)
         with contextlib.suppress(OSError):

@@ -24,10 +24,13 @@ from session_manager.live.index import Index
 from session_manager.live.ledger import Attempt, Ledger, Removal, Run
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing, observe_locks
+from session_manager.live.plan import plan
+from session_manager.live.reappeared import REASON, ghosts
 from session_manager.live.recovery import put_back, recover, try_recover
+from session_manager.live.second_names import AtRisk, SecondNames
 from session_manager.live.steps import step
 from session_manager.live.swap import TEMP_SUFFIX, IndexChanged, Swap, identity_of, write_temp
-from session_manager.live.transcripts import archive_names, files_by_session
+from session_manager.live.transcripts import files_by_session
 from session_manager.live.volume import Snapshot, Store, read_snapshot
 from session_manager.settings import Settings
 
@@ -45,7 +48,8 @@ Choose = Callable[[Snapshot, Sequence[str]], Sequence[tuple[Session, str]]]
 class Outcome(msgspec.Struct):
     """What happened in one store. ``snapshot`` is the read that the decision was made from.
 
-    ``alive`` are chosen sessions that showed a sign of life at the last moment and were kept.
+    ``alive`` are chosen sessions that showed a sign of life at the last moment and were kept, ``reappeared`` those
+    that were removed once more, because a gateway had written them back.
     """
 
     snapshot: Snapshot
@@ -53,6 +57,7 @@ class Outcome(msgspec.Struct):
     alive: set[str]
     failures: Failures
     recovered: list[dict[str, object]]
+    reappeared: list[Removal] = []
 
 
 class Remover:
@@ -62,6 +67,8 @@ class Remover:
         self._settings = settings
         self.run = run
         self._ledger: Ledger | None = None
+        self._second_names = SecondNames(settings.state_dir)
+        self.at_risk = AtRisk()
 
     def __enter__(self) -> Self:
         self._ledger = Ledger.open_existing(self._settings)
@@ -71,7 +78,16 @@ class Remover:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._ledger is not None:
+            if error is None:
+                self._drop_old(self._ledger)
             self._ledger.__exit__(kind, error, trace)
+
+    def _drop_old(self, ledger: Ledger) -> None:
+        """Drops what is past its time; a later run does it where that fails now."""
+        with contextlib.suppress(OSError, SessionManagerError):
+            if not self.run.noted:
+                ledger.drop_old_entries(self._settings.keep_days)
+            self._second_names.drop_old(self._settings.keep_days)
 
     @property
     def ledger(self) -> Ledger:
@@ -79,6 +95,10 @@ class Remover:
         if self._ledger is None:
             self._ledger = Ledger.open(self._settings)
         return self._ledger
+
+    def keep_second_names(self, store: Store, lock: StoreLock, attempt: Attempt, removals: Sequence[Removal]) -> None:
+        """Gives archived files their second names; what cannot have one is reported in ``at_risk``."""
+        self.at_risk.add(self._second_names.keep(store, lock, attempt, removals))
 
     def has_unfinished(self, store: Store, names: Collection[str]) -> bool:
         """Says whether a killed process left something to finish or to tidy up in a store (``names`` lie there)."""
@@ -129,7 +149,11 @@ class Remover:
         for fresh_starts_left in range(_FRESH_STARTS, -1, -1):
             snapshot = read_snapshot(store, now_ms())
             names = listing(store)
-            chosen = choose(snapshot, names)
+            chosen = list(choose(snapshot, names))
+            going = {session.id for session, _ in chosen}
+            if self._ledger is not None:
+                back = ghosts(self._ledger, snapshot, names, self._settings.current, going)
+                chosen += [(session, REASON) for session in back]
             if not chosen:
                 return Outcome(snapshot, own, set(), failures, recovered)
             # With very many sessions each stage takes seconds: the marker is kept from growing old in between.
@@ -138,7 +162,9 @@ class Remover:
                 removed, alive, failed = self._execute(lock, snapshot, names, chosen, shared, fresh_starts_left > 0)
             except IndexChanged:
                 continue
-            return Outcome(snapshot, own + removed, alive, failures + failed, recovered)
+            again = [r for r in removed if r.session_id not in going]
+            own += [r for r in removed if r.session_id in going]
+            return Outcome(snapshot, own, alive & going, failures + failed, recovered, again)
         raise Locked(
             f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id
         )
@@ -166,7 +192,7 @@ class Remover:
         store = snapshot.store
         assert snapshot.index is not None
         assert snapshot.identity is not None
-        removals = _plan(snapshot, names, chosen, shared)
+        removals = plan(snapshot, names, chosen, shared)
         text = snapshot.index.without({key for r in removals for key in r.keys})
         temp = write_temp(store, text)
         try:
@@ -211,9 +237,12 @@ class Remover:
         going = [r for r in attempt.removals if r.session_id not in swap.alive]
         failures = archive_files(store, lock, self.ledger, going, in_use)
         step("files archived")
+        # Needs no second look: what turns out to be alive loses its second names again.
+        self.keep_second_names(store, lock, attempt, going)
+        step("second names kept")
         time.sleep(max(0.0, settled_at - time.monotonic()))
         look_again(store, attempt, swap)
-        failures += bring_back_files(store, (r for r in going if r.session_id in swap.alive))
+        failures += bring_back_files(store, self.ledger, attempt, (r for r in going if r.session_id in swap.alive))
         swap.clean()
         step("displaced index removed")
         if os.path.dirname(store.index_path) != store.sessions_dir:
@@ -260,21 +289,3 @@ def look_again(store: Store, attempt: Attempt, swap: Swap) -> set[str]:
 def parsed_by(index: Index) -> float:
     """Returns when (monotonic seconds) a gateway that has just read an index has parsed it."""
     return time.monotonic() + _SETTLE_S + len(index.data) / _PARSE_BYTES_PER_S
-
-
-def _plan(
-    snapshot: Snapshot, names: Sequence[str], chosen: Sequence[tuple[Session, str]], shared: Collection[str]
-) -> list[Removal]:
-    assert snapshot.index is not None
-    index = snapshot.index
-    files = files_by_session(names, snapshot.sessions, snapshot.store.sessions_dir)
-    going = {session.id for session, _ in chosen}
-    kept = {n for s in snapshot.sessions if s.id not in going for n in files.get(s.id, ())} | set(shared)
-    taken, now = set(names), now_ms()
-    removals = []
-    for session, reason in chosen:
-        mine = [n for n in files.get(session.id, ()) if n not in kept]
-        kept.update(mine)
-        members = [index.raw(key) for key in session.keys]
-        removals.append(Removal(session.id, reason, list(session.keys), members, archive_names(mine, taken, now)))
-    return removals

@@ -142,16 +142,16 @@ def files_by_session(names: Iterable[str], sessions: Iterable[Session], sessions
     return found
 
 
-def outside_files(session: Session, sessions_dir: str) -> list[str]:
+def outside_files(sessions: Iterable[Session], sessions_dir: str) -> list[str]:
     """Returns the ``sessionFile`` values that lie outside the agent's own folder, which are left alone.
 
     A transcript's path in a folder that does not exist here is the gateway's own mount, not the outside.
     """
+    is_here = cache(os.path.isdir)
     return [
         file
+        for session in sessions
         for file in session.session_files
-        if local_name(file, sessions_dir) is None
-        and not (
-            os.path.isabs(file) and is_transcript(os.path.basename(file)) and not os.path.isdir(os.path.dirname(file))
-        )
+        if not (os.path.isabs(file) and is_transcript(os.path.basename(file)) and not is_here(os.path.dirname(file)))
+        and local_name(file, sessions_dir) is None
     ]

@@ -1,0 +1,53 @@
+"""The ledger: what was removed, by which run, how far it got, and what history has still to hear.
+
+One SQLite file in the state directory, shared by several processes. Tables:
+
+- ``runs``: one row a run that changed something: function, time, who asked.
+- ``attempts``: one row an agent and run; ``kind`` is ``remove`` or ``restore`` (of the removals ``restores``).
+  ``state``: ``intent`` (durable before the index is touched), then ``done``, or ``undone`` when nothing came of it.
+  An attempt that is still ``intent`` belongs to a killed process, or to one that holds the store's lock right now.
+- ``removals``: one row a session of an attempt. ``details``: its keys, its files from → to and a few facts, no content.
+  ``state`` is ``removed`` until it is known to live (``kept``), or was ``restored``, ``purged`` or ``erased``.
+- ``chunks``: the raw entries of many removals each; dropped after ``ARIA_KEEP_DAYS``.
+- ``marks``: what history must be told, at most one a session, whoever removed it. Marks come into being in the
+  transaction that ends the attempt, so a removal without its mark cannot be. ``state`` is ``pending``, then
+  ``delivered``, or ``missing`` (history has had no such row for days), ``refused`` (nor would it take the mark), or
+  ``cancelled`` (the session was restored before history heard). ``sent``: history may have heard.
+- ``events``: the hash chain over all that, see ``chain``.
+
+For whoever restores, purges or erases:
+
+- ``removals(run_id=…)`` or ``removals(session=…)`` finds what there is, newest first; ``members`` gives its raw
+  members. A session may have several removals: one that was brought back by a gateway's cache and removed again left
+  its files with the first.
+- ``second_names.path`` says where a file's second name is (by run, agent and archive name).
+- Restore: under the store's lock, ``intend_restore``, then the index, then the files, then ``finish`` with the
+  sessions that live now. Killed in between, ``recover`` ends it. It marks them restored and takes back their marks.
+- ``note_purged`` and ``note_erased`` change one transaction's worth of removals.
+"""
+
+from __future__ import annotations
+
+from session_manager.live.ledger.attempts import Attempts
+from session_manager.live.ledger.marks import Marks
+from session_manager.live.ledger.removals import Removals
+from session_manager.live.ledger.rows import Attempt, Facts, Mark, Removal, Removed, Temp
+from session_manager.live.ledger.run import Run, new_run_id, run_started_at, start_run
+
+__all__ = [
+    "Attempt",
+    "Facts",
+    "Ledger",
+    "Mark",
+    "Removal",
+    "Removed",
+    "Run",
+    "Temp",
+    "new_run_id",
+    "run_started_at",
+    "start_run",
+]
+
+
+class Ledger(Attempts, Marks, Removals):
+    """The whole ledger, opened. A context manager; leaving it closes the file."""

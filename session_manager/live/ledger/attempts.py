@@ -1,0 +1,261 @@
+"""Attempts: an intent, durable before anything is touched, and its end."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Iterable, Sequence
+
+import msgspec
+
+from session_manager.live.ledger import chain
+from session_manager.live.ledger.connection import Connection, as_json, clear_sqlite_errors
+from session_manager.live.ledger.entries import packed, read_members
+from session_manager.live.ledger.marks import cancel_or_reverse
+from session_manager.live.ledger.rows import (
+    KEPT,
+    REMOVE,
+    REMOVED,
+    RESTORE,
+    RESTORED,
+    Attempt,
+    Facts,
+    Removal,
+    Removed,
+    Temp,
+)
+from session_manager.live.ledger.run import Run, note_run
+from session_manager.live.liveness import now_ms
+from session_manager.live.volume import Identity
+
+DAY_MS = 86_400_000
+# Old entries go a few at a time, but faster than new ones come: 256 chunks are about 64 MB of entries.
+_LEAST_DROPPED = 256
+
+
+class Details(msgspec.Struct):
+    """What of a removal can be erased."""
+
+    keys: list[str]
+    files: list[tuple[str, str]]
+    facts: Facts
+
+
+class Attempts(Connection):
+    """The part of the ledger that survives a killed process."""
+
+    def intend(
+        self,
+        run: Run,
+        store_id: str,
+        agent_id: str,
+        temps: list[Temp],
+        expected: list[Identity],
+        removals: list[Removal],
+    ) -> Attempt:
+        """Writes an intent, durably, before anything of it is done. Old entries' raw bytes are dropped on the way."""
+        with self.transaction() as c:
+            note_run(c, run)
+            attempt_id, seal = _begin(c, run, store_id, agent_id, temps, expected, REMOVE, ())
+            written = _write_removals(c, attempt_id, removals, seal)
+            chain.append(c, "intent", {"attempt": attempt_id, "digest": seal.hex()})
+            _drop_old(c, run.keep_days, max(_LEAST_DROPPED, 2 * written))
+        run.noted = True
+        return Attempt(attempt_id, run.run_id, agent_id, temps, expected, removals)
+
+    def intend_restore(
+        self,
+        run: Run,
+        store_id: str,
+        agent_id: str,
+        temps: list[Temp],
+        expected: list[Identity],
+        removed: Sequence[Removed],
+    ) -> Attempt:
+        """Writes the intent to bring removals of one store back, durably, before anything of it is done.
+
+        Until ``finish`` the next call that takes the store's lock ends it like an attempt to remove: sessions whose
+        key is in the index get all their keys and files back, and are then ``restored``; the others stay removed.
+        """
+        with self.transaction() as c:
+            note_run(c, run)
+            ids = [r.removal_id for r in removed]
+            attempt_id, seal = _begin(c, run, store_id, agent_id, temps, expected, RESTORE, ids)
+            chain.append(c, "intent", {"attempt": attempt_id, "digest": seal.hex()})
+            removals, runs = _load(c, "removal_id IN (SELECT value FROM json_each(?))", as_json(ids))
+        run.noted = True
+        return Attempt(attempt_id, run.run_id, agent_id, temps, expected, removals, RESTORE, runs)
+
+    def note_files(self, removal: Removal) -> None:
+        """Writes down new archive names before they are used."""
+        with self.transaction() as c:
+            row = c.execute("SELECT digest FROM removals WHERE removal_id = ?", (removal.removal_id,)).fetchone()
+            details = _details(removal)
+            sealed = chain.seal(details)
+            c.execute(
+                "UPDATE removals SET details = ?, digest = ? WHERE removal_id = ?",
+                (details.decode(), sealed, removal.removal_id),
+            )
+            was = row[0].hex() if row is not None and isinstance(row[0], bytes) else None
+            chain.append(c, "file", {"removal": removal.removal_id, "was": was, "is": sealed.hex()})
+
+    def finish(self, attempt: Attempt, alive: Collection[str], *, complete: bool = True) -> None:
+        """Ends an attempt: the sessions in ``alive`` live, all others are removed.
+
+        Of an attempt to remove, the removed ones owe history a mark; of one to restore, the living ones have theirs
+        cancelled or reversed. With ``complete`` false the attempt stays open because a file could not be moved.
+        """
+        living = [r for r in attempt.removals if r.session_id in alive]
+        state = "intent" if not complete else ("undone" if living and len(living) == len(attempt.removals) else "done")
+        if attempt.kind == RESTORE and complete:
+            state = "done" if living else "undone"
+        with self.transaction() as c:
+            body = {"attempt": attempt.attempt_id, "state": state}
+            if attempt.kind == RESTORE:
+                chain.append(c, "end", body)
+                restored = {"run": attempt.run_id, "removals": [r.removal_id for r in living]}
+                at = chain.append(c, RESTORED, restored) if living else 0
+                _set_state(c, RESTORED, living, at)
+                cancel_or_reverse(c, attempt.run_id, attempt.agent_id, [r.session_id for r in living])
+            else:
+                at = chain.append(c, "end", body | {"kept": [r.removal_id for r in living]})
+                _set_state(c, KEPT, living, at)
+                _owe(c, attempt.attempt_id)
+            c.execute("UPDATE attempts SET state = ? WHERE attempt_id = ?", (state, attempt.attempt_id))
+            if attempt.kind == REMOVE and state == "undone":
+                c.execute("DELETE FROM chunks WHERE attempt_id = ?", (attempt.attempt_id,))
+
+    def drop_old_entries(self, keep_days: int) -> None:
+        """Drops raw entries past their time, some of them, where there are any."""
+        with clear_sqlite_errors(self.path):
+            due = _old(self.sql, keep_days, 1)
+        if due:
+            with self.transaction() as c:
+                _drop_old(c, keep_days, _LEAST_DROPPED)
+
+    def open_attempts(self, store_id: str) -> list[Attempt]:
+        """Returns a store's unfinished attempts, oldest first."""
+        with clear_sqlite_errors(self.path):
+            rows = self.sql.execute(
+                "SELECT attempt_id, run_id, agent_id, temps, expected, kind, restores FROM attempts"
+                " WHERE store_id = ? AND state = 'intent' ORDER BY attempt_id",
+                (store_id,),
+            ).fetchall()
+            found = []
+            for attempt_id, run_id, agent_id, temps, expected, kind, restores in rows:
+                if kind == RESTORE:
+                    removals, runs = _load(self.sql, "removal_id IN (SELECT value FROM json_each(?))", restores)
+                else:
+                    removals, runs = _load(self.sql, "attempt_id = ?", attempt_id)
+                decoded = msgspec.json.decode(temps, type=list[Temp])
+                versions = msgspec.json.decode(expected, type=list[Identity])
+                found.append(Attempt(attempt_id, run_id, agent_id, decoded, versions, removals, kind, runs))
+            return found
+
+    def has_open_attempts(self, store_id: str) -> bool:
+        """Says whether a killed process left something to finish in a store."""
+        with clear_sqlite_errors(self.path):
+            return bool(
+                self.sql.execute(
+                    "SELECT EXISTS (SELECT 1 FROM attempts WHERE store_id = ? AND state = 'intent')", (store_id,)
+                ).fetchone()[0]
+            )
+
+
+def _begin(
+    c: sqlite3.Connection,
+    run: Run,
+    store_id: str,
+    agent_id: str,
+    temps: list[Temp],
+    expected: list[Identity],
+    kind: str,
+    restores: Sequence[int],
+) -> tuple[int, chain.AttemptDigest]:
+    row = (
+        run.run_id, store_id, agent_id, now_ms(), int(run.history), as_json(temps), as_json(expected), kind,
+        as_json(restores),
+    )  # fmt: skip
+    cursor = c.execute(
+        "INSERT INTO attempts (run_id, store_id, agent_id, created_at, history, temps, expected, kind, restores, state)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'intent')",
+        row,
+    )
+    attempt_id = int(cursor.lastrowid or 0)
+    return attempt_id, chain.AttemptDigest((attempt_id, *row))
+
+
+def _write_removals(c: sqlite3.Connection, attempt_id: int, removals: list[Removal], seal: chain.AttemptDigest) -> int:
+    """Writes the rows and their entries; returns the number of chunks."""
+    removal_id = int(c.execute("SELECT coalesce(max(removal_id), 0) FROM removals").fetchone()[0])
+    chunks = 0
+    for blob, inside, spans in packed(removals):
+        chunk_id = c.execute("INSERT INTO chunks (attempt_id, entries) VALUES (?, ?)", (attempt_id, blob)).lastrowid
+        rows = []
+        for removal, (start, length) in zip(inside, spans, strict=True):
+            removal_id += 1
+            removal.removal_id = removal_id
+            details = _details(removal)
+            sealed = chain.seal(details)
+            seal.add(removal_id, removal.session_id, removal.reason, sealed)
+            rows.append(
+                (removal_id, attempt_id, removal.session_id, removal.reason, details.decode(), sealed, chunk_id, start,
+                 length)
+            )  # fmt: skip
+        c.executemany("INSERT INTO removals VALUES (?, ?, ?, ?, 'removed', NULL, ?, ?, ?, ?, ?)", rows)
+        chunks += 1
+    return chunks
+
+
+def _details(removal: Removal) -> bytes:
+    return msgspec.json.encode(Details(removal.keys, removal.files, removal.facts))
+
+
+def _load(c: sqlite3.Connection, where: str, value: object) -> tuple[list[Removal], dict[int, str]]:
+    """Returns removals that are still of use, and the run of each."""
+    rows = c.execute(
+        "SELECT removal_id, session_id, reason, details, run_id FROM removals JOIN attempts USING (attempt_id)"
+        f" WHERE {where} AND details IS NOT NULL ORDER BY removal_id".replace("attempt_id =", "removals.attempt_id ="),
+        (value,),
+    ).fetchall()
+    members = read_members(c, (row[0] for row in rows))
+    removals = []
+    for removal_id, session_id, reason, text, _ in rows:
+        details = msgspec.json.decode(text, type=Details)
+        removals.append(
+            Removal(
+                session_id, reason, details.keys, members.get(removal_id, []), details.files, removal_id, details.facts
+            )
+        )
+    return removals, {row[0]: row[4] for row in rows}
+
+
+def _set_state(c: sqlite3.Connection, state: str, removals: Iterable[Removal], at: int) -> None:
+    c.executemany(
+        "UPDATE removals SET state = ?, changed_at = ? WHERE removal_id = ?",
+        [(state, at, r.removal_id) for r in removals],
+    )
+
+
+def _owe(c: sqlite3.Connection, attempt_id: int) -> None:
+    """Owes history the end of what an attempt removed; once, however often the attempt is ended."""
+    c.execute(
+        "INSERT INTO marks SELECT a.agent_id, r.session_id, 'ended', 'pending', a.run_id, ?, 0 FROM removals r"
+        " JOIN attempts a USING (attempt_id) WHERE a.attempt_id = ? AND a.history AND r.state = ?"
+        " ON CONFLICT (agent_id, session_id) DO UPDATE SET status = 'ended', state = 'pending',"
+        " run_id = excluded.run_id, changed_at = excluded.changed_at, sent = 0 WHERE run_id <> excluded.run_id",
+        (now_ms(), attempt_id, REMOVED),
+    )
+
+
+_OLD = (
+    "SELECT chunk_id FROM chunks WHERE attempt_id <= (SELECT max(attempt_id) FROM attempts WHERE created_at < ?)"
+    " AND attempt_id NOT IN (SELECT attempt_id FROM attempts WHERE state = 'intent') ORDER BY attempt_id LIMIT ?"
+)
+
+
+def _old(c: sqlite3.Connection, keep_days: int, limit: int) -> bool:
+    return c.execute(_OLD, (now_ms() - keep_days * DAY_MS, limit)).fetchone() is not None
+
+
+def _drop_old(c: sqlite3.Connection, keep_days: int, limit: int) -> None:
+    c.execute(f"DELETE FROM chunks WHERE chunk_id IN ({_OLD})", (now_ms() - keep_days * DAY_MS, limit))

@@ -1,0 +1,177 @@
+"""The ledger's file: opened, made, its transactions, and its errors in our words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from session_manager.core.errors import Damaged, Refused, SessionManagerError
+from session_manager.live.atomic import clear_errors, explain, keep_owner
+from session_manager.live.ledger.schema import VERSION, create
+from session_manager.settings import Settings, ledger_path
+
+
+class Connection:
+    """The ledger, opened. A context manager; leaving it closes the file.
+
+    Every method raises Refused (``disk_full``, ``not_writable``, ``ledger_busy``), Damaged (``ledger_damaged``) or
+    Failed (``io_error``), and has then changed nothing.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
+        self.sql = connection
+        self.path = path
+        self.state_dir = os.path.dirname(path)
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Opens the ledger for writing; makes it, 0600, when there is none.
+
+        Raises also Refused (``ledger_unsupported``) when a newer version of this tool wrote it.
+        """
+        path = ledger_path(settings)
+        with clear_errors("make the state directory", settings.state_dir):
+            _make_state_dir(settings.state_dir)
+            _make_private(path)
+        return cls._connected(path, "rw", settings.lock_timeout)
+
+    @classmethod
+    def open_existing(cls, settings: Settings, mode: str = "rw") -> Self | None:
+        """Opens the ledger if there is one (``mode`` rw or ro); makes nothing."""
+        path = ledger_path(settings)
+        return cls._connected(path, mode, settings.lock_timeout) if os.path.exists(path) else None
+
+    @classmethod
+    def _connected(cls, path: str, mode: str, timeout: float) -> Self:
+        from urllib.parse import quote
+
+        with clear_sqlite_errors(path):
+            connection = sqlite3.connect(
+                f"file:{quote(path)}?mode={mode}", uri=True, timeout=max(timeout, 1.0), isolation_level=None
+            )
+            try:
+                # A rollback journal: unlike a write-ahead log it needs no shared memory between containers.
+                if mode == "rw":
+                    connection.execute("PRAGMA journal_mode = TRUNCATE")
+                    connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA secure_delete = ON")
+                ledger = cls(connection, path)
+                ledger._prepare(mode)
+            except BaseException:
+                connection.close()
+                raise
+        return ledger
+
+    def _prepare(self, mode: str) -> None:
+        version = self._version()
+        if version > VERSION:
+            raise Refused(
+                f"the ledger {self.path} was written by a newer version of this tool (format {version}); update it",
+                code="ledger_unsupported",
+            )
+        if version == VERSION:
+            return
+        if mode == "rw":
+            with self.transaction():
+                self._bring_up_to_date()
+        else:
+            # Nothing may be written: an older ledger is read by way of a copy in memory.
+            copy = sqlite3.connect(":memory:", isolation_level=None)
+            self.sql.backup(copy)
+            self.sql.close()
+            self.sql = copy
+            self._bring_up_to_date()
+
+    def _bring_up_to_date(self) -> None:
+        """Makes the tables, or takes them over from an older format; in one transaction."""
+        version = self._version()
+        if version == 0:
+            create(self.sql)
+        elif version < VERSION:
+            from session_manager.live.ledger.migration import migrate
+
+            migrate(self.sql)
+
+    def _version(self) -> int:
+        return int(self.sql.execute("PRAGMA user_version").fetchone()[0])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.sql.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that holds the ledger's write lock; undone when the body raises."""
+        with clear_sqlite_errors(self.path):
+            self.sql.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.sql
+                self.sql.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self.sql.execute("ROLLBACK")
+                raise
+
+
+def as_json(value: Any) -> str:
+    """Writes a value as JSON text."""
+    return msgspec.json.encode(value).decode()
+
+
+def _make_state_dir(path: str) -> None:
+    parent = os.path.dirname(path)
+    if os.path.isdir(path):
+        return
+    os.makedirs(parent, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+        keep_owner(path, os.stat(parent))
+
+
+def _make_private(path: str) -> None:
+    """Makes the file 0600 before SQLite opens it; its journal takes over mode and owner from it."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        return
+    try:
+        keep_owner(fd, os.stat(os.path.dirname(path)))
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def clear_sqlite_errors(path: str) -> Iterator[None]:
+    """Turns an error of SQLite, or of what is in it, into one of ours."""
+    try:
+        yield
+    except (sqlite3.Error, msgspec.DecodeError, zlib.error) as error:
+        raise _explained(error, path) from error
+
+
+def _explained(error: Exception, path: str) -> SessionManagerError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return explain(OSError(28, "No space left on device"), "write the ledger", path)
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return explain(OSError(13, str(error)), "open the ledger", path)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return Refused(f"the ledger {path} is busy; try again", code="ledger_busy")
+    if code == sqlite3.SQLITE_IOERR:
+        return explain(OSError(5, str(error)), "write the ledger", path)
+    return Damaged(
+        f"the ledger {path} cannot be read ({error}); nothing was changed: move it away to start a new one, or restore "
+        "it from a backup",
+        code="ledger_damaged",
+    )

@@ -1,0 +1,95 @@
+"""Marks: what history has still to hear."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+from session_manager.live.ledger import chain
+from session_manager.live.ledger.connection import Connection, clear_sqlite_errors
+from session_manager.live.ledger.rows import Mark
+from session_manager.live.ledger.run import Run, note_run
+from session_manager.live.liveness import now_ms
+
+_THE_SAME = (
+    " WHERE agent_id = ? AND session_id = ? AND status = ? AND run_id = ? AND changed_at = ? AND state = 'pending'"
+)
+
+
+class Marks(Connection):
+    """The part of the ledger that history is told from."""
+
+    def owe_mark(self, run: Run, agent_id: str, session_id: str, *, again: bool = False) -> str:
+        """Owes history the end of a session that somebody else removed, once; returns the mark's state.
+
+        One that was given up or taken back is owed anew; with ``again`` that goes for a delivered one, too.
+        """
+        with self.transaction() as c:
+            changed = c.execute(
+                "INSERT INTO marks VALUES (?, ?, 'ended', 'pending', ?, ?, 0) ON CONFLICT (agent_id, session_id)"
+                " DO UPDATE SET status = 'ended', state = 'pending', run_id = excluded.run_id,"
+                " changed_at = excluded.changed_at, sent = 0"
+                " WHERE ? OR status = 'active' OR state IN ('missing', 'refused', 'cancelled')",
+                (agent_id, session_id, run.run_id, now_ms(), again),
+            ).rowcount
+            if changed:
+                note_run(c, run)
+                chain.append(c, "owed", {"run": run.run_id, "agent": agent_id, "session": session_id})
+            row = c.execute(
+                "SELECT state FROM marks WHERE agent_id = ? AND session_id = ?", (agent_id, session_id)
+            ).fetchone()
+        run.noted = run.noted or bool(changed)
+        return str(row[0])
+
+    def note_sent(self, marks: Sequence[Mark], *, sent: bool = True) -> None:
+        """Notes, before marks are sent, that history may have heard of them from now on; or that it has not."""
+        with self.transaction() as c:
+            c.executemany(f"UPDATE marks SET sent = ?{_THE_SAME}", [(sent, *_key(m)) for m in marks])
+
+    def note_marks(self, run: Run, marks: Sequence[Mark], state: str) -> None:
+        """Notes what became of pending marks; one that was changed since it was read stays pending."""
+        if not marks:
+            return
+        with self.transaction() as c:
+            note_run(c, run)
+            c.executemany(f"UPDATE marks SET state = ?{_THE_SAME}", [(state, *_key(m)) for m in marks])
+            sealed = chain.digest(_key(m) for m in marks).hex()
+            chain.append(c, "heard", {"run": run.run_id, "state": state, "marks": len(marks), "digest": sealed})
+        run.noted = True
+
+    def pending(self) -> list[Mark]:
+        """Returns the marks that history has still to hear, oldest first."""
+        with clear_sqlite_errors(self.path):
+            rows = self.sql.execute(
+                "SELECT agent_id, session_id, status, run_id, changed_at FROM marks WHERE state = 'pending'"
+                " ORDER BY changed_at, agent_id, session_id"
+            )
+            return [Mark(str(a), str(s), str(status), str(run_id), int(at)) for a, s, status, run_id, at in rows]
+
+    def pending_count(self, agent_id: str | None = None) -> int:
+        """Returns how many marks wait, of one agent or of all."""
+        with clear_sqlite_errors(self.path):
+            return int(
+                self.sql.execute(
+                    "SELECT count(*) FROM marks WHERE state = 'pending' AND (? IS NULL OR agent_id = ?)",
+                    (agent_id, agent_id),
+                ).fetchone()[0]
+            )
+
+
+def cancel_or_reverse(sql: sqlite3.Connection, run_id: str, agent_id: str, session_ids: Iterable[str]) -> None:
+    """Takes the marks of sessions that live again back, in the caller's transaction.
+
+    What history cannot have heard of is cancelled; for what it has, or may have, ``active`` is owed.
+    """
+    now = now_ms()
+    sql.executemany(
+        "UPDATE marks SET state = CASE WHEN state = 'delivered' OR sent THEN 'pending' ELSE 'cancelled' END,"
+        " status = CASE WHEN state = 'delivered' OR sent THEN 'active' ELSE status END,"
+        " run_id = ?, changed_at = ?, sent = 0 WHERE agent_id = ? AND session_id = ? AND status = 'ended'",
+        [(run_id, now, agent_id, session_id) for session_id in session_ids],
+    )
+
+
+def _key(mark: Mark) -> tuple[str, str, str, str, int]:
+    return (mark.agent_id, mark.session_id, mark.status, mark.run_id, mark.changed_at)

@@ -1,0 +1,160 @@
+"""Removals: what went, looked up afterwards, and what became of it since."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import msgspec
+
+from session_manager.live.ledger import chain
+from session_manager.live.ledger.attempts import Details
+from session_manager.live.ledger.connection import Connection, as_json, clear_sqlite_errors
+from session_manager.live.ledger.entries import forget, read_members
+from session_manager.live.ledger.marks import cancel_or_reverse
+from session_manager.live.ledger.rows import ERASED, PURGED, REMOVE, REMOVED, RESTORED, Facts, Member, Removed
+from session_manager.live.ledger.run import Run, note_run
+
+_COLUMNS = (
+    "SELECT r.removal_id, a.run_id, u.function, u.asked_by, u.user, u.host, a.store_id, a.agent_id, r.session_id,"
+    " r.reason, r.state, a.created_at, r.changed_at, a.state <> 'intent', r.details, m.status, m.state, k.chunk_id"
+)
+_FROM = (
+    " FROM removals r JOIN attempts a USING (attempt_id) LEFT JOIN runs u USING (run_id)"
+    " LEFT JOIN marks m ON m.agent_id = a.agent_id AND m.session_id = r.session_id"
+    " LEFT JOIN chunks k ON k.chunk_id = r.chunk_id"
+)
+_GONE = "a.state <> 'undone' AND r.state IN ('removed', 'purged', 'erased')"
+_HAS_KEY = "EXISTS (SELECT 1 FROM json_each(r.details, '$.keys') WHERE value = ?)"
+
+
+class Removals(Connection):
+    """The part of the ledger that says what was removed."""
+
+    def removed(self, session: str, agent_id: str | None) -> list[tuple[str, str]]:
+        """Returns (agent id, session id) of what was removed and stayed so, named by its id or by one of its keys."""
+        with clear_sqlite_errors(self.path):
+            named = _HAS_KEY if ":" in session else "r.session_id = ?"
+            rows = self.sql.execute(
+                "SELECT DISTINCT a.agent_id, r.session_id FROM removals r JOIN attempts a USING (attempt_id)"
+                f" WHERE {_GONE} AND (? IS NULL OR a.agent_id = ?) AND {named}",
+                (agent_id, agent_id, session),
+            )
+            return [(str(a), str(s)) for a, s in rows]
+
+    def removals(
+        self,
+        *,
+        agent_id: str | None = None,
+        since: int | None = None,
+        run_id: str | None = None,
+        session: str | None = None,
+        store_id: str | None = None,
+        limit: int = -1,
+    ) -> list[Removed]:
+        """Returns removals, newest first: of an agent, not before ``since`` (epoch ms), of a run, of a session
+        (its id, or one of its keys), of a store. What stayed alive (``kept``) is none.
+        """
+        where, values = _conditions(agent_id, since, run_id, session, store_id)
+        with clear_sqlite_errors(self.path):
+            rows = self.sql.execute(
+                f"{_COLUMNS}{_FROM}{where} ORDER BY r.attempt_id DESC, r.removal_id DESC LIMIT ?", (*values, limit)
+            )
+            return [_removed(row) for row in rows]
+
+    def recent_removals(self, store_id: str, since: int, sessions: Collection[str]) -> list[Removed]:
+        """Returns the newest removal of each of ``sessions`` since then (epoch ms) in a store, unless it was undone
+        or taken back, or is not finished.
+        """
+        with clear_sqlite_errors(self.path):
+            attempts = self.sql.execute(
+                "SELECT attempt_id FROM attempts WHERE created_at >= ? AND store_id = ? AND kind = ?"
+                " ORDER BY attempt_id",
+                (since, store_id, REMOVE),
+            ).fetchall()
+            newest: dict[str, int] = {}
+            for attempt in attempts:
+                rows = self.sql.execute("SELECT session_id, removal_id FROM removals WHERE attempt_id = ?", attempt)
+                newest.update((session_id, removal_id) for session_id, removal_id in rows if session_id in sessions)
+            found = [self._removal(removal_id) for removal_id in newest.values()]
+            return [r for r in found if r.state == REMOVED and r.finished]
+
+    def _removal(self, removal_id: int) -> Removed:
+        return _removed(self.sql.execute(f"{_COLUMNS}{_FROM} WHERE r.removal_id = ?", (removal_id,)).fetchone())
+
+    def count_removals(
+        self, *, agent_id: str | None = None, since: int | None = None, run_id: str | None = None
+    ) -> int:
+        """Returns how many removals there are in all."""
+        where, values = _conditions(agent_id, since, run_id, None, None)
+        with clear_sqlite_errors(self.path):
+            row = self.sql.execute(f"SELECT count(*){_FROM}{where}", values).fetchone()
+            return int(row[0])
+
+    def members(self, removed: Iterable[Removed]) -> dict[int, list[Member]]:
+        """Returns raw members (key token, value) by removal id; those whose entries were dropped are left out."""
+        with clear_sqlite_errors(self.path):
+            return read_members(self.sql, [r.removal_id for r in removed])
+
+    def note_restored(self, run: Run, removed: Sequence[Removed]) -> None:
+        """Notes that sessions live again; their marks are cancelled, or reversed where history may have heard.
+
+        For what needs no intent, because the files are as they should be already; else ``intend_restore``.
+        """
+        with self.transaction() as c:
+            self._change(run, RESTORED, removed)
+            for r in removed:
+                cancel_or_reverse(c, run.run_id, r.agent_id, [r.session_id])
+        run.noted = True
+
+    def note_purged(self, run: Run, removed: Sequence[Removed]) -> None:
+        """Notes that removals can never be restored, and drops their raw entries."""
+        with self.transaction() as c:
+            self._change(run, PURGED, removed)
+            forget(c, [r.removal_id for r in removed])
+        run.noted = True
+
+    def note_erased(self, run: Run, removed: Sequence[Removed]) -> None:
+        """Forgets keys, files, facts and raw entries; what stays is that a session of this id was removed, and when.
+
+        To be called last: from then on the ledger cannot say where the files were.
+        """
+        with self.transaction() as c:
+            self._change(run, ERASED, removed)
+            forget(c, [r.removal_id for r in removed])
+            c.executemany("UPDATE removals SET details = NULL WHERE removal_id = ?", [(r.removal_id,) for r in removed])
+        run.noted = True
+
+    def _change(self, run: Run, state: str, removed: Sequence[Removed]) -> None:
+        ids = [r.removal_id for r in removed]
+        note_run(self.sql, run)
+        at = chain.append(self.sql, state, {"run": run.run_id, "removals": ids})
+        self.sql.execute(
+            "UPDATE removals SET state = ?, changed_at = ? WHERE removal_id IN (SELECT value FROM json_each(?))",
+            (state, at, as_json(ids)),
+        )
+
+
+def _conditions(
+    agent_id: str | None, since: int | None, run_id: str | None, session: str | None, store_id: str | None
+) -> tuple[str, list[object]]:
+    values: list[object] = []
+    parts = [f" WHERE r.state <> 'kept' AND a.kind = '{REMOVE}'"]
+    for text, value in (
+        ("a.agent_id = ?", agent_id),
+        ("a.created_at >= ?", since),
+        ("a.run_id = ?", run_id),
+        (_HAS_KEY if session is not None and ":" in session else "r.session_id = ?", session),
+        ("a.store_id = ?", store_id),
+    ):
+        if value is not None:
+            parts.append(text)
+            values.append(value)
+    return " AND ".join(parts), values
+
+
+def _removed(row: Sequence[object]) -> Removed:
+    *first, changed_at, finished, details, status, state, chunk_id = row
+    known = msgspec.json.decode(details, type=Details) if isinstance(details, str) else Details([], [], Facts())
+    mark = (str(status), str(state)) if status is not None else None
+    rest = [changed_at, bool(finished), known.keys, known.files, known.facts, mark, chunk_id is not None]
+    return Removed(*first, *rest)  # type: ignore[arg-type]

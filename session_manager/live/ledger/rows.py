@@ -1,0 +1,105 @@
+"""What the ledger's rows hold, as values. Times are epoch milliseconds."""
+
+from __future__ import annotations
+
+import msgspec
+
+from session_manager.live.volume import Identity
+
+# What an attempt does to the sessions it names, and how far a removal is.
+REMOVE, RESTORE = "remove", "restore"
+REMOVED, KEPT, RESTORED, PURGED, ERASED = "removed", "kept", "restored", "purged", "erased"
+
+Member = tuple[bytes, bytes]
+
+
+class Facts(msgspec.Struct, omit_defaults=True):
+    """What is worth knowing of a session when it has gone; nothing of what was said in it. Cost in US dollars."""
+
+    session_type: str | None = None
+    label: str | None = None
+    model: str | None = None
+    tokens: int | float | None = None
+    cost_usd: int | float | None = None
+    started_at: int | float | None = None
+    activity: int | None = None
+
+
+class Removal(msgspec.Struct):
+    """One session that goes: its keys, its raw members (key token, value), its files from → to (base names)."""
+
+    session_id: str
+    reason: str
+    keys: list[str]
+    members: list[Member]
+    files: list[tuple[str, str]]
+    removal_id: int = 0
+    facts: Facts = msgspec.field(default_factory=Facts)
+
+
+class Temp(msgspec.Struct):
+    """A temporary index file: its base name and the identity that it had before it was swapped in."""
+
+    name: str
+    identity: Identity
+
+
+class Attempt(msgspec.Struct):
+    """One agent's part of a run. ``expected`` are the versions of the index that may be thrown away when displaced.
+
+    ``archive_runs`` says for each removal (by id) under which run's name its second names are kept: the attempt's
+    own when it removes, that of the run that removed the session when it restores.
+    """
+
+    attempt_id: int
+    run_id: str
+    agent_id: str
+    temps: list[Temp]
+    expected: list[Identity]
+    removals: list[Removal]
+    kind: str = REMOVE
+    archive_runs: dict[int, str] = {}
+
+    def archive_run(self, removal: Removal) -> str:
+        """Returns the run under whose name the second names of a removal's files are kept."""
+        return self.archive_runs.get(removal.removal_id, self.run_id)
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """One thing that history has still to hear. ``run_id`` and ``changed_at`` (epoch ms) tell it from a later one."""
+
+    agent_id: str
+    session_id: str
+    status: str
+    run_id: str
+    changed_at: int
+
+
+class Removed(msgspec.Struct):
+    """One removal, looked up afterwards.
+
+    ``state`` is ``removed``, ``kept``, ``restored``, ``purged`` or ``erased``, since ``changed_at`` when it is no
+    longer the first. ``finished`` is False while the attempt is open. ``files`` are from → to (base names). ``mark``
+    is what history has heard of the session: (status, state), or None when nothing was ever owed. ``has_entries``
+    says whether the raw entries are still there. An erased one has neither keys nor files nor facts.
+    """
+
+    removal_id: int
+    run_id: str
+    function: str | None
+    asked_by: str | None
+    user: str | None
+    host: str | None
+    store_id: str
+    agent_id: str
+    session_id: str
+    reason: str
+    state: str
+    removed_at: int
+    changed_at: int | None
+    finished: bool
+    keys: list[str]
+    files: list[tuple[str, str]]
+    facts: Facts
+    mark: tuple[str, str] | None
+    has_entries: bool

@@ -1,0 +1,55 @@
+"""What a removal will be: keys, raw members, files from → to, and the facts worth keeping."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from session_manager.core.session import Session, count_or_none, epoch_ms
+from session_manager.live.ledger import Facts, Removal
+from session_manager.live.liveness import now_ms
+from session_manager.live.transcripts import archive_names, files_by_session
+from session_manager.live.volume import Snapshot
+
+_LONGEST_TEXT = 200
+
+
+def plan(
+    snapshot: Snapshot, names: Sequence[str], chosen: Sequence[tuple[Session, str]], shared: Collection[str]
+) -> list[Removal]:
+    """Returns the removals of ``chosen`` (session, reason); files in ``shared``, or of sessions that stay, stay."""
+    assert snapshot.index is not None
+    index = snapshot.index
+    files = files_by_session(names, snapshot.sessions, snapshot.store.sessions_dir)
+    going = {session.id for session, _ in chosen}
+    kept = {n for s in snapshot.sessions if s.id not in going for n in files.get(s.id, ())} | set(shared)
+    taken, now = set(names), now_ms()
+    removals = []
+    for session, reason in chosen:
+        mine = [n for n in files.get(session.id, ()) if n not in kept]
+        kept.update(mine)
+        members = [index.raw(key) for key in session.keys]
+        targets = archive_names(mine, taken, now)
+        removals.append(Removal(session.id, reason, list(session.keys), members, targets, facts=facts_of(session, now)))
+    return removals
+
+
+def facts_of(session: Session, now: int) -> Facts:
+    """Returns what the ledger keeps of a session: counters and names from its entry, nothing from its transcript."""
+    total, given, written, cost, started, run_started = session.usage
+    tokens = count_or_none(total)
+    if tokens is None:
+        parts = [n for n in (count_or_none(given), count_or_none(written)) if n is not None]
+        tokens = sum(parts) if parts else None
+    return Facts(
+        session_type=session.session_type,
+        label=_short(session.label),
+        model=_short(session.model),
+        tokens=tokens,
+        cost_usd=count_or_none(cost),
+        started_at=epoch_ms(started, now) or epoch_ms(run_started, now),
+        activity=session.last_activity,
+    )
+
+
+def _short(text: str | None) -> str | None:
+    return None if text is None else text[:_LONGEST_TEXT].encode(errors="replace").decode()

@@ -1,0 +1,237 @@
+"""Second names of archived files: ``<state dir>/archives/<run id>/<agent>/<archive name>``.
+
+Gateways 2026.4 to 2026.6 delete archives in the sessions folder after a day. A hard link in the state directory takes
+no room and outlives that; where the file systems differ, or know no links, it is a copy. A file's place follows from
+the run, the agent and the archive name, all of which are in the ledger before the file is made, and the run's age is in
+its id: nothing in here can be lost sight of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from session_manager.live.atomic import explain, keep_owner, rename_new, sync_folder
+from session_manager.live.gateway_lock import StoreLock
+from session_manager.live.ledger import Attempt, Removal, run_started_at
+from session_manager.live.liveness import now_ms
+from session_manager.live.steps import step
+from session_manager.live.volume import Store
+
+FOLDER = "archives"
+_DAY_MS = 86_400_000
+_PART = ".part"
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_CHECK_EVERY = 64
+# The gateway waits for the store meanwhile: what does not fit is reported, and has one name only.
+_COPY_BYTES, _COPY_S = 256 * 1024 * 1024, 5.0
+_PIECE = 1024 * 1024
+# Old names go a few at a time, but faster than new ones come.
+_LEAST_DROPPED = 2_000
+
+
+class AtRisk(msgspec.Struct):
+    """How many archived files have no second name, and why the first of them has none."""
+
+    files: int = 0
+    error: str | None = None
+
+    def add(self, other: AtRisk) -> None:
+        """Adds another count."""
+        self.files += other.files
+        self.error = self.error or other.error
+
+    def document(self) -> dict[str, object]:
+        """Returns a result's ``at_risk``; empty when nothing is."""
+        return {"at_risk": {"files": self.files, "error": self.error}} if self.files else {}
+
+
+class SecondNames:
+    """The second names below one state directory."""
+
+    def __init__(self, state_dir: str) -> None:
+        self._root = os.path.join(state_dir, FOLDER)
+        self._kept = 0
+
+    def path(self, run_id: str, agent_id: str, name: str) -> str:
+        """Returns where the second name of the archive ``name`` is, whether it exists or not."""
+        return os.path.join(self._root, run_id, agent_id, name)
+
+    def keep(self, store: Store, lock: StoreLock, attempt: Attempt, removals: Iterable[Removal]) -> AtRisk:
+        """Gives the archived files of ``removals`` their second names; says which could not have one.
+
+        What has one already, or is not there, is passed over. Raises LockLost.
+        """
+        at_risk = AtRisk()
+        by_run: dict[str, list[str]] = {}
+        for removal in removals:
+            if removal.files:
+                by_run.setdefault(attempt.archive_run(removal), []).extend(target for _, target in removal.files)
+        copying = _Copying(lock)
+        for run_id, names in by_run.items():
+            folder = os.path.join(self._root, run_id, store.agent_id)
+            try:
+                self._make(folder)
+                with _opened(store.sessions_dir) as source, _opened(folder) as target:
+                    for count, name in enumerate(names):
+                        if count % _CHECK_EVERY == _CHECK_EVERY - 1:
+                            lock.check()
+                        _keep(source, target, name, copying, at_risk)
+                        step("second name kept")
+                    os.fsync(target)
+                sync_folder(os.path.dirname(folder))
+            except OSError as error:
+                # Names that are there already are counted, too: rather too many than too few.
+                sentence = explain(error, "keep second names in", folder).message
+                at_risk.add(AtRisk(max(1, len(names) - at_risk.files), sentence))
+            self._kept += len(names)
+        return at_risk
+
+    def bring_back(self, store: Store, run_id: str, name: str, source: str) -> bool:
+        """Gives a file whose archive ``name`` is gone its live name ``source`` back; False when there is no second.
+
+        Raises FileExistsError when something has that name, and other OSErrors.
+        """
+        second, live = self.path(run_id, store.agent_id, name), os.path.join(store.sessions_dir, source)
+        try:
+            os.link(second, live, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            part = os.path.join(store.sessions_dir, _own_part())
+            try:
+                with _opened(os.path.dirname(second)) as folder, _opened(store.sessions_dir) as sessions:
+                    _Copying(None).copy(folder, name, sessions, os.path.basename(part))
+                rename_new(part, live)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(part)
+        return True
+
+    def forget(self, run_id: str, agent_id: str, names: Iterable[str]) -> int:
+        """Removes second names, with what a killed copy left; returns how many there were. Raises OSError."""
+        folder = os.path.join(self._root, run_id, agent_id)
+        count = 0
+        for name in (*names, _PART):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.unlink(os.path.join(folder, name))
+                count += name != _PART
+        for empty in (folder, os.path.dirname(folder)):
+            with contextlib.suppress(OSError):
+                os.rmdir(empty)
+        return count
+
+    def drop_old(self, keep_days: int) -> None:
+        """Removes second names past their time, some of them. Raises OSError."""
+        try:
+            runs = sorted(os.listdir(self._root))
+        except FileNotFoundError:
+            return
+        budget = max(_LEAST_DROPPED, 2 * self._kept)
+        for run_id in runs:
+            at = run_started_at(run_id)
+            if at is None:
+                continue
+            if at >= now_ms() - keep_days * _DAY_MS or budget <= 0:
+                return
+            for agent_id in os.listdir(os.path.join(self._root, run_id)):
+                names = os.listdir(os.path.join(self._root, run_id, agent_id))[:budget]
+                budget -= len(names)
+                self.forget(run_id, agent_id, names)
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.join(self._root, run_id))
+
+    def _make(self, folder: str) -> None:
+        """Makes a run's folder of an agent, 0700, for the owner of the state directory."""
+        state_dir = os.path.dirname(self._root)
+        for path in (self._root, os.path.dirname(folder), folder):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+                keep_owner(path, os.stat(state_dir))
+
+
+@contextlib.contextmanager
+def _opened(folder: str) -> Iterator[int]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _own_part() -> str:
+    return f".session_manager.{os.getpid()}.{os.urandom(6).hex()}{_PART}"
+
+
+def _keep(source: int, target: int, name: str, copying: _Copying, at_risk: AtRisk) -> None:
+    try:
+        try:
+            os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+        except FileExistsError:
+            if not _same(source, target, name):
+                os.unlink(name, dir_fd=target)
+                _keep(source, target, name, copying, at_risk)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            copying.within_budget(source, name)
+            copying.copy(source, name, target, _PART)
+            os.rename(_PART, name, src_dir_fd=target, dst_dir_fd=target)
+    except FileNotFoundError:
+        # The archive itself is not there: the gateway, or a person, was faster.
+        return
+    except OSError as error:
+        at_risk.add(AtRisk(1, explain(error, "keep a second name of", name).message))
+
+
+def _same(source: int, target: int, name: str) -> bool:
+    ours = os.stat(name, dir_fd=target, follow_symlinks=False)
+    theirs = os.stat(name, dir_fd=source, follow_symlinks=False)
+    same_file = (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+    return same_file or (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
+
+
+class _Copying:
+    """Durable copies, within a budget of bytes and seconds for all of them together."""
+
+    def __init__(self, lock: StoreLock | None) -> None:
+        self._lock = lock
+        self._bytes = _COPY_BYTES
+        self._deadline: float | None = None
+
+    def within_budget(self, folder: int, name: str) -> None:
+        """Takes a file's bytes from the budget. Raises OSError (EFBIG) when they are more than is left."""
+        self._deadline = self._deadline or time.monotonic() + _COPY_S
+        size = os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
+        if size > self._bytes or time.monotonic() > self._deadline:
+            raise OSError(errno.EFBIG, "copying it would take too long", name)
+        self._bytes -= size
+
+    def copy(self, source: int, name: str, target: int, new: str) -> None:
+        """Copies a regular file, with its times, as 0600 for the owner of the target folder. Raises OSError."""
+        from_fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=source)
+        with open(from_fd, "rb", buffering=0) as reading:
+            status = os.fstat(from_fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", name)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new, dir_fd=target)
+            to_fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
+            with open(to_fd, "wb", buffering=0) as writing:
+                keep_owner(to_fd, os.fstat(target))
+                while piece := reading.read(_PIECE):
+                    view = memoryview(piece)
+                    while view:
+                        view = view[writing.write(view) :]
+                    if self._lock is not None:
+                        self._lock.check()
+                os.utime(to_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+                os.fsync(to_fd)

@@ -21,6 +21,8 @@ FUNCTIONS = [
     "delete_session",
     "cleanup_after_delegation",
     "deliver_history",
+    "list_deleted",
+    "verify_ledger",
 ]
 
 

@@ -19,6 +19,8 @@ NAMES = (
     "delete_session",
     "cleanup_after_delegation",
     "deliver_history",
+    "list_deleted",
+    "verify_ledger",
 )
 
 

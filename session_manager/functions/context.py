@@ -26,6 +26,17 @@ class Context(msgspec.Struct, frozen=True):
     clock: Callable[[], int]
 
 
+def iso_utc(epoch_ms: float | None) -> str | None:
+    """Writes a time (epoch ms) as ISO 8601 in UTC, with milliseconds where there are any."""
+    if epoch_ms is None:
+        return None
+    from datetime import UTC, datetime
+
+    milliseconds = int(epoch_ms)
+    moment = datetime.fromtimestamp(milliseconds // 1000, UTC).replace(microsecond=milliseconds % 1000 * 1000)
+    return moment.isoformat(timespec="milliseconds" if milliseconds % 1000 else "seconds")
+
+
 def check_session_type(name: str | None) -> None:
     """Raises UsageError when ``name`` is no session type, naming the nearest."""
     if name is None or name in KINDS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -10,7 +9,7 @@ import msgspec
 from session_manager.core.errors import with_errors
 from session_manager.core.protection import protection
 from session_manager.core.session import Session
-from session_manager.functions.context import Agent, Context, Limit, SessionType, check_session_type
+from session_manager.functions.context import Agent, Context, Limit, SessionType, check_session_type, iso_utc
 from session_manager.functions.reading import read_view
 
 DESCRIPTION = "Lists the live sessions from the gateway's files, newest first; all agents unless one is named."
@@ -48,15 +47,8 @@ def _row(session: Session, current: frozenset[str]) -> dict[str, Any]:
         "agentId": session.agent_id,
         "session_type": session.session_type,
         "label": session.label,
-        "updatedAt": _iso(session.updated_at),
+        "updatedAt": iso_utc(session.updated_at),
         "contextTokens": session.context_tokens,
         "model": session.model,
         "protected": protected.reason if protected else None,
     }
-
-
-def _iso(epoch_ms: int | None) -> str | None:
-    if epoch_ms is None:
-        return None
-    moment = datetime.fromtimestamp(epoch_ms // 1000, UTC).replace(microsecond=epoch_ms % 1000 * 1000)
-    return moment.isoformat(timespec="milliseconds" if epoch_ms % 1000 else "seconds")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -245,20 +244,15 @@ def test_the_ledger_can_tell(agents: Path, skill: Skill) -> None:
     store.add("hook:dead", 3 * DAYS, "dead", transcript=False)
     store.write()
     run_id = skill(CLEANUP, REAL).document["run_id"]
-    connection = sqlite3.connect(agents / ".session_manager" / "ledger.sqlite")
-    rows = connection.execute(
-        "SELECT r.session_id, r.reason, r.keys, r.files, r.state, a.state FROM removals r JOIN attempts a"
-        " USING (attempt_id) WHERE a.run_id = ? ORDER BY r.session_id", (run_id,),
-    ).fetchall()  # fmt: skip
-    connection.close()
-    assert [(i, why, json.loads(keys), state, end) for i, why, keys, _, state, end in rows] == [
-        ("dead", "entry without transcript", ["agent:main:hook:dead"], "removed", "done"),
-        ("lost-0", "orphan", [], "removed", "done"),
-        ("lost-1", "orphan", [], "removed", "done"),
+    rows = sorted(skill("list_deleted", {"run_id": run_id}).document["deleted"], key=lambda row: str(row["id"]))
+    assert [(row["id"], row["reason"], row["keys"], row["state"]) for row in rows] == [
+        ("dead", "entry without transcript", ["agent:main:hook:dead"], "removed"),
+        ("lost-0", "orphan", [], "removed"),
+        ("lost-1", "orphan", [], "removed"),
     ]
-    for session_id, _, _, files, *_ in rows[1:]:
-        ((source, target),) = json.loads(files)
-        assert source == f"{session_id}.jsonl"
+    for row in rows[1:]:
+        (target,) = row["archived_files"]
+        assert target.startswith(f"{row['id']}.jsonl.deleted.")
         assert (store.dir / target).exists()
     assert skill("get_session_stats").document["pending_history_marks"] == 3
 
@@ -380,8 +374,8 @@ def test_an_index_that_breaks_meanwhile_brings_everything_back(
 # Killed.
 
 KILL_AT = [sys.executable, str(ROOT / "tests/kill_at.py")]
-STEPS = ["orphan intent written", "file archived", "file archived", "orphans archived", "orphans' folder synced",
-         "orphans' end noted", "marks sent"]  # fmt: skip
+STEPS = ["orphan intent written", "file archived", "file archived", "orphans archived", "second name kept",
+         "second name kept", "orphans' folder synced", "orphans' end noted", "marks sent"]  # fmt: skip
 
 
 def run_until(skill: Skill, limit: int, log: Path, arguments: dict[str, Any]) -> tuple[int, list[str]]:

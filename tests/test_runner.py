@@ -23,6 +23,8 @@ FUNCTIONS = [
     "deliver_history",
     "cleanup_orphans",
     "readopt_orphans",
+    "list_deleted",
+    "verify_ledger",
 ]
 
 

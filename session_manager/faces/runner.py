@@ -38,14 +38,16 @@ functions:
 environment:
   ARIA_AGENTS_DIR    folder that holds <agent>/sessions; else $OPENCLAW_STATE_DIR/agents,
                      /app/agents, ~/.openclaw/agents
-  ARIA_STATE_DIR     the ledger's folder (default <agents dir>/.session_manager)
+  ARIA_STATE_DIR     folder of the ledger and of archives' second names
+                     (default <agents dir>/.session_manager)
   ARIA_SESSION_ID    id of the calling session, which is never deleted (also OPENCLAW_SESSION_ID)
   ARIA_AGENT_ID      who is asking; noted in the ledger
   ARIA_API_URL       history layer (default http://localhost:8000/api); empty: there is none
   ARIA_API_TOKEN     the token that aria-api asks for
   ARIA_API_TIMEOUT   seconds that one call may spend on history (default 10)
   ARIA_LOCK_TIMEOUT  seconds to wait for a lock (default 10)
-  ARIA_KEEP_DAYS     days that removed index entries are kept in the ledger (default 7)
+  ARIA_KEEP_DAYS     days that removed index entries, and archives' second names, are kept
+                     in the state directory (default 7)
 
 exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 damaged,
             70 internal error, 130 interrupted

@@ -21,6 +21,8 @@ NAMES = (
     "deliver_history",
     "cleanup_orphans",
     "readopt_orphans",
+    "list_deleted",
+    "verify_ledger",
 )
 
 

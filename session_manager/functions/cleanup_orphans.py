@@ -10,7 +10,7 @@ import msgspec
 from session_manager.core.errors import Refused, SessionManagerError, failure, with_errors
 from session_manager.core.orphans import Orphan, too_many
 from session_manager.core.session import Session
-from session_manager.functions.context import Agent, Context, Minutes, iso
+from session_manager.functions.context import Agent, Context, Minutes, iso_utc
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Plan, Planner
 from session_manager.functions.reading import errors_or_raise
 from session_manager.live.orphans import CLASSES, ORPHAN
@@ -64,7 +64,7 @@ class Result(msgspec.Struct):
                 "agentId": orphan.agent_id,
                 "files": files,
                 "bytes": orphan.size,
-                "last_activity": iso(orphan.last_activity),
+                "last_activity": iso_utc(orphan.last_activity),
             }
         )
         self.archived_bytes += orphan.size

@@ -27,6 +27,16 @@ class Context(msgspec.Struct, frozen=True):
     clock: Callable[[], int]
 
 
+def iso_utc(epoch_ms: float | None) -> str | None:
+    """Writes a time (epoch ms) as ISO 8601 in UTC, with milliseconds where there are any."""
+    if epoch_ms is None:
+        return None
+
+    milliseconds = int(epoch_ms)
+    moment = datetime.fromtimestamp(milliseconds // 1000, UTC).replace(microsecond=milliseconds % 1000 * 1000)
+    return moment.isoformat(timespec="milliseconds" if milliseconds % 1000 else "seconds")
+
+
 def check_session_type(name: str | None) -> None:
     """Raises UsageError when ``name`` is no session type, naming the nearest."""
     if name is None or name in KINDS:
@@ -47,11 +57,3 @@ def check_session_id(session_id: str) -> None:
             f"{session_id!r} is not a session id: full ids only, no path, no '..', no leading dot or dash",
             argument="session_id",
         )
-
-
-def iso(epoch_ms: int | None) -> str | None:
-    """Writes epoch milliseconds as ISO 8601 in UTC; None stays None."""
-    if epoch_ms is None:
-        return None
-    moment = datetime.fromtimestamp(epoch_ms // 1000, UTC).replace(microsecond=epoch_ms % 1000 * 1000)
-    return moment.isoformat(timespec="milliseconds" if epoch_ms % 1000 else "seconds")

@@ -9,7 +9,7 @@ import msgspec
 from session_manager.core.errors import with_errors
 from session_manager.core.protection import protection
 from session_manager.core.session import Session
-from session_manager.functions.context import Agent, Context, Limit, SessionType, check_session_type, iso
+from session_manager.functions.context import Agent, Context, Limit, SessionType, check_session_type, iso_utc
 from session_manager.functions.reading import read_view
 
 DESCRIPTION = "Lists the live sessions from the gateway's files, newest first; all agents unless one is named."
@@ -47,7 +47,7 @@ def _row(session: Session, current: frozenset[str]) -> dict[str, Any]:
         "agentId": session.agent_id,
         "session_type": session.session_type,
         "label": session.label,
-        "updatedAt": iso(session.updated_at),
+        "updatedAt": iso_utc(session.updated_at),
         "contextTokens": session.context_tokens,
         "model": session.model,
         "protected": protected.reason if protected else None,

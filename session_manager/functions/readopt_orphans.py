@@ -10,7 +10,7 @@ import msgspec
 
 from session_manager.core.errors import Damaged, NotFound, SessionManagerError, failure, with_errors
 from session_manager.core.session import safe_name
-from session_manager.functions.context import Agent, Context, check_session_id, iso
+from session_manager.functions.context import Agent, Context, check_session_id, iso_utc
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Planner
 from session_manager.functions.reading import errors_or_raise
 from session_manager.live.observe import iso_to_ms, last_timestamp, listing
@@ -55,8 +55,8 @@ class Adoption(msgspec.Struct):
             "agentId": self.agent_id,
             "key": self.key,
             "file": self.file,
-            "updatedAt": iso(self.updated_at),
-            "startedAt": iso(self.started_at),
+            "updatedAt": iso_utc(self.updated_at),
+            "startedAt": iso_utc(self.started_at),
         }
 
     def member(self) -> tuple[bytes, bytes]:

@@ -14,6 +14,7 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
+from io import FileIO
 
 import msgspec
 
@@ -225,13 +226,21 @@ class _Copying:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(new, dir_fd=target)
             to_fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
-            with open(to_fd, "wb", buffering=0) as writing:
-                keep_owner(to_fd, os.fstat(target))
-                while piece := reading.read(_PIECE):
-                    view = memoryview(piece)
-                    while view:
-                        view = view[writing.write(view) :]
-                    if self._lock is not None:
-                        self._lock.check()
-                os.utime(to_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-                os.fsync(to_fd)
+            try:
+                with open(to_fd, "wb", buffering=0) as writing:
+                    keep_owner(to_fd, os.fstat(target))
+                    self._pour(reading, writing)
+                    os.utime(to_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+                    os.fsync(to_fd)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(new, dir_fd=target)
+                raise
+
+    def _pour(self, reading: FileIO, writing: FileIO) -> None:
+        while piece := reading.read(_PIECE):
+            view = memoryview(piece)
+            while view:
+                view = view[writing.write(view) :]
+            if self._lock is not None:
+                self._lock.check()

@@ -33,6 +33,7 @@ from session_manager.live.ledger.marks import Marks
 from session_manager.live.ledger.removals import Removals
 from session_manager.live.ledger.rows import Attempt, Facts, Mark, Removal, Removed, Temp
 from session_manager.live.ledger.run import Run, new_run_id, run_started_at, start_run
+from session_manager.live.ledger.verification import Verification
 
 __all__ = [
     "Attempt",
@@ -49,5 +50,5 @@ __all__ = [
 ]
 
 
-class Ledger(Attempts, Marks, Removals):
+class Ledger(Attempts, Marks, Removals, Verification):
     """The whole ledger, opened. A context manager; leaving it closes the file."""

@@ -56,9 +56,7 @@ class Removals(Connection):
         """
         where, values = _conditions(agent_id, since, run_id, session, store_id)
         with clear_sqlite_errors(self.path):
-            rows = self.sql.execute(
-                f"{_COLUMNS}{_FROM}{where} ORDER BY r.attempt_id DESC, r.removal_id DESC LIMIT ?", (*values, limit)
-            )
+            rows = self.sql.execute(f"{_COLUMNS}{_FROM}{where} ORDER BY r.removal_id DESC LIMIT ?", (*values, limit))
             return [_removed(row) for row in rows]
 
     def recent_removals(self, store_id: str, since: int, sessions: Collection[str]) -> list[Removed]:

@@ -18,7 +18,10 @@ def read(agents: Path) -> None:
 
 
 def prune(agents: Path) -> None:
-    """Reads the index; writes the survivors' share durably and renames it into place; renames the transcripts."""
+    """Reads the index; writes the survivors' share durably and renames it into place; archives the transcripts.
+
+    An archive is a rename and a second name elsewhere.
+    """
     folder = agents / "main/sessions"
     data = (folder / "sessions.json").read_bytes()
     fd = os.open(folder / "new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE)
@@ -27,8 +30,12 @@ def prune(agents: Path) -> None:
         os.fsync(fd)
     os.rename(folder / "new", folder / "sessions.json")
     names = [found.name for found in os.scandir(folder) if found.name.endswith(".jsonl")]
+    elsewhere = agents / "archives"
+    elsewhere.mkdir()
     for name in names[len(names) // YOUNG_EVERY :]:
-        os.rename(f"{folder}/{name}", f"{folder}/{name}.deleted.2026-01-01T00-00-00.000Z")
+        archive = f"{name}.deleted.2026-01-01T00-00-00.000Z"
+        os.rename(f"{folder}/{name}", f"{folder}/{archive}")
+        os.link(f"{folder}/{archive}", f"{elsewhere}/{archive}")
 
 
 class Ledger:

@@ -141,7 +141,7 @@ def faulted(agents: Path, place: str, fault: Fault, call: tuple[str, dict[str, A
     with pytest.MonkeyPatch.context() as patch:
         if place in ("replace", "rename"):
             # A file system without exchange.
-            patch.setattr(atomic, "_renameat2", lambda source, target, flags: False)
+            patch.setattr(atomic, "_renameat2", lambda *_: False)
         owner, name, concerns = PLACES[place]
         patch.setattr(owner, name, fault.wrap(getattr(owner, name), concerns))
         return in_process(agents, *call)

@@ -373,6 +373,40 @@ def test_entries_come_back_byte_for_byte_from_many_chunks(agents: Path) -> None:
     connection.close()
 
 
+# --- an attempt to restore that was killed --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reaped", [False, True])
+def test_a_restore_whose_keys_are_back_is_finished(agents: Path, skill: Skill, reaped: bool) -> None:
+    store = build(agents)
+    before = {n: (store.dir / n).read_bytes() for n in ("s0.jsonl", "s1.jsonl")}
+    assert skill("prune_sessions").exit_code == 0
+    if reaped:
+        for path in store.dir.glob("*.deleted.*"):
+            path.unlink()
+    run = start_run("restore_run", settings_of(agents))
+    with opened(agents) as ledger:
+        rows = [r for r in ledger.removals() if f"{r.session_id}.jsonl" in before]
+        ledger.intend_restore(run, rows[0].store_id, "main", [], [], rows)
+    key = "agent:main:cron:job-0"
+    store.entries = {**store.read(), key: store.entries[key]}
+    store.write()
+    document = skill("prune_sessions", {"max_age_minutes": 1_000_000}).document
+    assert document["recovered"] == [
+        {"run_id": run.run_id, "agentId": "main", "what": "restore", "finished": ["s0"], "undone": ["s1"]}
+    ]
+    assert "reappeared" not in document
+    assert (store.dir / "s0.jsonl").read_bytes() == before["s0.jsonl"]
+    assert "s1.jsonl" not in store.names()
+    listed = {r["id"]: (r["state"], r["restorable"]) for r in skill("list_deleted").document["deleted"]}
+    assert listed == {"s0": ("restored", False), "s1": ("removed", True), "s2": ("removed", True)}
+    names = {p.name.split(".")[0] for p in (agents / ".session_manager/archives").rglob("*") if not p.is_dir()}
+    assert names == {"s1", "s2"}
+    states = dict(ask(agents, "SELECT session_id, state FROM marks"))
+    assert states == {"s0": "cancelled", "s1": "pending", "s2": "pending"}
+    assert skill("verify_ledger").document["broken"] is None
+
+
 # --- marks are taken back -------------------------------------------------------------------------------------------
 
 

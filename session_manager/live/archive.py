@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from session_manager.core.errors import SessionManagerError
-from session_manager.live.atomic import explain, rename_new
+from session_manager.live.atomic import explain, opened_folder, rename_new
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.ledger import Attempt, Ledger, Removal
 from session_manager.live.liveness import now_ms
@@ -31,22 +31,24 @@ def archive_files(
     moved; raises LockLost.
     """
     failures: Failures = []
-    count = 0
-    for removal in removals:
-        for position, (source, target) in enumerate(removal.files):
-            if source in spared:
-                continue
-            count += 1
+    with opened_folder(store.sessions_dir) as folder:
+        for count, (removal, position) in enumerate(_files(removals, spared), 1):
             if count % _CHECK_EVERY == 0:
                 lock.check()
             try:
-                _archive(store, ledger, removal, position, source, target)
+                _archive(store, folder, ledger, removal, position)
             except OSError as error:
-                failures.append(
-                    (removal.session_id, explain(error, "archive", os.path.join(store.sessions_dir, source)))
-                )
+                path = os.path.join(store.sessions_dir, removal.files[position][0])
+                failures.append((removal.session_id, explain(error, "archive", path)))
             step("file archived")
     return failures
+
+
+def _files(removals: Iterable[Removal], spared: Collection[str]) -> Iterator[tuple[Removal, int]]:
+    for removal in removals:
+        for position, (source, _) in enumerate(removal.files):
+            if source not in spared:
+                yield removal, position
 
 
 def _bring_back(store: Store, second_names: SecondNames, run_id: str, source: str, target: str) -> None:
@@ -57,16 +59,16 @@ def _bring_back(store: Store, second_names: SecondNames, run_id: str, source: st
             second_names.bring_back(store, run_id, target, source)
 
 
-def _archive(store: Store, ledger: Ledger, removal: Removal, position: int, source: str, target: str) -> None:
+def _archive(store: Store, folder: int, ledger: Ledger, removal: Removal, position: int) -> None:
     while True:
+        source, target = removal.files[position]
         try:
-            rename_new(os.path.join(store.sessions_dir, source), os.path.join(store.sessions_dir, target))
+            rename_new(source, target, folder)
             return
         except FileNotFoundError:
             return
         except FileExistsError:
             removal.files[position] = archive_names([source], os.listdir(store.sessions_dir), now_ms())[0]
-            target = removal.files[position][1]
             ledger.note_files(removal)
 
 

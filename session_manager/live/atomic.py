@@ -85,6 +85,16 @@ def keep_owner(file: int | str, like: os.stat_result) -> None:
                 raise
 
 
+@contextlib.contextmanager
+def opened_folder(path: str) -> Iterator[int]:
+    """A folder, opened, links not followed: names in it need no walk along its path. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def sync_file(path: str) -> None:
     """Makes a file's content durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -108,19 +118,23 @@ def exchange(first: str, second: str) -> bool:
     return _renameat2(first, second, _EXCHANGE)
 
 
-def rename_new(source: str, target: str) -> None:
-    """Renames without ever overwriting. Raises FileExistsError, FileNotFoundError and other OSErrors."""
-    if _renameat2(source, target, _NOREPLACE):
+def rename_new(source: str, target: str, folder: int | None = None) -> None:
+    """Renames without ever overwriting; ``folder`` is an open folder that both names lie in.
+
+    Raises FileExistsError, FileNotFoundError and other OSErrors.
+    """
+    if _renameat2(source, target, _NOREPLACE, _AT_FDCWD if folder is None else folder):
         return
-    if os.path.lexists(target):
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(target, dir_fd=folder, follow_symlinks=False)
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
-    os.rename(source, target)
+    os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
 
 
-def _renameat2(source: str, target: str, flags: int) -> bool:
+def _renameat2(source: str, target: str, flags: int, folder: int = _AT_FDCWD) -> bool:
     if _RENAMEAT2 is None:
         return False
-    result = _syscall()(_RENAMEAT2, _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags)
+    result = _syscall()(_RENAMEAT2, folder, os.fsencode(source), folder, os.fsencode(target), flags)
     if result == 0:
         return True
     number = ctypes.get_errno()

@@ -37,7 +37,7 @@ def facts_of(session: Session, now: int) -> Facts:
     """Returns what the ledger keeps of a session: counters and names from its entry, nothing from its transcript."""
     total, given, written, cost, started, run_started = session.usage
     tokens = count_or_none(total)
-    if tokens is None:
+    if tokens is None and not (given is None and written is None):
         parts = [n for n in (count_or_none(given), count_or_none(written)) if n is not None]
         tokens = sum(parts) if parts else None
     return Facts(
@@ -46,10 +46,16 @@ def facts_of(session: Session, now: int) -> Facts:
         model=_short(session.model),
         tokens=tokens,
         cost_usd=count_or_none(cost),
-        started_at=epoch_ms(started, now) or epoch_ms(run_started, now),
+        started_at=_time(started, now) or _time(run_started, now),
         activity=session.last_activity,
     )
 
 
+def _time(value: object, now: int) -> int | None:
+    return None if value is None else epoch_ms(value, now)
+
+
 def _short(text: str | None) -> str | None:
-    return None if text is None else text[:_LONGEST_TEXT].encode(errors="replace").decode()
+    if text is None or (text.isascii() and len(text) <= _LONGEST_TEXT):
+        return text
+    return text[:_LONGEST_TEXT].encode(errors="replace").decode()

@@ -16,7 +16,7 @@ from session_manager.live.archive import Failures, archive_files, bring_back_fil
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, rename_new, sync_folder
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.index import Index
-from session_manager.live.ledger import Attempt, Ledger, Temp
+from session_manager.live.ledger import RESTORE, Attempt, Ledger, Temp
 from session_manager.live.liveness import now_ms
 from session_manager.live.merge import union
 from session_manager.live.second_names import SecondNames
@@ -37,12 +37,15 @@ class Recovered(msgspec.Struct):
         """Returns the element of a result's ``recovered``."""
         if self.attempt is None:
             return {"agentId": store.agent_id, "found": self.found}
-        finished = [r.session_id for r in self.attempt.removals if r.session_id not in self.kept]
+        gone = [r.session_id for r in self.attempt.removals if r.session_id not in self.kept]
+        lives = sorted(self.kept)
+        finished, undone = (lives, gone) if self.attempt.kind == RESTORE else (gone, lives)
         return {
             "run_id": self.attempt.run_id,
             "agentId": store.agent_id,
+            "what": self.attempt.kind,
             "finished": finished,
-            "undone": sorted(self.kept),
+            "undone": undone,
         }
 
 

@@ -13,12 +13,12 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from io import FileIO
 
 import msgspec
 
-from session_manager.live.atomic import explain, keep_owner, rename_new, sync_folder
+from session_manager.live.atomic import explain, keep_owner, opened_folder, rename_new, sync_folder
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.ledger import Attempt, Removal, run_started_at
 from session_manager.live.liveness import now_ms
@@ -79,7 +79,7 @@ class SecondNames:
             folder = os.path.join(self._root, run_id, store.agent_id)
             try:
                 self._make(folder)
-                with _opened(store.sessions_dir) as source, _opened(folder) as target:
+                with opened_folder(store.sessions_dir) as source, opened_folder(folder) as target:
                     for count, name in enumerate(names):
                         if count % _CHECK_EVERY == _CHECK_EVERY - 1:
                             lock.check()
@@ -109,7 +109,7 @@ class SecondNames:
                 raise
             part = os.path.join(store.sessions_dir, _own_part())
             try:
-                with _opened(os.path.dirname(second)) as folder, _opened(store.sessions_dir) as sessions:
+                with opened_folder(os.path.dirname(second)) as folder, opened_folder(store.sessions_dir) as sessions:
                     _Copying(None).copy(folder, name, sessions, os.path.basename(part))
                 rename_new(part, live)
             finally:
@@ -157,15 +157,6 @@ class SecondNames:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
                 keep_owner(path, os.stat(state_dir))
-
-
-@contextlib.contextmanager
-def _opened(folder: str) -> Iterator[int]:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _own_part() -> str:

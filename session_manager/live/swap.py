@@ -28,7 +28,6 @@ from session_manager.live.volume import Identity, Store, read_file
 
 TEMP_SUFFIX = ".index"
 # Every round keeps what was displaced until all is in place: so many, but not more of them than these bytes.
-_PATIENT_ROUNDS = 12
 _MOST_ROUNDS, _LEAST_ROUNDS, _ROUND_BYTES = 100, 8, 256 * 1024 * 1024
 
 
@@ -56,22 +55,21 @@ class Swap:
         """Replaces the version ``read`` (``base``) by ``text``, which ``temp`` may hold already.
 
         What turns out to have been displaced instead is merged and swapped in, until the displaced file is the
-        expected one. Raises IndexChanged, LockLost, Damaged, OSError, and Locked when the gateway writes without a
-        pause: its newest version is then in place, and recovery brings in what the temporary files still hold.
+        expected one. When the gateway writes without a pause it gives up rather than leave an older version in place:
+        raises IndexChanged when nothing was done, and else Locked; its newest version is then in place, and recovery
+        brings in what the temporary files still hold. Raises also LockLost, Damaged and OSError.
         """
         self._seen.append(base.data)
         rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, _ROUND_BYTES // max(1, len(text))))
         last = None
-        for n in range(rounds):
+        for _ in range(rounds):
             temp = temp or self._prepare(text)
-            # In the end it has to win, even from a version that is a moment old.
-            patient = last is None and n < min(_PATIENT_ROUNDS, rounds // 2)
-            if patient and self._identity() != read:
+            if self._identity() != read:
                 text, read = self._caught_up(text)
                 os.unlink(self._path(temp.name))
                 temp = None
                 continue
-            outcome, displaced = self._swap(temp, read, may_undo=patient)
+            outcome, displaced = self._swap(temp, read)
             if outcome == "undone":
                 self._seen.insert(-1, text)
                 continue
@@ -127,7 +125,7 @@ class Swap:
                 text, theirs = merged.text, Index(merged.text)
         return text
 
-    def _swap(self, temp: Temp, read: Identity, *, may_undo: bool) -> tuple[str, bytes]:
+    def _swap(self, temp: Temp, read: Identity) -> tuple[str, bytes]:
         """Swaps ``temp`` in: ("won", b""), ("undone", b""), or ("lost", what was displaced instead of ``read``).
 
         What was displaced by mistake is put back at once, so that no gateway builds on a version that lacks it.
@@ -143,7 +141,7 @@ class Swap:
         except FileNotFoundError:
             raise IndexChanged from None
         won = not swapped or identity_of(temp_path) == read
-        if not won and may_undo and exchange(temp_path, self._store.index_path):
+        if not won and exchange(temp_path, self._store.index_path):
             if identity_of(temp_path) == temp.identity:
                 return "undone", b""
             # Somebody has written upon our version already; what it is built on must be known to the merge.

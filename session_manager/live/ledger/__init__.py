@@ -11,8 +11,9 @@ One SQLite file in the state directory, shared by several processes. Tables:
 - ``chunks``: the raw entries of many removals each; dropped after ``ARIA_KEEP_DAYS``.
 - ``marks``: what history must be told, at most one a session, whoever removed it. Marks come into being in the
   transaction that ends the attempt, so a removal without its mark cannot be. ``state`` is ``pending``, then
-  ``delivered``, or ``missing`` (history has had no such row for days), ``refused`` (nor would it take the mark), or
-  ``cancelled`` (the session was restored before history heard). ``sent``: history may have heard.
+  ``delivered``, or ``missing`` (history has had no such row for days), ``refused`` (nor would it take the mark),
+  ``cancelled`` (the session was restored before history heard) or ``superseded`` (it came back to life before that).
+  ``sent``: history may have heard.
 - ``events``: the hash chain over all that, see ``chain``.
 
 For whoever restores, purges or erases:

@@ -29,7 +29,7 @@ class Marks(Connection):
                 "INSERT INTO marks VALUES (?, ?, 'ended', 'pending', ?, ?, 0) ON CONFLICT (agent_id, session_id)"
                 " DO UPDATE SET status = 'ended', state = 'pending', run_id = excluded.run_id,"
                 " changed_at = excluded.changed_at, sent = 0"
-                " WHERE ? OR status = 'active' OR state IN ('missing', 'refused', 'cancelled')",
+                " WHERE ? OR status = 'active' OR state IN ('missing', 'refused', 'cancelled', 'superseded')",
                 (agent_id, session_id, run.run_id, now_ms(), again),
             ).rowcount
             if changed:

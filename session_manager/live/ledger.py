@@ -276,13 +276,13 @@ class Ledger:
     def owe_mark(self, run: Run, agent_id: str, session_id: str, *, again: bool = False) -> str:
         """Owes history the end of a session that somebody else removed, once; returns the mark's state.
 
-        One that was given up is owed anew; with ``again`` that goes for a delivered one, too.
+        One that was given up or dropped is owed anew; with ``again`` that goes for a delivered one, too.
         """
         with self._transaction() as c:
             c.execute(
                 "INSERT INTO marks VALUES (?, ?, 'ended', 'pending', ?, ?) ON CONFLICT (agent_id, session_id)"
                 " DO UPDATE SET status = 'ended', state = 'pending', run_id = excluded.run_id,"
-                " changed_at = excluded.changed_at WHERE ? OR state IN ('missing', 'refused')",
+                " changed_at = excluded.changed_at WHERE ? OR state IN ('missing', 'refused', 'superseded')",
                 (agent_id, session_id, run.run_id, now_ms(), again),
             )
             row = c.execute(

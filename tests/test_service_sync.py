@@ -278,10 +278,10 @@ def test_a_stuck_holder_of_the_lock_is_not_waited_for_without_end(
     history: History, server: Databases, tmp_path: Path
 ) -> None:
     with running(tmp_path / "log", DATABASE_URL=history.url) as service, server.connect(history.url) as holder:
-        holder.execute("SELECT pg_advisory_lock(%s)", (WRITERS,))
-        answer = service.client.post("/api/sessions", json={"agent_id": "a"})
-        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
-        holder.execute("SELECT pg_advisory_unlock(%s)", (WRITERS,))
+        with holder.transaction():
+            holder.execute("SELECT pg_advisory_xact_lock(%s)", (WRITERS,))
+            answer = service.client.post("/api/sessions", json={"agent_id": "a"})
+            assert (answer.status_code, answer.headers.get("retry-after")) == (503, "2")
         assert service.client.post("/api/sessions", json={"agent_id": "a"}).status_code == 201
 
 

@@ -53,10 +53,10 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._on_started = on_started
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._on_started()
+    async def main_loop(self) -> None:
+        # Not in startup(): a signal before its end would cut the shutdown short.
+        self._on_started()
+        await super().main_loop()
 
 
 def _stop_by_signals(server: uvicorn.Server) -> None:

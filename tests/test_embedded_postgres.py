@@ -68,15 +68,15 @@ def refused(base: str | Path, agents: Path | None = None, **settings: str) -> Se
 
 
 @contextlib.contextmanager
-def service(base: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A service in a process of its own; killed at the end, and its server with it."""
+def service(base: str, *, alone: bool = True) -> Iterator[subprocess.Popen[bytes]]:
+    """A service in a process of its own; killed at the end, and, when no other has the base, its server with it."""
     command = [sys.executable, "-c", SERVICE, base]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             yield process
         finally:
             process.kill()
-            if os.path.exists(os.path.join(base, "server.lock")):
+            if alone and os.path.exists(os.path.join(base, "server.lock")):
                 wait_for_end(base)
 
 
@@ -282,7 +282,7 @@ def test_killed_while_the_data_is_made(base: str, delay_s: float) -> None:
 
 
 def test_two_starts_at_the_same_moment(base: str) -> None:
-    with service(base) as one, service(base) as two:
+    with service(base, alone=False) as one, service(base, alone=False) as two:
         winners = [process for process in (one, two) if process.stdout and process.stdout.readline()]
         assert len(winners) == 1
         error = refused(base)
@@ -291,6 +291,7 @@ def test_two_starts_at_the_same_moment(base: str) -> None:
         loser = two if winners[0] is one else one
         assert loser.stderr
         assert b"is in use by" in loser.stderr.read()
+    wait_for_end(base)
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,9 @@ def serve(environ: Mapping[str, str], host: str, port: int, announce: Callable[[
             server_header=False,
         )
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        with _stopped_by_signals():
-            _Server(settings, lambda: announce(address)).run(sockets=[listener])
+        server = _Server(settings, lambda: announce(address))
+        _stop_by_signals(server)
+        server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
@@ -52,30 +53,24 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._on_started = on_started
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._on_started()
+    async def main_loop(self) -> None:
+        # Not in startup(): a signal before its end would cut the shutdown short.
+        self._on_started()
+        await super().main_loop()
 
 
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
+def _stop_by_signals(server: uvicorn.Server) -> None:
     """Takes SIGTERM and SIGINT for the ordinary end.
 
-    uvicorn raises them again when it has stopped; without a handler they would end the process before the database
-    is stopped.
+    uvicorn raises them again when it has stopped; what would end the process then must not, because the database is
+    stopped after that.
     """
 
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+    def stop(number: int, frame: object) -> None:
+        server.should_exit = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, interrupt)
-    with contextlib.suppress(KeyboardInterrupt):
-        yield
-    # A second signal must not end what the first one began.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, stop)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from support import ROOT, Skill, StoreBuilder, now_ms, picture
 
 from session_manager.live.ledger import Facts, Ledger, Removal, start_run
 from session_manager.live.ledger.entries import CHUNK_BYTES
+from session_manager.live.removal import Remover
 from session_manager.settings import Settings, read_settings
 
 FORMAT_1 = (ROOT / "fixtures/ledger/format-1.sql").read_text()
@@ -451,3 +452,12 @@ def test_a_restored_session_that_is_deleted_again_owes_its_end_anew(agents: Path
     assert skill("delete_session", {"session_id": "s0"}).exit_code == 0
     assert ask(agents, "SELECT status, state FROM marks") == [("ended", "pending")]
     assert [r["state"] for r in skill("list_deleted").document["deleted"]] == ["removed", "restored"]
+
+
+def test_a_ledger_that_another_call_made_meanwhile_is_seen(agents: Path, skill: Skill) -> None:
+    build(agents)
+    settings = settings_of(agents)
+    with Remover(settings, start_run("delete_session", settings)) as remover:
+        assert remover.removed("s0", None) == []
+        assert skill("delete_session", {"session_id": "s0"}).exit_code == 0
+        assert remover.removed("s0", None) == [("main", "s0")]

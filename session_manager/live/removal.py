@@ -71,7 +71,8 @@ class Remover:
         self.at_risk = AtRisk()
 
     def __enter__(self) -> Self:
-        self._ledger = Ledger.open_existing(self._settings)
+        # What is wrong with it is said before anything is touched.
+        _ = self.existing_ledger
         return self
 
     def __exit__(
@@ -96,6 +97,13 @@ class Remover:
             self._ledger = Ledger.open(self._settings)
         return self._ledger
 
+    @property
+    def existing_ledger(self) -> Ledger | None:
+        """The ledger, or None as long as nobody has made one; another call may have done so since we last looked."""
+        if self._ledger is None:
+            self._ledger = Ledger.open_existing(self._settings)
+        return self._ledger
+
     def keep_second_names(self, store: Store, lock: StoreLock, attempt: Attempt, removals: Sequence[Removal]) -> None:
         """Gives archived files their second names; what cannot have one is reported in ``at_risk``."""
         self.at_risk.add(self._second_names.keep(store, lock, attempt, removals))
@@ -104,11 +112,13 @@ class Remover:
         """Says whether a killed process left something to finish or to tidy up in a store (``names`` lie there)."""
         if any(n.startswith(OWN_PREFIX) and n.endswith(TEMP_SUFFIX) for n in names) or has_dead_marker(store):
             return True
-        return self._ledger is not None and self._ledger.has_open_attempts(store.store_id)
+        ledger = self.existing_ledger
+        return ledger is not None and ledger.has_open_attempts(store.store_id)
 
     def removed(self, session: str, agent_id: str | None) -> list[tuple[str, str]]:
         """Returns (agent id, session id) of earlier removals of a session, named by its id or one of its keys."""
-        return self._ledger.removed(session, agent_id) if self._ledger is not None else []
+        ledger = self.existing_ledger
+        return ledger.removed(session, agent_id) if ledger is not None else []
 
     def owe_marks(self, sessions: Collection[tuple[str, str]], *, again: bool = False) -> set[tuple[str, str]]:
         """Owes history the end of sessions (agent id, session id) that are gone; returns those that it has heard of.
@@ -151,8 +161,8 @@ class Remover:
             names = listing(store)
             chosen = list(choose(snapshot, names))
             going = {session.id for session, _ in chosen}
-            if self._ledger is not None:
-                back = ghosts(self._ledger, snapshot, names, self._settings.current, going)
+            if (ledger := self.existing_ledger) is not None:
+                back = ghosts(ledger, snapshot, names, self._settings.current, going)
                 chosen += [(session, REASON) for session in back]
             if not chosen:
                 return Outcome(snapshot, own, set(), failures, recovered)
@@ -175,7 +185,7 @@ class Remover:
         Returns what this very run had removed before it lost the lock, what a document says of all others, and files
         that could not be moved.
         """
-        ended, failures = recover(store, lock, self._ledger)
+        ended, failures = recover(store, lock, self.existing_ledger)
         mine = [e for e in ended if e.attempt is not None and e.attempt.run_id == self.run.run_id]
         own = [r for e in mine if e.attempt for r in e.attempt.removals if r.session_id not in e.kept]
         return own, [e.document(store) for e in ended if e not in mine], failures

@@ -183,6 +183,21 @@ def test_members_are_put_in_the_style_of_the_file(text: bytes, put: dict[str, by
     assert Index(text).edited((), members) == expected
 
 
+@given(st.lists(st.text(), unique=True, min_size=1, max_size=12), st.data())
+def test_what_was_taken_out_goes_back_to_its_place(keys: list[str], data: st.DataObject) -> None:
+    text = json.dumps({key: {"sessionId": str(n)} for n, key in enumerate(keys)}, indent=2).encode()
+    index = Index(text)
+    gone = data.draw(st.sets(st.sampled_from(list(index.entries))))
+    places = {key: place for place, key in enumerate(index.entries) if key in gone}
+    left = Index(index.without(gone))
+    assert left.edited((), {key: index.raw(key) for key in gone}, places) == text
+
+
+def test_a_place_past_the_end_is_the_end() -> None:
+    put = {"x": (b'"x"', b"1"), "y": (b'"y"', b"2")}
+    assert Index(b'{"a":0}').edited((), put, {"y": 99, "x": 0}) == b'{"x":1,"a":0,"y":2}'
+
+
 def test_put_and_remove_in_one_edit() -> None:
     index = Index(b'{"a":1,"b":2,"c":3}')
     assert index.edited({"a", "c"}, {"c": (b'"c"', b"4")}) == b'{"b":2,"c":4}'

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -122,30 +124,35 @@ class Index:
         """Returns the text without ``keys``: order, white space and every byte of the others stay."""
         return self.edited(keys, {})
 
-    def edited(self, remove: Collection[str], put: Mapping[str, tuple[bytes, bytes]]) -> bytes:
+    def edited(
+        self,
+        remove: Collection[str],
+        put: Mapping[str, tuple[bytes, bytes]],
+        places: Mapping[str, int] = MappingProxyType({}),
+    ) -> bytes:
         """Returns the text without the keys ``remove`` and with the raw members ``put``.
 
-        ``put`` maps a key to (key token, value); a key that exists keeps its place, a new one goes to the end.
-        An index that loses its last key becomes ``{}``, as the gateway writes it.
+        ``put`` maps a key to (key token, value); a key that exists keeps its place, a new one goes to its place in
+        ``places`` (0 is the first), or to the end. An index that loses its last key becomes ``{}``, as the gateway
+        writes it.
         """
         members = self.members()
         keep = [(key, m) for key, m in members if key not in remove]
-        new = {key: member for key, member in put.items() if key not in self.entries or key in remove}
+        new = [key for key in put if key not in self.entries or key in remove]
         view = memoryview(self.data)
         before, after = view[: self.data.index(b"{")], view[self.data.rindex(b"}") + 1 :]
         if not keep and not new:
             return bytes(b"".join((before, b"{}", after)))
         lead, tail, colon = self._style(members)
         parts: list[bytes | memoryview] = []
-        for key, m in keep:
+        for key, m in _in_place(keep, new, places):
             parts.append(b",")
-            if key in put:
-                parts.append(lead + put[key][0] + colon + put[key][1])
+            if m is None or key in put:
+                token, value = put[key]
+                parts += (lead, token, colon, value)
             else:
                 parts.append(lead if len(parts) == 1 else view[self._lead_start(m) : m.key_start])
                 parts.append(view[m.key_start : m.value_end])
-        for token, value in new.values():
-            parts += (b",", lead, token, colon, value)
         parts[0] = b"{"
         return bytes(b"".join((before, *parts, tail, b"}", after)))
 
@@ -166,6 +173,22 @@ class Index:
             tail,
             self.data[first.key_end : first.value_start],
         )
+
+
+def _in_place(
+    keep: Iterable[tuple[str, Member]], new: Sequence[str], places: Mapping[str, int]
+) -> Iterator[tuple[str, Member | None]]:
+    """Yields the kept members in order, and each new key where as many stand before it as its place says."""
+    waiting = deque(sorted((key for key in new if key in places), key=places.__getitem__))
+    count = 0
+    for key, m in keep:
+        while waiting and places[waiting[0]] <= count:
+            yield waiting.popleft(), None
+            count += 1
+        yield key, m
+        count += 1
+    for key in (*waiting, *(key for key in new if key not in places)):
+        yield key, None
 
 
 def _text(token: bytes) -> str:

@@ -22,6 +22,7 @@ def plan(
     files = files_by_session(names, snapshot.sessions, snapshot.store.sessions_dir)
     going = {session.id for session, _ in chosen}
     kept = {n for s in snapshot.sessions if s.id not in going for n in files.get(s.id, ())} | set(shared)
+    order = {key: place for place, key in enumerate(index.entries)}
     taken, now = set(names), now_ms()
     removals = []
     for session, reason in chosen:
@@ -29,7 +30,9 @@ def plan(
         kept.update(mine)
         members = [index.raw(key) for key in session.keys]
         targets = archive_names(mine, taken, now)
-        removals.append(Removal(session.id, reason, list(session.keys), members, targets, facts=facts_of(session, now)))
+        places = [order[key] for key in session.keys]
+        facts = facts_of(session, now)
+        removals.append(Removal(session.id, reason, list(session.keys), members, targets, facts=facts, places=places))
     return removals
 
 

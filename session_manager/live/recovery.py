@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 
 import msgspec
 
@@ -16,7 +17,7 @@ from session_manager.live.archive import Failures, archive_files, bring_back_fil
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, rename_new, sync_folder
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.index import Index
-from session_manager.live.ledger import RESTORE, Attempt, Ledger, Temp
+from session_manager.live.ledger import RESTORE, Attempt, Ledger, Removal, Temp
 from session_manager.live.liveness import now_ms
 from session_manager.live.merge import union
 from session_manager.live.second_names import SecondNames
@@ -169,19 +170,21 @@ def _rescue(store: Store, swap: Swap, attempt: Attempt, temp: Temp) -> None:
 
 
 def put_back(swap: Swap, attempt: Attempt, snapshot: Snapshot, alive: set[str]) -> None:
-    """Gives the sessions in ``alive`` those of their keys back that are missing."""
+    """Gives the sessions in ``alive`` those of their keys back that are missing; the attempt removes them no more."""
+    swap.alive |= alive
     if snapshot.index is None or snapshot.identity is None:
         return
     entries = snapshot.index.entries
-    missing = {
-        key: member
-        for r in attempt.removals
-        if r.session_id in alive
-        for key, member in zip(r.keys, r.members, strict=False)
-        if key not in entries
-    }
+    living = [r for r in attempt.removals if r.session_id in alive]
+    missing = {k: member for r in living for k, member in zip(r.keys, r.members, strict=False) if k not in entries}
     if missing:
-        swap.install(snapshot.index, snapshot.identity, snapshot.index.edited((), missing))
+        text = snapshot.index.edited((), missing, places_of(living))
+        swap.install(snapshot.index, snapshot.identity, text)
+
+
+def places_of(removals: Iterable[Removal]) -> dict[str, int]:
+    """Returns the places that removed keys had in the index, as far as they are known."""
+    return {key: place for r in removals for key, place in zip(r.keys, r.places, strict=False)}
 
 
 def try_recover(store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt) -> tuple[set[str], Failures]:

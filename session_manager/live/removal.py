@@ -275,7 +275,6 @@ class Remover:
         begun = {s.id for s in idle if s.busy}
         if begun:
             put_back(swap, attempt, read_snapshot(snapshot.store, now_ms()), begun)
-            swap.alive |= begun
 
 
 def look_again(store: Store, attempt: Attempt, swap: Swap) -> set[str]:

@@ -38,6 +38,7 @@ class Details(msgspec.Struct):
     keys: list[str]
     files: list[tuple[str, str]]
     facts: Facts
+    places: list[int] = []
 
 
 class Attempts(Connection):
@@ -207,7 +208,7 @@ def _write_removals(c: sqlite3.Connection, attempt_id: int, removals: list[Remov
 
 
 def _details(removal: Removal) -> bytes:
-    return msgspec.json.encode(Details(removal.keys, removal.files, removal.facts))
+    return msgspec.json.encode(Details(removal.keys, removal.files, removal.facts, removal.places))
 
 
 def _load(c: sqlite3.Connection, where: str, value: object) -> tuple[list[Removal], dict[int, str]]:
@@ -223,7 +224,14 @@ def _load(c: sqlite3.Connection, where: str, value: object) -> tuple[list[Remova
         details = msgspec.json.decode(text, type=Details)
         removals.append(
             Removal(
-                session_id, reason, details.keys, members.get(removal_id, []), details.files, removal_id, details.facts
+                session_id,
+                reason,
+                details.keys,
+                members.get(removal_id, []),
+                details.files,
+                removal_id,
+                details.facts,
+                details.places,
             )
         )
     return removals, {row[0]: row[4] for row in rows}

@@ -26,7 +26,10 @@ class Facts(msgspec.Struct, omit_defaults=True):
 
 
 class Removal(msgspec.Struct):
-    """One session that goes: its keys, its raw members (key token, value), its files from → to (base names)."""
+    """One session that goes: its keys, its raw members (key token, value), its files from → to (base names).
+
+    ``places`` are those of the keys in the index, counted from 0; empty where they are not known.
+    """
 
     session_id: str
     reason: str
@@ -35,6 +38,7 @@ class Removal(msgspec.Struct):
     files: list[tuple[str, str]]
     removal_id: int = 0
     facts: Facts = msgspec.field(default_factory=Facts)
+    places: list[int] = []
 
 
 class Temp(msgspec.Struct):

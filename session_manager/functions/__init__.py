@@ -22,6 +22,8 @@ NAMES = (
     "cleanup_orphans",
     "readopt_orphans",
     "list_deleted",
+    "restore_session",
+    "restore_run",
     "verify_ledger",
 )
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from session_manager.core.errors import NotFound, SessionManagerError
 from session_manager.core.retention import MINUTE_MS
-from session_manager.core.session import text_or_none
 from session_manager.functions.context import Agent, Context, Limit, Minutes, iso_utc
-from session_manager.live.volume import Snapshot, read_snapshot
+from session_manager.live.observe import listing
+from session_manager.live.volume import read_snapshot
 
 if TYPE_CHECKING:
     from session_manager.live.ledger import Removed
+    from session_manager.live.obstacles import Place
     from session_manager.live.second_names import SecondNames
 
 DESCRIPTION = (
@@ -22,12 +22,6 @@ DESCRIPTION = (
     "Writes nothing."
 )
 _DEFAULT_LIMIT = 100
-_UNFINISHED = "its removal is not finished; the next call that removes something finishes or undoes it"
-_ENDS = {
-    "restored": "it was restored",
-    "purged": "its archives were purged",
-    "erased": "it was erased",
-}
 
 RunId = Annotated[str, msgspec.Meta(description="a result's run_id")]
 
@@ -77,44 +71,29 @@ class Stores:
     def __init__(self, context: Context, second_names: SecondNames) -> None:
         self._context = context
         self._second_names = second_names
-        self._read: dict[str, Snapshot | str] = {}
+        self._read: dict[str, Place | str] = {}
 
     def why_not(self, removed: Removed) -> str | None:
         """Returns why a removal cannot be restored, or None when it can."""
-        if removed.state != "removed":
-            return _ENDS.get(removed.state, f"it is {removed.state}")
-        if not removed.finished:
-            return _UNFINISHED
-        if not removed.has_entries:
-            days = self._context.settings.keep_days
-            return f"its index entry is kept no longer (ARIA_KEEP_DAYS is {days})"
-        snapshot = self._snapshot(removed.agent_id)
-        if isinstance(snapshot, str):
-            return snapshot
-        entries = snapshot.index.entries if snapshot.index is not None else {}
-        for key in removed.keys:
-            if key in entries and snapshot.index is not None:
-                other = text_or_none(snapshot.index.entry(key).session_id)
-                return f"its key {key} is in use by session {other}"
-        for source, target in removed.files:
-            if os.path.lexists(os.path.join(snapshot.store.sessions_dir, source)):
-                return f"there is a file {source} already"
-            second = self._second_names.path(removed.run_id, removed.agent_id, target)
-            if not os.path.lexists(os.path.join(snapshot.store.sessions_dir, target)) and not os.path.lexists(second):
-                return f"its archive {target} is gone"
-        return None
+        if removed.agent_id not in self._read:
+            self._read[removed.agent_id] = self._place(removed.agent_id)
+        place = self._read[removed.agent_id]
+        if isinstance(place, str):
+            return place
+        obstacle = place.obstacle([removed])
+        return None if obstacle is None else obstacle.reason
 
-    def _snapshot(self, agent_id: str) -> Snapshot | str:
-        if agent_id not in self._read:
-            try:
-                store = self._context.volume.store(agent_id)
-                if store is None:
-                    self._read[agent_id] = f"agent {agent_id} has no sessions folder"
-                else:
-                    self._read[agent_id] = read_snapshot(store, self._context.clock())
-            except SessionManagerError as error:
-                self._read[agent_id] = error.message
-        return self._read[agent_id]
+    def _place(self, agent_id: str) -> Place | str:
+        from session_manager.live.obstacles import Place
+
+        try:
+            store = self._context.volume.store(agent_id)
+            if store is None:
+                return f"agent {agent_id} has no sessions folder"
+            snapshot = read_snapshot(store, self._context.clock())
+            return Place(snapshot, listing(store), self._second_names, self._context.settings.keep_days)
+        except SessionManagerError as error:
+            return error.message
 
 
 def _row(removed: Removed, why_not: str | None) -> dict[str, Any]:

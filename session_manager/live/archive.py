@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Iterable, Iterator
 
@@ -72,23 +73,40 @@ def _archive(store: Store, folder: int, ledger: Ledger, removal: Removal, positi
             ledger.note_files(removal)
 
 
-def bring_back_files(store: Store, ledger: Ledger, attempt: Attempt, removals: Iterable[Removal]) -> Failures:
-    """Gives archived files their live names back, unless something else has that name by now.
+def bring_back_files(
+    store: Store, second_names: SecondNames, attempt: Attempt, removals: Iterable[Removal]
+) -> tuple[Failures, list[str]]:
+    """Gives archived files their live names back; an archive that has gone comes back by its second name.
 
-    An archive that has gone comes back by its second name. Second names that are needed no more are removed.
+    Returns files that could not be moved, and names that something else has by now: that and the archive stay.
     """
     failures: Failures = []
-    second_names = SecondNames(ledger.state_dir)
+    taken = []
     for removal in removals:
         run_id = attempt.archive_run(removal)
         for source, target in removal.files:
             try:
                 _bring_back(store, second_names, run_id, source, target)
-                second_names.forget(run_id, store.agent_id, [target])
             except FileExistsError:
-                continue
+                taken.append(source)
             except OSError as error:
                 failures.append(
                     (removal.session_id, explain(error, "bring back", os.path.join(store.sessions_dir, target)))
                 )
-    return failures
+            step("file brought back")
+    return failures, taken
+
+
+def forget_second_names(store: Store, second_names: SecondNames, attempt: Attempt, removals: Iterable[Removal]) -> None:
+    """Removes second names of files that live durably again; a later run does it where that fails now."""
+    for removal in removals:
+        run_id = attempt.archive_run(removal)
+        for source, target in removal.files:
+            with contextlib.suppress(OSError):
+                if _lives(store, source, target) and second_names.may_be(store, run_id, target, source):
+                    second_names.forget(run_id, store.agent_id, [target])
+
+
+def _lives(store: Store, source: str, target: str) -> bool:
+    archived = os.path.lexists(os.path.join(store.sessions_dir, target))
+    return not archived and os.path.lexists(os.path.join(store.sessions_dir, source))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from session_manager.core.orphans import Orphan
-from session_manager.live.archive import Failures, archive_files, bring_back_files
+from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
 from session_manager.live.atomic import clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock
 from session_manager.live.ledger import Removal
@@ -58,8 +58,10 @@ def archive_orphans(
             spared |= {r.session_id for r in removals if not in_use.isdisjoint(n for n, _ in r.files)}
             remover.keep_second_names(store, lock, attempt, removals)
             kept = spared | {session_id for session_id, _ in failures if session_id is not None}
-            failures += bring_back_files(store, ledger, attempt, (r for r in removals if r.session_id in kept))
+            back = [r for r in removals if r.session_id in kept]
+            failures += bring_back_files(store, remover.second_names, attempt, back)[0]
             sync_folder(store.sessions_dir)
+            forget_second_names(store, remover.second_names, attempt, back)
             step("orphans' folder synced")
         ledger.finish(attempt, kept)
         step("orphans' end noted")

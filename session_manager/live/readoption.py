@@ -148,7 +148,7 @@ def _add(remover: Remover, snapshot: Snapshot, lock: StoreLock, members: Members
             swap.install(index, identity, text, temp)
             settled_at = parsed_by(index)
             time.sleep(max(0.0, settled_at - time.monotonic()))
-            look_again(store, attempt, swap)
+            look_again(store, swap)
             swap.clean()
             sync_folder(os.path.dirname(store.index_path))
             step("additions synced")

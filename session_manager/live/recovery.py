@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from session_manager.live.archive import Failures, archive_files, bring_back_files
+from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, rename_new, sync_folder
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.index import Index
@@ -38,16 +38,22 @@ class Recovered(msgspec.Struct):
         """Returns the element of a result's ``recovered``."""
         if self.attempt is None:
             return {"agentId": store.agent_id, "found": self.found}
-        gone = [r.session_id for r in self.attempt.removals if r.session_id not in self.kept]
-        lives = sorted(self.kept)
-        finished, undone = (lives, gone) if self.attempt.kind == RESTORE else (gone, lives)
+        finished = {r.session_id for r in self.finished}
         return {
             "run_id": self.attempt.run_id,
             "agentId": store.agent_id,
             "what": self.attempt.kind,
-            "finished": finished,
-            "undone": undone,
+            "finished": sorted(finished),
+            "undone": sorted({r.session_id for r in self.attempt.removals} - finished),
         }
+
+    @property
+    def finished(self) -> list[Removal]:
+        """What the attempt was to do, as far as it was done."""
+        if self.attempt is None:
+            return []
+        restores = self.attempt.kind == RESTORE
+        return [r for r in self.attempt.removals if (r.session_id in self.kept) == restores]
 
 
 def recover(store: Store, lock: StoreLock, ledger: Ledger | None) -> tuple[list[Recovered], Failures]:
@@ -126,15 +132,20 @@ def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Atte
         put_back(swap, attempt, snapshot, alive)
         step("index recovered")
         lock.check()
-        failures = bring_back_files(store, ledger, attempt, (r for r in attempt.removals if r.session_id in alive))
+        second_names = SecondNames(ledger.state_dir)
+        living = [r for r in attempt.removals if r.session_id in alive]
+        failures, _ = bring_back_files(store, second_names, attempt, living)
         names = [source for r in attempt.removals for source, _ in r.files]
         in_use = files_by_session(names, snapshot.sessions, store.sessions_dir)
         gone = [r for r in attempt.removals if r.session_id not in alive]
-        failures += archive_files(store, lock, ledger, gone, {name for files in in_use.values() for name in files})
+        spared = {name for files in in_use.values() for name in files}
+        spared |= _never_brought_back(store, second_names, attempt, gone)
+        failures += archive_files(store, lock, ledger, gone, spared)
         step("archives recovered")
-        SecondNames(ledger.state_dir).keep(store, lock, attempt, gone)
+        second_names.keep(store, lock, attempt, gone)
         swap.clean()
         sync_folder(store.sessions_dir)
+        forget_second_names(store, second_names, attempt, living)
         with contextlib.suppress(OSError):
             # As after every rewrite: no gateway's cache shall outlive it under the same mtime.
             os.utime(store.index_path)
@@ -142,6 +153,19 @@ def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Atte
     ledger.finish(attempt, alive, complete=not failures)
     step("recovery noted")
     return alive, failures
+
+
+def _never_brought_back(store: Store, second_names: SecondNames, attempt: Attempt, gone: Iterable[Removal]) -> set[str]:
+    """Returns names that a restore did not give, because something else had them: they are not to be archived."""
+    if attempt.kind != RESTORE:
+        return set()
+    return {
+        source
+        for removal in gone
+        for source, target in removal.files
+        if os.path.lexists(os.path.join(store.sessions_dir, target))
+        or not second_names.may_be(store, attempt.archive_run(removal), target, source)
+    }
 
 
 def _rescue(store: Store, swap: Swap, attempt: Attempt, temp: Temp) -> None:

@@ -17,13 +17,14 @@ import msgspec
 
 from session_manager.core.errors import Locked, SessionManagerError
 from session_manager.core.session import Session
-from session_manager.live.archive import Failures, archive_files, bring_back_files
+from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock, has_dead_marker
 from session_manager.live.index import Index
 from session_manager.live.ledger import Attempt, Ledger, Removal, Run
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing, observe_locks
+from session_manager.live.obstacles import Place
 from session_manager.live.plan import plan
 from session_manager.live.reappeared import REASON, ghosts
 from session_manager.live.recovery import put_back, recover, try_recover
@@ -67,7 +68,7 @@ class Remover:
         self._settings = settings
         self.run = run
         self._ledger: Ledger | None = None
-        self._second_names = SecondNames(settings.state_dir)
+        self.second_names = SecondNames(settings.state_dir)
         self.at_risk = AtRisk()
 
     def __enter__(self) -> Self:
@@ -88,7 +89,7 @@ class Remover:
         with contextlib.suppress(OSError, SessionManagerError):
             if not self.run.noted:
                 ledger.drop_old_entries(self._settings.keep_days)
-            self._second_names.drop_old(self._settings.keep_days)
+            self.second_names.drop_old(self._settings.keep_days)
 
     @property
     def ledger(self) -> Ledger:
@@ -106,7 +107,11 @@ class Remover:
 
     def keep_second_names(self, store: Store, lock: StoreLock, attempt: Attempt, removals: Sequence[Removal]) -> None:
         """Gives archived files their second names; what cannot have one is reported in ``at_risk``."""
-        self.at_risk.add(self._second_names.keep(store, lock, attempt, removals))
+        self.at_risk.add(self.second_names.keep(store, lock, attempt, removals))
+
+    def place(self, snapshot: Snapshot, names: Collection[str]) -> Place:
+        """Returns a store as what removed sessions may come back to."""
+        return Place(snapshot, names, self.second_names, self._settings.keep_days)
 
     def has_unfinished(self, store: Store, names: Collection[str]) -> bool:
         """Says whether a killed process left something to finish or to tidy up in a store (``names`` lie there)."""
@@ -182,12 +187,12 @@ class Remover:
     def end_earlier(self, store: Store, lock: StoreLock) -> tuple[list[Removal], list[dict[str, object]], Failures]:
         """Ends what was left half done in a store. Raises Damaged, LockLost, Refused or Failed.
 
-        Returns what this very run had removed before it lost the lock, what a document says of all others, and files
+        Returns what this very run had done before it lost the lock, what a document says of all others, and files
         that could not be moved.
         """
         ended, failures = recover(store, lock, self.existing_ledger)
         mine = [e for e in ended if e.attempt is not None and e.attempt.run_id == self.run.run_id]
-        own = [r for e in mine if e.attempt for r in e.attempt.removals if r.session_id not in e.kept]
+        own = [r for e in mine for r in e.finished]
         return own, [e.document(store) for e in ended if e not in mine], failures
 
     def _execute(
@@ -241,7 +246,7 @@ class Remover:
         ``settled_at`` (monotonic seconds) is when a gateway that read the old text has parsed it.
         """
         store = snapshot.store
-        in_use = look_again(store, attempt, swap)
+        in_use = look_again(store, swap)
         self._spare_busy(snapshot, attempt, swap)
         step("index verified")
         going = [r for r in attempt.removals if r.session_id not in swap.alive]
@@ -251,13 +256,15 @@ class Remover:
         self.keep_second_names(store, lock, attempt, going)
         step("second names kept")
         time.sleep(max(0.0, settled_at - time.monotonic()))
-        look_again(store, attempt, swap)
-        failures += bring_back_files(store, self.ledger, attempt, (r for r in going if r.session_id in swap.alive))
+        look_again(store, swap)
+        back = [r for r in going if r.session_id in swap.alive]
+        failures += bring_back_files(store, self.second_names, attempt, back)[0]
         swap.clean()
         step("displaced index removed")
         if os.path.dirname(store.index_path) != store.sessions_dir:
             sync_folder(os.path.dirname(store.index_path))
         sync_folder(store.sessions_dir)
+        forget_second_names(store, self.second_names, attempt, back)
         step("folder synced")
         self.ledger.finish(attempt, swap.alive, complete=not failures)
         step("end noted")
@@ -277,7 +284,7 @@ class Remover:
             put_back(swap, attempt, read_snapshot(snapshot.store, now_ms()), begun)
 
 
-def look_again(store: Store, attempt: Attempt, swap: Swap) -> set[str]:
+def look_again(store: Store, swap: Swap) -> set[str]:
     """Repeats an edit in what a gateway wrote meanwhile; returns names of removed files that are in use again."""
     if identity_of(store.index_path) == swap.installed and not swap.alive:
         return set()
@@ -290,8 +297,9 @@ def look_again(store: Store, attempt: Attempt, swap: Swap) -> set[str]:
             break
         swap.install(current.index, current.identity, text)
     current = read_snapshot(store, now_ms())
-    swap.alive |= {s.id for s in current.sessions} & {r.session_id for r in attempt.removals}
-    names = [source for r in attempt.removals for source, _ in r.files]
+    removals = swap.attempt.removals
+    swap.alive |= {s.id for s in current.sessions} & {r.session_id for r in removals}
+    names = [source for r in removals for source, _ in r.files]
     return {n for files in files_by_session(names, current.sessions, store.sessions_dir).values() for n in files}
 
 

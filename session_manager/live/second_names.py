@@ -117,6 +117,15 @@ class SecondNames:
                     os.unlink(part)
         return True
 
+    def may_be(self, store: Store, run_id: str, name: str, source: str) -> bool:
+        """Says whether the live file ``source`` is what the second name of ``name`` is; True where there is none."""
+        try:
+            second = os.stat(self.path(run_id, store.agent_id, name), follow_symlinks=False)
+            live = os.stat(os.path.join(store.sessions_dir, source), follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        return _alike(second, live)
+
     def forget(self, run_id: str, agent_id: str, names: Iterable[str]) -> int:
         """Removes second names, with what a killed copy left; returns how many there were. Raises OSError."""
         folder = os.path.join(self._root, run_id, agent_id)
@@ -187,6 +196,11 @@ def _keep(source: int, target: int, name: str, copying: _Copying, at_risk: AtRis
 def _same(source: int, target: int, name: str) -> bool:
     ours = os.stat(name, dir_fd=target, follow_symlinks=False)
     theirs = os.stat(name, dir_fd=source, follow_symlinks=False)
+    return _alike(ours, theirs)
+
+
+def _alike(ours: os.stat_result, theirs: os.stat_result) -> bool:
+    """Says whether a file is another one, or a copy of it."""
     same_file = (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
     return same_file or (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
 

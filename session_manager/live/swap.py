@@ -46,7 +46,7 @@ class Swap:
     def __init__(self, store: Store, lock: StoreLock, attempt: Attempt) -> None:
         self._store = store
         self._lock = lock
-        self._attempt = attempt
+        self.attempt = attempt
         self._seen: list[bytes] = []
         self.alive: set[str] = set()
         self.installed: Identity | None = None
@@ -117,7 +117,7 @@ class Swap:
         if wanted is not None:
             bases.append(last)
         mine = Index(last if wanted is None else wanted)
-        removals = [r for r in self._attempt.removals if r.session_id not in self.alive]
+        removals = [r for r in self.attempt.removals if r.session_id not in self.alive]
         for base in bases:
             merged = merge(theirs, removals, Index(base), mine)
             self.alive |= merged.alive
@@ -164,13 +164,13 @@ class Swap:
         # Against a gateway that writes every few milliseconds only a short round wins: the disk is waited for when
         # the swap has been won, and recovery knows these files by their names alone.
         temp = write_temp(self._store, text, durable=False)
-        self._attempt.temps.append(temp)
-        self._attempt.expected.append(temp.identity)
+        self.attempt.temps.append(temp)
+        self.attempt.expected.append(temp.identity)
         return temp
 
     def clean(self) -> None:
         """Removes the attempt's temporary files; to be called when nothing in them is needed any more."""
-        for temp in self._attempt.temps:
+        for temp in self.attempt.temps:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path(temp.name))
 

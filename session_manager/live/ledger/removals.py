@@ -48,13 +48,13 @@ class Removals(Connection):
         since: int | None = None,
         run_id: str | None = None,
         session: str | None = None,
-        store_id: str | None = None,
+        reason: str | None = None,
         limit: int = -1,
     ) -> list[Removed]:
         """Returns removals, newest first: of an agent, not before ``since`` (epoch ms), of a run, of a session
-        (its id, or one of its keys), of a store. What stayed alive (``kept``) is none.
+        (its id, or one of its keys), for a reason. What stayed alive (``kept``) is none.
         """
-        where, values = _conditions(agent_id, since, run_id, session, store_id)
+        where, values = _conditions(agent_id, since, run_id, session, reason)
         with clear_sqlite_errors(self.path):
             rows = self.sql.execute(f"{_COLUMNS}{_FROM}{where} ORDER BY r.removal_id DESC LIMIT ?", (*values, limit))
             return [_removed(row) for row in rows]
@@ -133,7 +133,7 @@ class Removals(Connection):
 
 
 def _conditions(
-    agent_id: str | None, since: int | None, run_id: str | None, session: str | None, store_id: str | None
+    agent_id: str | None, since: int | None, run_id: str | None, session: str | None, reason: str | None
 ) -> tuple[str, list[object]]:
     values: list[object] = []
     parts = [f" WHERE r.state <> 'kept' AND a.kind = '{REMOVE}'"]
@@ -142,7 +142,7 @@ def _conditions(
         ("a.created_at >= ?", since),
         ("a.run_id = ?", run_id),
         (_HAS_KEY if session is not None and ":" in session else "r.session_id = ?", session),
-        ("a.store_id = ?", store_id),
+        ("r.reason = ?", reason),
     ):
         if value is not None:
             parts.append(text)

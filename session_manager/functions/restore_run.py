@@ -1,0 +1,110 @@
+"""restore_run: takes back everything that one run removed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from session_manager.core.errors import NotFound, SessionManagerError, with_errors
+from session_manager.functions.context import Agent, Context
+from session_manager.functions.list_deleted import RunId
+
+if TYPE_CHECKING:
+    from session_manager.functions.restoring import Outcome
+    from session_manager.live.ledger import Ledger
+    from session_manager.live.removal import Remover
+    from session_manager.live.restoration import Find, Life
+
+DESCRIPTION = (
+    "Takes back everything that one run removed, in both layers. When a single session cannot come back, nothing is "
+    "changed, unless skip_conflicts is true: then all others are restored."
+)
+
+SkipConflicts = Annotated[bool, msgspec.Meta(description="restore all others when some cannot be restored")]
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of restore_run."""
+
+    run_id: RunId
+    agent: Agent | None = None
+    skip_conflicts: SkipConflicts = False
+
+
+def run(context: Context, arguments: Arguments) -> dict[str, Any]:
+    """Returns what came back; sessions that were restored before are counted.
+
+    Raises UsageError, NotFound (``run_not_found``), Refused (``key_taken``, ``file_exists``, ``not_restorable``)
+    with all ``conflicts``, or the failure of the only agent concerned.
+    """
+    agent = context.volume.resolve_agent(arguments.agent) if arguments.agent is not None else None
+
+    from session_manager.functions.delivery import tell
+    from session_manager.functions.restoring import also, session_count, take_back
+    from session_manager.live.ledger import start_run
+    from session_manager.live.removal import Remover
+
+    with Remover(context.settings, start_run("restore_run", context.settings)) as remover:
+        before, agents = _known(remover, arguments.run_id, agent)
+        try:
+            finds = {agent_id: _finder(agent_id, arguments.run_id) for agent_id in agents}
+            outcome = take_back(context, remover, finds, skip_conflicts=arguments.skip_conflicts)
+        except SessionManagerError:
+            # What earlier calls owe does not depend on how this one ends.
+            tell(context, remover.run, ())
+            raise
+        told = tell(context, remover.run, outcome.names)
+        count = session_count(outcome.names)
+        document = {
+            "restored_run": arguments.run_id,
+            "restored_count": len(outcome.names),
+            "restored_ids": list(dict.fromkeys(session_id for _, session_id in outcome.names)),
+            "already_restored": before,
+            "skipped": _skipped(outcome),
+            "restored_files": len(outcome.files),
+            **told,
+            "message": f"{count} of run {arguments.run_id} restored, {len(outcome.blocked)} could not be",
+            **also(remover, outcome),
+        }
+    # Without leave to skip them, only what came in between can be among the skipped.
+    return with_errors(document, outcome.errors + ([] if arguments.skip_conflicts else outcome.blocked_errors()))
+
+
+def _known(remover: Remover, run_id: str, agent: str | None) -> tuple[int, list[str]]:
+    """Returns how many of a run's sessions were restored before, and its agents. Raises NotFound."""
+    ledger = remover.existing_ledger
+    removed = [] if ledger is None else ledger.removals(run_id=run_id, agent_id=agent)
+    if not removed:
+        raise NotFound(
+            f"no removal by a run {run_id!r} is known: list_deleted shows the runs, prune and delete return theirs",
+            code="run_not_found",
+        )
+    return sum(r.state == "restored" for r in removed), sorted({r.agent_id for r in removed})
+
+
+def _finder(agent_id: str, run_id: str) -> Find:
+    """Returns what finds the run's removals in one agent, each with those that were once more removed after it."""
+    from session_manager.live.reappeared import REASON
+    from session_manager.live.restoration import lives
+
+    def find(ledger: Ledger) -> Sequence[Life]:
+        removed = ledger.removals(agent_id=agent_id, run_id=run_id)
+        since = min(r.removed_at for r in removed)
+        again = {r.session_id for r in ledger.removals(agent_id=agent_id, since=since, reason=REASON)}
+        found: list[Life] = [[r] for r in removed if r.session_id not in again]
+        ids = {r.removal_id for r in removed}
+        for session_id in sorted({r.session_id for r in removed} & again):
+            whole = lives(ledger.removals(agent_id=agent_id, session=session_id))
+            found += [life for life in whole if not ids.isdisjoint(r.removal_id for r in life)]
+        return found
+
+    return find
+
+
+def _skipped(outcome: Outcome) -> list[dict[str, Any]]:
+    return [
+        {"id": life[0].session_id, "agentId": life[0].agent_id, "code": obstacle.code, "reason": obstacle.reason}
+        for life, obstacle in outcome.blocked
+    ]

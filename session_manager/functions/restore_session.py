@@ -1,0 +1,147 @@
+"""restore_session: takes the removal of one session back, in both layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from session_manager.core.errors import NotFound, Refused, SessionManagerError, with_errors
+from session_manager.functions.context import Agent, Context, check_session_id
+from session_manager.functions.delete_session import SessionId
+from session_manager.functions.reading import View, read_view
+
+if TYPE_CHECKING:
+    from session_manager.functions.restoring import Outcome
+    from session_manager.live.ledger import Ledger, Removed
+    from session_manager.live.removal import Remover
+    from session_manager.live.restoration import Find, Life
+
+DESCRIPTION = (
+    "Takes the removal of one session back: its keys return to the index byte for byte, its transcripts get their "
+    "names back, its history row is active again."
+)
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of restore_session."""
+
+    session_id: SessionId
+    agent: Agent | None = None
+
+
+def run(context: Context, arguments: Arguments) -> dict[str, Any]:
+    """Returns what came back; a session that lives already is a success that says so.
+
+    Raises UsageError, NotFound (``session_not_found``), Refused (``key_taken``, ``file_exists``,
+    ``not_restorable``) when something is in the way, or the failure of the only agent concerned.
+    """
+    check_session_id(arguments.session_id)
+    agent = context.volume.resolve_agent(arguments.agent) if arguments.agent is not None else None
+
+    from session_manager.live.ledger import start_run
+    from session_manager.live.removal import Remover
+
+    with Remover(context.settings, start_run("restore_session", context.settings)) as remover:
+        ledger = remover.existing_ledger
+        removed = [] if ledger is None else ledger.removals(session=arguments.session_id, agent_id=agent)
+        try:
+            return _restore(context, remover, removed, arguments.session_id, agent)
+        except SessionManagerError:
+            _deliver(context, remover)
+            raise
+
+
+def _restore(
+    context: Context, remover: Remover, removed: list[Removed], wanted: str, agent: str | None
+) -> dict[str, Any]:
+    from session_manager.functions.restoring import also, take_back
+
+    if ":" in wanted and removed:
+        # A key may have named several sessions, one after the other: the last one is meant.
+        wanted = removed[0].session_id
+    finds = {r.agent_id: _finder(r.agent_id, wanted) for r in removed if r.session_id == wanted}
+    newest = {r.agent_id: r for r in reversed(removed) if r.session_id == wanted}
+    going = {agent_id: finds[agent_id] for agent_id, r in newest.items() if r.state == "removed"}
+    if not going:
+        return _nothing_to_do(context, remover, newest, wanted, agent)
+    outcome = take_back(context, remover, going, skip_conflicts=False)
+    if not outcome.back:
+        view = read_view(context, agent)
+        if not _living(view, wanted):
+            raise Refused(f"session {wanted} was not restored: it is in use elsewhere by now", code="key_taken")
+        return _lives(context, remover, view, wanted) | also(remover, outcome)
+    document = _document(context, remover, outcome, wanted) | also(remover, outcome)
+    return with_errors(document, outcome.errors + outcome.blocked_errors())
+
+
+def _finder(agent_id: str, session_id: str) -> Find:
+    from session_manager.live.restoration import lives
+
+    def find(ledger: Ledger) -> list[Life]:
+        return lives(ledger.removals(agent_id=agent_id, session=session_id))[:1]
+
+    return find
+
+
+def _document(context: Context, remover: Remover, outcome: Outcome, session_id: str) -> dict[str, Any]:
+    told = _deliver(context, remover, outcome.names)
+    mark = "no history layer" if context.settings.api_url is None else "PG mark pending"
+    if told["pg_status_updated"]:
+        mark = "PG row active"
+    transcript = "restored" if outcome.files else "none"
+    keys = len(outcome.keys)
+    return {
+        "restored": session_id,
+        "restored_keys": outcome.keys,
+        "transcript_restored": bool(outcome.files),
+        **told,
+        "message": f"Session {session_id} restored ({keys} keys, transcript={transcript}), {mark}",
+        "agents": sorted({agent_id for agent_id, _ in outcome.names}),
+        "restored_files": outcome.files,
+    }
+
+
+def _deliver(context: Context, remover: Remover, names: list[tuple[str, str]] | None = None) -> dict[str, Any]:
+    """Delivers what waits, of this call and of earlier ones; says what became of ``names``."""
+    if context.settings.api_url is None:
+        return {"pg_status_updated": False}
+    from session_manager.functions.delivery import History, told
+
+    with History(context, remover.run) as history:
+        return told(history.deliver(), names or [])
+
+
+def _nothing_to_do(
+    context: Context, remover: Remover, newest: Mapping[str, Removed], session_id: str, agent: str | None
+) -> dict[str, Any]:
+    """Says why nothing is to be restored. Raises NotFound or Refused when the session does not live."""
+    view = read_view(context, agent)
+    if _living(view, session_id):
+        return _lives(context, remover, view, session_id) | {"run_id": remover.run.shown_id}
+    errors = view.errors()
+    if newest:
+        state = next(iter(newest.values())).state
+        raise Refused(f"session {session_id} cannot be restored: it was {state}", code="not_restorable", state=state)
+    details: dict[str, Any] = {"errors": errors} if errors else {}
+    raise NotFound(
+        f"no removal of a session {session_id!r} is known: list_deleted shows what can be restored", **details
+    )
+
+
+def _living(view: View, wanted: str) -> list[str]:
+    return sorted({s.agent_id for s in view.sessions if wanted == s.id or wanted in s.keys})
+
+
+def _lives(context: Context, remover: Remover, view: View, session_id: str) -> dict[str, Any]:
+    return {
+        "restored": session_id,
+        "restored_keys": [],
+        "transcript_restored": False,
+        **_deliver(context, remover),
+        "already_live": True,
+        "message": f"Session {session_id} is live already; nothing to do",
+        "agents": _living(view, session_id),
+        "restored_files": [],
+    }

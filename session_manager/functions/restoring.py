@@ -1,0 +1,103 @@
+"""Takes removals back, over all agents: first a look at everything, so that a conflict changes nothing anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from session_manager.core.errors import Refused, SessionManagerError, failure
+from session_manager.functions.context import Context
+from session_manager.functions.reading import errors_or_raise
+from session_manager.live.ledger import Removal
+from session_manager.live.observe import listing
+from session_manager.live.obstacles import UNFINISHED, Obstacle
+from session_manager.live.removal import Remover
+from session_manager.live.restoration import Find, Life, refusal, restore, split
+from session_manager.live.volume import Store, read_snapshot
+
+
+class Outcome(msgspec.Struct):
+    """What was taken back, over all agents."""
+
+    back: list[tuple[str, Removal]] = []
+    blocked: list[tuple[Life, Obstacle]] = []
+    recovered: list[dict[str, object]] = []
+    errors: list[dict[str, object]] = []
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """(agent id, session id) of what lives again, each once."""
+        return list(dict.fromkeys((agent_id, removal.session_id) for agent_id, removal in self.back))
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that are back."""
+        return list(dict.fromkeys(key for _, removal in self.back for key in removal.keys))
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the files that are back."""
+        return [source for _, removal in self.back for source, _ in removal.files]
+
+    def blocked_errors(self) -> list[dict[str, object]]:
+        """Returns what could not come back as a document's ``errors``."""
+        return [failure(refusal([one]), one[0][0].agent_id, one[0][0].session_id) for one in self.blocked]
+
+
+def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *, skip_conflicts: bool) -> Outcome:
+    """Restores what ``wanted`` names in each agent. Raises Refused for a conflict, unless conflicts are skipped.
+
+    Failures of single agents are in the result; when all fail, the first is raised.
+    """
+    outcome = Outcome()
+    failed: list[tuple[str, SessionManagerError]] = []
+    stores: list[tuple[Store, Find]] = []
+    conflicts: list[tuple[Life, Obstacle]] = []
+    for agent_id, find in wanted.items():
+        try:
+            store = _store(context, agent_id)
+            place = remover.place(read_snapshot(store, context.clock()), listing(store))
+            conflicts += split(place, find(remover.ledger))[1]
+            stores.append((store, find))
+        except SessionManagerError as error:
+            failed.append((agent_id, error))
+    conflicts = [found for found in conflicts if found[1].code != UNFINISHED]
+    if conflicts and not skip_conflicts:
+        raise refusal(conflicts)
+    for store, find in stores:
+        try:
+            done = remover.locked(
+                store,
+                lambda lock, store=store, find=find: restore(  # type: ignore[misc]
+                    remover, store, lock, find, skip_conflicts=skip_conflicts or bool(outcome.back)
+                ),
+            )
+        except SessionManagerError as error:
+            failed.append((store.agent_id, error))
+            continue
+        outcome.back += [(store.agent_id, removal) for removal in done.removals]
+        outcome.blocked += done.blocked
+        outcome.recovered += done.recovered
+        outcome.errors += [failure(error, store.agent_id, session_id) for session_id, error in done.failures]
+    outcome.errors += errors_or_raise(failed, any_done=len(failed) < len(wanted))
+    return outcome
+
+
+def _store(context: Context, agent_id: str) -> Store:
+    store = context.volume.store(agent_id)
+    if store is None:
+        raise Refused(f"agent {agent_id!r} has no sessions folder any more", code="not_restorable", agentId=agent_id)
+    return store
+
+
+def also(remover: Remover, outcome: Outcome) -> dict[str, Any]:
+    """Returns the members that every document of a restore has."""
+    document: dict[str, Any] = {"run_id": remover.run.shown_id}
+    return document if not outcome.recovered else {**document, "recovered": outcome.recovered}
+
+
+def session_count(names: Collection[tuple[str, str]]) -> str:
+    """Returns how many sessions, in words."""
+    return f"{len(names)} session{'' if len(names) == 1 else 's'}"

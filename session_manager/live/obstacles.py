@@ -1,0 +1,75 @@
+"""What stands in the way of a removed session that is to come back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+
+import msgspec
+
+from session_manager.core.session import text_or_none
+from session_manager.live.ledger import Removed
+from session_manager.live.second_names import SecondNames
+from session_manager.live.volume import Snapshot
+
+KEY_TAKEN, FILE_EXISTS, NOT_RESTORABLE, UNFINISHED = "key_taken", "file_exists", "not_restorable", "unfinished"
+_ENDS = {
+    "restored": "it was restored",
+    "purged": "its archives were purged",
+    "erased": "it was erased",
+}
+
+
+class Obstacle(msgspec.Struct, frozen=True):
+    """Why a session cannot come back: one of the codes above, and a sentence without its subject's name."""
+
+    code: str
+    reason: str
+
+
+class Place:
+    """A store as it is now (``names`` lie in its folder), and what has been given away in it since."""
+
+    def __init__(self, snapshot: Snapshot, names: Collection[str], second_names: SecondNames, keep_days: int) -> None:
+        self._snapshot = snapshot
+        self._names = set(names)
+        self._second_names = second_names
+        self._keep_days = keep_days
+        self._claimed: dict[str, str] = {}
+
+    def obstacle(self, life: Sequence[Removed]) -> Obstacle | None:
+        """Returns what keeps removals of one session from being taken back together, or None."""
+        return next((found for removed in life if (found := self._obstacle(removed)) is not None), None)
+
+    def claim(self, life: Sequence[Removed]) -> None:
+        """Gives the keys and file names of ``life`` away: whoever asks next finds them taken."""
+        for removed in life:
+            self._claimed.update(dict.fromkeys(removed.keys, removed.session_id))
+            self._names.update(source for source, _ in removed.files)
+
+    def _obstacle(self, removed: Removed) -> Obstacle | None:
+        if removed.state != "removed":
+            return Obstacle(NOT_RESTORABLE, _ENDS.get(removed.state, f"it is {removed.state}"))
+        if not removed.finished:
+            return Obstacle(UNFINISHED, "its removal is not finished; the next call that removes something ends it")
+        if removed.keys and not removed.has_entries:
+            days = self._keep_days
+            return Obstacle(NOT_RESTORABLE, f"its index entry is kept no longer (ARIA_KEEP_DAYS is {days})")
+        for key in removed.keys:
+            holder = self._holder(key)
+            if holder not in (None, removed.session_id):
+                return Obstacle(KEY_TAKEN, f"its key {key} is in use by session {holder}")
+        for source, target in removed.files:
+            if source in self._names:
+                return Obstacle(FILE_EXISTS, f"there is a file {source} already")
+            second = self._second_names.path(removed.run_id, removed.agent_id, target)
+            if target not in self._names and not os.path.lexists(second):
+                return Obstacle(NOT_RESTORABLE, f"its archive {target} is gone")
+        return None
+
+    def _holder(self, key: str) -> str | None:
+        """Returns the session that has a key, or None when it is free."""
+        index = self._snapshot.index
+        if index is not None and key in index.entries:
+            return text_or_none(index.entry(key).session_id) or "(an entry without a session id)"
+        return self._claimed.get(key)

@@ -1,0 +1,198 @@
+"""Takes removals back: keys into the index, byte for byte, and files under their names.
+
+Order, each step durable before the next: the intent in the ledger; the new index beside the old one; the files, so
+that no gateway meets an entry without its transcript; the index; and then what recovery does, which ends the attempt
+by what the index says. Killed anywhere, the next call does that: every session is wholly live or wholly removed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from session_manager.core.errors import Locked, Refused, SessionManagerError
+from session_manager.live.archive import Failures, bring_back_files
+from session_manager.live.atomic import clear_errors, sync_folder
+from session_manager.live.gateway_lock import LockLost, StoreLock
+from session_manager.live.ledger import Attempt, Ledger, Removal, Removed
+from session_manager.live.liveness import now_ms
+from session_manager.live.observe import listing
+from session_manager.live.obstacles import FILE_EXISTS, KEY_TAKEN, NOT_RESTORABLE, Obstacle, Place
+from session_manager.live.reappeared import REASON
+from session_manager.live.recovery import places_of, recover_attempt, try_recover
+from session_manager.live.removal import Remover, look_again, parsed_by
+from session_manager.live.second_names import SecondNames
+from session_manager.live.steps import step
+from session_manager.live.swap import IndexChanged, Swap, write_temp
+from session_manager.live.volume import Snapshot, Store, read_snapshot
+
+_FRESH_STARTS = 20
+LOST = Obstacle(KEY_TAKEN, "a gateway gave its key to another session in the same moment")
+
+# One session's removals that belong together, newest first: what a gateway wrote back and we removed once more, and
+# the removal before that.
+Life = Sequence[Removed]
+Find = Callable[[Ledger], Sequence[Life]]
+
+
+class Restored(msgspec.Struct):
+    """What happened in one store: removals that were taken back, and lives that could not be, with the reason."""
+
+    removals: list[Removal]
+    blocked: list[tuple[Life, Obstacle]]
+    recovered: list[dict[str, object]]
+    failures: Failures
+
+
+def lives(removed: Iterable[Removed]) -> list[Life]:
+    """Groups one session's removals, newest first, by what can only be taken back together."""
+    found: list[list[Removed]] = []
+    whole = True
+    for removal in removed:
+        if whole:
+            found.append([])
+        found[-1].append(removal)
+        whole = removal.reason != REASON
+    return list(found)
+
+
+def split(place: Place, found: Iterable[Life]) -> tuple[list[Life], list[tuple[Life, Obstacle]]]:
+    """Says which lives can come back, and what keeps the others; those that were restored already are in neither."""
+    going: list[Life] = []
+    blocked: list[tuple[Life, Obstacle]] = []
+    for life in found:
+        if all(removal.state == "restored" for removal in life):
+            continue
+        obstacle = place.obstacle(life)
+        if obstacle is None:
+            place.claim(life)
+            going.append(life)
+        else:
+            blocked.append((life, obstacle))
+    return going, blocked
+
+
+def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip_conflicts: bool) -> Restored:
+    """Takes back what ``find`` names, after ending what others left half done. ``find`` gets a fresh look each time.
+
+    Raises Refused (``key_taken``, ``file_exists``, ``not_restorable``) when something is in the way and
+    ``skip_conflicts`` is not set; Damaged, Locked, LockLost, Refused or Failed; nothing is restored then.
+    """
+    done, recovered, failures = remover.end_earlier(store, lock)
+    for _ in range(_FRESH_STARTS):
+        snapshot = read_snapshot(store, now_ms())
+        if snapshot.index is None:
+            raise Refused(
+                f"agent {store.agent_id!r} has no index to restore into; let the gateway write one, then call again",
+                code=NOT_RESTORABLE,
+                agentId=store.agent_id,
+            )
+        going, blocked = split(remover.place(snapshot, listing(store)), find(remover.ledger))
+        if blocked and not skip_conflicts:
+            raise refusal(blocked)
+        if not going:
+            return Restored(done, blocked, recovered, failures)
+        lock.check()
+        try:
+            back, failed = _execute(remover, snapshot, lock, [removal for life in going for removal in life])
+        except IndexChanged:
+            continue
+        alive = {removal.session_id for removal in back}
+        lost = [(life, LOST) for life in going if life[0].session_id not in alive]
+        return Restored(done + back, [*blocked, *lost], recovered, failures + failed)
+    raise Locked(f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id)
+
+
+def refusal(blocked: Sequence[tuple[Life, Obstacle]]) -> Refused:
+    """Returns the error that names what is in the way."""
+    life, obstacle = blocked[0]
+    more = f"; and {len(blocked) - 1} more sessions cannot be" if len(blocked) > 1 else ""
+    conflicts = [
+        {"id": life[0].session_id, "agentId": life[0].agent_id, "code": obstacle.code, "reason": obstacle.reason}
+        for life, obstacle in blocked
+    ]
+    return Refused(
+        f"session {life[0].session_id} of agent {life[0].agent_id!r} cannot be restored: {obstacle.reason}{more}; "
+        "nothing was changed",
+        code=obstacle.code,
+        conflicts=conflicts,
+    )
+
+
+def _execute(
+    remover: Remover, snapshot: Snapshot, lock: StoreLock, removed: Sequence[Removed]
+) -> tuple[list[Removal], Failures]:
+    """Returns what lives again, and what went wrong when the index had been written. Raises when nothing does."""
+    store, identity = snapshot.store, snapshot.identity
+    assert identity is not None
+    ledger = remover.ledger
+    attempt = ledger.intend_restore(remover.run, store.store_id, store.agent_id, [], [identity], removed)
+    step("restore intended")
+    try:
+        with clear_errors("restore sessions in", store.sessions_dir):
+            swap_in = _prepared(snapshot, lock, attempt)
+            _bring_back(store, remover.second_names, attempt)
+            swap_in()
+            alive, failures = recover_attempt(store, lock, ledger, attempt)
+    except LockLost:
+        raise
+    except BaseException as error:
+        alive, failures = try_recover(store, lock, ledger, attempt)
+        if not alive or not isinstance(error, SessionManagerError):
+            raise
+        # The index had been written by then: what is back is reported as back, beside what went wrong.
+        failures = [*failures, (None, error)]
+    return [r for r in attempt.removals if r.session_id in alive], failures
+
+
+def _prepared(snapshot: Snapshot, lock: StoreLock, attempt: Attempt) -> Callable[[], None]:
+    """Writes the new index beside the old one; returns what puts it in place."""
+    store, index, identity = snapshot.store, snapshot.index, snapshot.identity
+    assert index is not None
+    assert identity is not None
+    put: dict[str, tuple[bytes, bytes]] = {}
+    for removal in attempt.removals:
+        if len(removal.members) != len(removal.keys):
+            raise Refused(f"the index entry of session {removal.session_id} has just been dropped", code=NOT_RESTORABLE)
+        # Of a session's removals the newest comes last.
+        put |= {k: m for k, m in zip(removal.keys, removal.members, strict=True) if k not in index.entries}
+    if not put:
+        return lambda: None
+    text = index.edited((), put, places_of(attempt.removals))
+    temp = write_temp(store, text)
+    attempt.temps.append(temp)
+    attempt.expected.append(temp.identity)
+    step("restored index prepared")
+
+    def swap_in() -> None:
+        # To a swap an attempt's removals are keys that shall go.
+        swap = Swap(store, lock, msgspec.structs.replace(attempt, removals=[]))
+        swap.install(index, identity, text, temp)
+        settled_at = parsed_by(index)
+        time.sleep(max(0.0, settled_at - time.monotonic()))
+        look_again(store, swap)
+        step("restored index in place")
+
+    return swap_in
+
+
+def _bring_back(store: Store, second_names: SecondNames, attempt: Attempt) -> None:
+    """Gives all files their names back, durably. Raises Refused or Failed when one of them cannot have it."""
+    failures, taken = bring_back_files(store, second_names, attempt, attempt.removals)
+    for _, error in failures:
+        raise error
+    missing = [
+        source
+        for removal in attempt.removals
+        for source, _ in removal.files
+        if not os.path.lexists(os.path.join(store.sessions_dir, source))
+    ]
+    if taken or missing:
+        what = f"there is a file {taken[0]} by now" if taken else f"the archive of {missing[0]} has gone just now"
+        raise Refused(f"cannot restore in {store.sessions_dir}: {what}", code=FILE_EXISTS if taken else NOT_RESTORABLE)
+    step("files back")
+    sync_folder(store.sessions_dir)
+    step("files back synced")

@@ -18,6 +18,7 @@ from session_manager.functions import NAMES, load
 
 SKILL = (ROOT / "skill.md").read_text()
 README = (ROOT / "README.md").read_text()
+FINISHED = "0f7c4c1e-3a54-4a8e-9b55-5b6a3c1d2e3f"
 EXAMPLES = re.findall(
     r"^python3 (?:/app/skills/)?run_skill\.py (session_manager [a-z].*)$", SKILL + README, re.MULTILINE
 )
@@ -61,10 +62,13 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("line", EXAMPLES)
 def test_examples_run(line: str, agents: Path, skill: Skill) -> None:
     store = StoreBuilder(agents)
-    store.add("subagent:finished", 120, session_id="0f7c4c1e-3a54-4a8e-9b55-5b6a3c1d2e3f")
+    store.add("subagent:finished", 120, session_id=FINISHED)
     store.add("cron:daily", 5)
     store.write()
-    _, function, *arguments = shlex.split(line)
+    _, function, *arguments = shlex.split(line.replace("<id>", FINISHED))
+    if function.startswith("restore_"):
+        run_id = skill("delete_session", {"session_id": FINISHED}).document["run_id"]
+        arguments = [re.sub(r'"run_id": "[^"]+"', f'"run_id": "{run_id}"', argument) for argument in arguments]
     answer = skill(function, *arguments)
     assert answer.exit_code == 0, answer.document
     section = SKILL.split(f"### {function}\n")[1].split("\n### ")[0]
@@ -93,5 +97,6 @@ def test_environment_and_codes_are_documented() -> None:
         for variable in set(re.findall(r'"((?:ARIA|OPENCLAW)_[A-Z_]+|DATABASE_URL)"', sources)):
             assert all(variable in page for page in pages), variable
     sources = skill
-    for code in re.findall(r"^\| `([a-z_]+)` \|", SKILL, re.MULTILINE):
-        assert f'"{code}"' in sources, code
+    for cell in re.findall(r"^\| (`[^|]+`) \|", SKILL, re.MULTILINE):
+        for code in re.findall(r"`([a-z_]+)`", cell):
+            assert f'"{code}"' in sources, code

@@ -52,10 +52,27 @@ def prune(agents: Path) -> None:
     assert document["pruned_count"] == expected, (document["pruned_count"], expected)
 
 
+def restorer(agents: Path) -> Action:
+    """Returns what takes the store's last run back."""
+    run_id = call(agents, "list_deleted", limit=1)["deleted"][0]["run_id"]
+
+    def restore(agents: Path) -> None:
+        document = call(agents, "restore_run", run_id=run_id)
+        assert document["restored_count"] == document["restored_files"] > 0, document
+
+    return restore
+
+
 def prepared(what: str, agents: Path) -> Action:
     """Returns what is to be measured, ready to run."""
     if what == "ledger_floor":
         return floors.Ledger(agents)
+    if what == "restore":
+        with tempfile.TemporaryDirectory() as folder:
+            stores.build(Path(folder), 20, 3_000)
+            prune(Path(folder))
+            restorer(Path(folder))(Path(folder))
+        return restorer(agents)
     actions: dict[str, Action] = {
         "read_floor": floors.read,
         "prune_floor": floors.prune,

@@ -1,4 +1,7 @@
-"""List and prune at several sizes, beside their floors; every measurement in a fresh process, every prune on a copy."""
+"""List and prune at several sizes beside their floors, and the prune's undoing beside the prune.
+
+Every measurement is made in a fresh process, every prune on a copy.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +55,8 @@ def measure(folder: Path, size: Size) -> tuple[Rounds, int]:
             on_copy = what in ("prune_floor", "prune")
             where = stores.copy(agents, copy) if on_copy else agents
             found.setdefault(what, []).append(_once(what, where))
+            if what == "prune":
+                found.setdefault("restore", []).append(_once("restore", where))
             if on_copy:
                 shutil.rmtree(copy)
     shutil.rmtree(agents)
@@ -76,6 +81,7 @@ def table(size: Size, found: Rounds, index_bytes: int) -> None:
     _row("dry run", found["dry_run"], found["read_floor"], size, index_bytes)
     _row("prune", found["prune"], found["prune_floor"], size, index_bytes)
     _row("prune, budget", found["prune"], budget, size, index_bytes)
+    _row("restore / prune", found["restore"], found["prune"], size, index_bytes)
     print(flush=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from session_manager.core.errors import SessionManagerError
 from session_manager.live.atomic import explain, opened_folder, rename_new
@@ -52,14 +52,6 @@ def _files(removals: Iterable[Removal], spared: Collection[str]) -> Iterator[tup
                 yield removal, position
 
 
-def _bring_back(store: Store, second_names: SecondNames, run_id: str, source: str, target: str) -> None:
-    try:
-        rename_new(os.path.join(store.sessions_dir, target), os.path.join(store.sessions_dir, source))
-    except FileNotFoundError:
-        if not os.path.lexists(os.path.join(store.sessions_dir, source)):
-            second_names.bring_back(store, run_id, target, source)
-
-
 def _archive(store: Store, folder: int, ledger: Ledger, removal: Removal, position: int) -> None:
     while True:
         source, target = removal.files[position]
@@ -74,39 +66,52 @@ def _archive(store: Store, folder: int, ledger: Ledger, removal: Removal, positi
 
 
 def bring_back_files(
-    store: Store, second_names: SecondNames, attempt: Attempt, removals: Iterable[Removal]
+    store: Store, second_names: SecondNames, attempt: Attempt, removals: Sequence[Removal]
 ) -> tuple[Failures, list[str]]:
     """Gives archived files their live names back; an archive that has gone comes back by its second name.
 
     Returns files that could not be moved, and names that something else has by now: that and the archive stay.
     """
     failures: Failures = []
-    taken = []
-    for removal in removals:
-        run_id = attempt.archive_run(removal)
-        for source, target in removal.files:
-            try:
-                _bring_back(store, second_names, run_id, source, target)
-            except FileExistsError:
-                taken.append(source)
-            except OSError as error:
-                failures.append(
-                    (removal.session_id, explain(error, "bring back", os.path.join(store.sessions_dir, target)))
-                )
-            step("file brought back")
+    taken: list[str] = []
+    if not removals:
+        return failures, taken
+    with opened_folder(store.sessions_dir) as folder:
+        names = set(os.listdir(folder))
+        for removal in removals:
+            run_id = attempt.archive_run(removal)
+            for source, target in removal.files:
+                if source in names and target not in names:
+                    if not second_names.may_be(store, run_id, target, source):
+                        taken.append(source)
+                    continue
+                try:
+                    _bring_back(store, folder, second_names, run_id, source, target)
+                except FileExistsError:
+                    taken.append(source)
+                except OSError as error:
+                    failures.append(
+                        (removal.session_id, explain(error, "bring back", os.path.join(store.sessions_dir, target)))
+                    )
+                step("file brought back")
     return failures, taken
+
+
+def _bring_back(store: Store, folder: int, second_names: SecondNames, run_id: str, source: str, target: str) -> None:
+    try:
+        rename_new(target, source, folder)
+    except FileNotFoundError:
+        second_names.bring_back(store, run_id, target, source)
 
 
 def forget_second_names(store: Store, second_names: SecondNames, attempt: Attempt, removals: Iterable[Removal]) -> None:
     """Removes second names of files that live durably again; a later run does it where that fails now."""
+    by_run: dict[str, list[tuple[str, str]]] = {}
     for removal in removals:
-        run_id = attempt.archive_run(removal)
-        for source, target in removal.files:
-            with contextlib.suppress(OSError):
-                if _lives(store, source, target) and second_names.may_be(store, run_id, target, source):
-                    second_names.forget(run_id, store.agent_id, [target])
-
-
-def _lives(store: Store, source: str, target: str) -> bool:
-    archived = os.path.lexists(os.path.join(store.sessions_dir, target))
-    return not archived and os.path.lexists(os.path.join(store.sessions_dir, source))
+        by_run.setdefault(attempt.archive_run(removal), []).extend(removal.files)
+    with contextlib.suppress(OSError):
+        names = set(os.listdir(store.sessions_dir)) if by_run else set()
+        for run_id, files in by_run.items():
+            # Where the archive was gone and the live name is somebody else's, the second name is the only one.
+            back = [t for s, t in files if s in names and t not in names and second_names.may_be(store, run_id, t, s)]
+            second_names.forget(run_id, store.agent_id, back)

@@ -184,12 +184,8 @@ def _bring_back(store: Store, second_names: SecondNames, attempt: Attempt) -> No
     failures, taken = bring_back_files(store, second_names, attempt, attempt.removals)
     for _, error in failures:
         raise error
-    missing = [
-        source
-        for removal in attempt.removals
-        for source, _ in removal.files
-        if not os.path.lexists(os.path.join(store.sessions_dir, source))
-    ]
+    names = set(os.listdir(store.sessions_dir))
+    missing = [source for removal in attempt.removals for source, _ in removal.files if source not in names]
     if taken or missing:
         what = f"there is a file {taken[0]} by now" if taken else f"the archive of {missing[0]} has gone just now"
         raise Refused(f"cannot restore in {store.sessions_dir}: {what}", code=FILE_EXISTS if taken else NOT_RESTORABLE)

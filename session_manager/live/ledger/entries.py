@@ -9,6 +9,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
+from session_manager.live.index import Index
 from session_manager.live.ledger.rows import Member, Removal
 
 CHUNK_BYTES = 256 * 1024
@@ -36,9 +37,8 @@ def packed(removals: Sequence[Removal]) -> Iterator[tuple[bytes, list[Removal], 
 
 def members_of(text: bytes) -> list[Member]:
     """Returns the members (key token, value) of one removal's text."""
-    from session_manager.live.jsonscan import scan_object
-
-    return [(text[m.key_start : m.key_end], text[m.value_start : m.value_end]) for m in scan_object(text)]
+    index = Index(text)
+    return [index.raw(key) for key in index.entries]
 
 
 def read_members(sql: sqlite3.Connection, removal_ids: Iterable[int]) -> dict[int, list[Member]]:

@@ -228,7 +228,7 @@ def write_as_gateway(store: StoreBuilder, entries: dict[str, Any]) -> None:
     other.rename(store.index)
 
 
-@pytest.mark.parametrize("when", ["additions prepared", "additions intended", "index swapped"])
+@pytest.mark.parametrize("when", ["index prepared", "intent written", "index swapped"])
 def test_a_gateway_that_writes_meanwhile_loses_nothing(
     agents: Path, at: Callable[[str, Callable[[], object]], None], when: str
 ) -> None:
@@ -244,7 +244,7 @@ def test_a_gateway_that_writes_meanwhile_loses_nothing(
 def test_a_gateway_that_adopts_it_meanwhile_wins(agents: Path, at: Callable[[str, Callable[[], object]], None]) -> None:
     store = build(agents)
     theirs = {**store.entries, "agent:main:direct:back": {"sessionId": UUID, "updatedAt": now_ms()}}
-    at("additions intended", lambda: write_as_gateway(store, theirs))
+    at("intent written", lambda: write_as_gateway(store, theirs))
     assert in_process(agents)["adopted_count"] == 0
     assert store.read() == theirs
 

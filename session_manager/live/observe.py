@@ -40,19 +40,23 @@ def listing(store: Store) -> list[str]:
 
 def observe_locks(store: Store, sessions: Sequence[Session], names: Iterable[str], now_ms: int) -> None:
     """Sets ``busy`` on every session one of whose transcripts' locks (``<file>.jsonl.lock``) is held."""
-    locks = [name for name in names if name.endswith(".jsonl" + LOCK_SUFFIX)]
-    if not locks:
-        return
-    held = []
-    gateway_is_here = functools.cache(gateway_visible)
-    for name in locks:
-        marker = read_marker(os.path.join(store.sessions_dir, name))
-        if marker is not None and is_held(marker, TRANSCRIPT_STALE_MS, now_ms, gateway_is_here):
-            held.append(name.removesuffix(LOCK_SUFFIX))
+    held = held_transcripts(store, names, now_ms)
     if held:
         owners = files_by_session(held, sessions, store.sessions_dir)
         for session in sessions:
             session.busy = session.id in owners
+
+
+def held_transcripts(store: Store, names: Iterable[str], now_ms: int) -> list[str]:
+    """Returns the names of the transcripts whose lock a living process holds."""
+    gateway_is_here = functools.cache(gateway_visible)
+    held = []
+    for name in names:
+        if name.endswith(".jsonl" + LOCK_SUFFIX):
+            marker = read_marker(os.path.join(store.sessions_dir, name))
+            if marker is not None and is_held(marker, TRANSCRIPT_STALE_MS, now_ms, gateway_is_here):
+                held.append(name.removesuffix(LOCK_SUFFIX))
+    return held
 
 
 def observe_transcripts(

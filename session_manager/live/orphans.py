@@ -18,8 +18,7 @@ import msgspec
 from session_manager.core.orphans import Orphan
 from session_manager.core.session import Session
 from session_manager.live.atomic import OWN_PREFIX
-from session_manager.live.liveness import TRANSCRIPT_STALE_MS, gateway_visible, is_held, read_marker
-from session_manager.live.observe import last_timestamp
+from session_manager.live.observe import held_transcripts, last_timestamp
 from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session, is_transcript, owner, parse_archive
 from session_manager.live.volume import INDEX_NAME, Store
 
@@ -230,18 +229,7 @@ def _activity(folder: Folder, name: str, cutoff: int, now_ms: int) -> int | None
 
 def held_ids(store: Store, names: Iterable[str], ids: Collection[str], now_ms: int) -> set[str]:
     """Returns which of some session ids have a file whose lock is held."""
-    gateway_is_here = functools.cache(gateway_visible)
-    held = set()
-    for name in names:
-        if not name.endswith(".jsonl" + LOCK_SUFFIX):
-            continue
-        whose = owner(name.removesuffix(LOCK_SUFFIX), ids)
-        if whose is None or whose in held:
-            continue
-        marker = read_marker(os.path.join(store.sessions_dir, name))
-        if marker is not None and is_held(marker, TRANSCRIPT_STALE_MS, now_ms, gateway_is_here):
-            held.add(whose)
-    return held
+    return {whose for name in held_transcripts(store, names, now_ms) if (whose := owner(name, ids)) is not None}
 
 
 def with_traces(

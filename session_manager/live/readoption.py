@@ -129,17 +129,7 @@ def _add(remover: Remover, snapshot: Snapshot, lock: StoreLock, members: Members
     assert index is not None
     assert identity is not None
     text = index.edited((), members)
-    temp = write_temp(store, text)
-    try:
-        step("additions prepared")
-        attempt = remover.ledger.intend(
-            remover.run, store.store_id, store.agent_id, [temp], [identity, temp.identity], []
-        )
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(os.path.dirname(store.index_path), temp.name))
-        raise
-    step("additions intended")
+    temp, attempt = remover.intend(lock, store, identity, text, [])
     try:
         with clear_errors("rewrite the index of", store.sessions_dir):
             if identity_of(store.index_path) != identity:

@@ -21,7 +21,7 @@ from session_manager.live.archive import Failures, archive_files, bring_back_fil
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock, has_dead_marker
 from session_manager.live.index import Index
-from session_manager.live.ledger import Attempt, Ledger, Removal, Run
+from session_manager.live.ledger import Attempt, Ledger, Removal, Run, Temp
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing, observe_locks
 from session_manager.live.obstacles import Place
@@ -32,7 +32,7 @@ from session_manager.live.second_names import AtRisk, SecondNames
 from session_manager.live.steps import step
 from session_manager.live.swap import TEMP_SUFFIX, IndexChanged, Swap, identity_of, write_temp
 from session_manager.live.transcripts import files_by_session
-from session_manager.live.volume import Snapshot, Store, read_snapshot
+from session_manager.live.volume import Identity, Snapshot, Store, read_snapshot
 from session_manager.settings import Settings
 
 # Under a gateway that writes all the time the exchange merges; before that, a fresh decision is better.
@@ -209,17 +209,7 @@ class Remover:
         assert snapshot.identity is not None
         removals = plan(snapshot, names, chosen, shared)
         text = snapshot.index.without({key for r in removals for key in r.keys})
-        temp = write_temp(store, text)
-        try:
-            step("index prepared")
-            lock.check()
-            expected = [snapshot.identity, temp.identity]
-            attempt = self.ledger.intend(self.run, store.store_id, store.agent_id, [temp], expected, removals)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(os.path.dirname(store.index_path), temp.name))
-            raise
-        step("intent written")
+        temp, attempt = self.intend(lock, store, snapshot.identity, text, removals)
         try:
             with clear_errors("rewrite the index of", store.sessions_dir):
                 if fresh_start and identity_of(store.index_path) != snapshot.identity:
@@ -239,6 +229,24 @@ class Remover:
             # The index had been written by then: what is gone is reported as gone, beside what went wrong.
             return removed, alive & swap.alive, [*failures, (None, error)]
         return [r for r in removals if r.session_id not in swap.alive], swap.alive, failures
+
+    def intend(
+        self, lock: StoreLock, store: Store, read: Identity, text: bytes, removals: list[Removal]
+    ) -> tuple[Temp, Attempt]:
+        """Writes the new index beside the version ``read``, and the intent to put it there; durably, or neither."""
+        temp = write_temp(store, text)
+        try:
+            step("index prepared")
+            lock.check()
+            attempt = self.ledger.intend(
+                self.run, store.store_id, store.agent_id, [temp], [read, temp.identity], removals
+            )
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(os.path.dirname(store.index_path), temp.name))
+            raise
+        step("intent written")
+        return temp, attempt
 
     def _settle(self, lock: StoreLock, snapshot: Snapshot, attempt: Attempt, swap: Swap, settled_at: float) -> Failures:
         """From the new index to the end of the attempt: look again, archive, make durable, look again, note.

@@ -1,4 +1,4 @@
-"""Prunes and deletes of ours beside a gateway that keeps writing: not one update of either side is lost."""
+"""Prunes, deletes and restores of ours beside a gateway that keeps writing: not one update of either side is lost."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ WRITES = 2000 * SOAK
 PRUNES = 50 * SOAK
 EACH = 2
 DELETES = PRUNES // 5
+RESTORES = 10 * SOAK
 NODE = shutil.which("node")
 
 
@@ -128,6 +129,50 @@ def test_nothing_is_lost_beside_a_writing_gateway(
         assert ".deleted." in archives[0].name
         assert archives[0].read_bytes() == contents[session_id]
     assert [n for n in store.names() if n.startswith(".session_manager") or n.endswith((".tmp", ".json.lock"))] == []
+
+
+@pytest.mark.parametrize(("language", "mode"), CASES)
+def test_what_is_restored_beside_a_writing_gateway_is_whole(
+    language: str, mode: str, agents: Path, skill: Skill, tmp_path: Path
+) -> None:
+    store = StoreBuilder(agents)
+    ours = [store.add(f"cron:job-{i}", 300 + i, session_id=f"old-{i}") for i in range(2 * RESTORES)]
+    contents = {f"{i}.jsonl": (store.dir / f"{i}.jsonl").read_bytes() for i in ours}
+    store.write()
+    log = tmp_path / "log"
+    log.touch()
+    writer = start_writer(language, mode, store, log)
+    restored = 0
+    try:
+        for _ in range(RESTORES):
+            pruned = skill("prune_sessions", {"limit": EACH}, ARIA_LOCK_TIMEOUT="60").document
+            if not pruned.get("pruned_count"):
+                assert mode == "lockless"
+                continue
+            answer = skill("restore_run", {"run_id": pruned["run_id"]}, ARIA_LOCK_TIMEOUT="60")
+            assert answer.exit_code == 0 or (mode == "lockless" and gave_up(answer.document)), answer.document
+            restored += answer.document.get("restored_count", 0)
+        assert writer.poll() is None, "the gateway wrote beside every one of our calls"
+        Path(f"{log}.stop").touch()
+        assert writer.wait(timeout=600) == 0
+    finally:
+        writer.kill()
+        writer.wait()
+    assert restored >= RESTORES // 5
+    # Such a gateway may write a key away again that it had not read: asking once more puts it back.
+    for run_id in {r["run_id"] for r in skill("list_deleted").document["deleted"]}:
+        answer = skill("restore_run", {"run_id": run_id})
+        assert answer.exit_code == 0, answer.document
+        assert mode == "lockless" or answer.document["restored_count"] == 0
+    left = store.read()
+    assert {key: entry for key, entry in left.items() if key in store.entries} == store.entries
+    committed: dict[str, list[int]] = {}
+    for key, value in (line.split() for line in log.read_text().splitlines()):
+        committed.setdefault(key, []).append(int(value))
+    assert {key: entry["values"] for key, entry in left.items() if "values" in entry} == committed
+    assert {p.name: p.read_bytes() for p in store.dir.glob("*.jsonl*")} == contents
+    assert [n for n in store.names() if n.startswith(".session_manager") or n.endswith((".tmp", ".json.lock"))] == []
+    assert skill("verify_ledger").document["whole"] is True
 
 
 def test_four_prunes_at_once_share_the_work(agents: Path, skill: Skill) -> None:

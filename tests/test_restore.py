@@ -188,6 +188,37 @@ def test_it_can_be_removed_and_restored_again(agents: Path, skill: Skill) -> Non
     assert (document["restored_count"], document["already_restored"], document["run_id"]) == (0, 2, None)
 
 
+@pytest.mark.parametrize("function", ["restore_run", "restore_session"])
+def test_a_key_that_a_gateway_wrote_away_after_the_restore_comes_back(
+    agents: Path, skill: Skill, function: str
+) -> None:
+    store = build(agents)
+    before = picture(agents)
+    run_id = pruned(skill)
+    stale = store.read()
+    skill("restore_run", {"run_id": run_id})
+    write_as_gateway(store, stale)
+    arguments = {"run_id": run_id} if function == "restore_run" else {"session_id": "main-a"}
+    assert skill(function, arguments).exit_code == 0
+    skill("restore_session", {"session_id": "main-b"})
+    assert {n: v[1] for n, v in picture(agents).items()} == {n: v[1] for n, v in before.items()}
+
+
+def test_what_a_gateway_deleted_after_the_restore_stays_deleted(agents: Path, skill: Skill) -> None:
+    store = build(agents)
+    run_id = pruned(skill)
+    stale = store.read()
+    skill("restore_run", {"run_id": run_id})
+    write_as_gateway(store, stale)
+    for path in store.dir.glob("main-[ab]*.jsonl"):
+        path.rename(f"{path}.deleted.2026-02-15T18-00-00.123Z")
+    refused(skill, agents, "restore_session", {"session_id": "main-a"}, "not_restorable")
+    before = picture(agents)
+    document = skill("restore_run", {"run_id": run_id}).document
+    assert (document["restored_count"], document["already_restored"]) == (0, 2)
+    assert picture(agents) == before
+
+
 # --- history --------------------------------------------------------------------------------------------------------
 
 

@@ -63,14 +63,16 @@ def _restore(
         wanted = removed[0].session_id
     finds = {r.agent_id: _finder(r.agent_id, wanted) for r in removed if r.session_id == wanted}
     newest = {r.agent_id: r for r in reversed(removed) if r.session_id == wanted}
-    going = {agent_id: finds[agent_id] for agent_id, r in newest.items() if r.state == "removed"}
+    going = {agent_id: finds[agent_id] for agent_id, r in newest.items() if r.state in ("removed", "restored")}
     if not going:
         return _nothing_to_do(context, remover, newest, wanted, agent)
     outcome = take_back(context, remover, going, skip_conflicts=False)
     if not outcome.back:
         view = read_view(context, agent)
         if not _living(view, wanted):
-            raise Refused(f"session {wanted} was not restored: it is in use elsewhere by now", code="key_taken")
+            raise Refused(
+                f"session {wanted} was restored before, and deleted since by somebody else", code="not_restorable"
+            )
         return _lives(context, remover, view, wanted) | also(remover, outcome)
     document = _document(context, remover, outcome, wanted) | also(remover, outcome)
     return with_errors(document, outcome.errors + outcome.blocked_errors())

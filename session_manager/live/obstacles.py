@@ -33,6 +33,7 @@ class Place:
     def __init__(self, snapshot: Snapshot, names: Collection[str], second_names: SecondNames, keep_days: int) -> None:
         self._snapshot = snapshot
         self._names = set(names)
+        self._living = {session.id for session in snapshot.sessions}
         self._second_names = second_names
         self._keep_days = keep_days
         self._claimed: dict[str, str] = {}
@@ -41,6 +42,17 @@ class Place:
         """Returns what keeps removals of one session from being taken back together, or None."""
         return next((found for removed in life if (found := self._obstacle(removed)) is not None), None)
 
+    def was_taken_back(self, removed: Removed) -> bool:
+        """Says whether a removal is no more: it was restored, and not by half.
+
+        A gateway without a lock may write a restored key away that it had not read; whoever deletes a session
+        archives its transcript.
+        """
+        if removed.state != "restored":
+            return False
+        deleted_since = any(source not in self._names for source, _ in removed.files)
+        return not removed.keys or removed.session_id in self._living or deleted_since
+
     def claim(self, life: Sequence[Removed]) -> None:
         """Gives the keys and file names of ``life`` away: whoever asks next finds them taken."""
         for removed in life:
@@ -48,7 +60,8 @@ class Place:
             self._names.update(source for source, _ in removed.files)
 
     def _obstacle(self, removed: Removed) -> Obstacle | None:
-        if removed.state != "removed":
+        half_back = removed.state == "restored" and not self.was_taken_back(removed)
+        if removed.state != "removed" and not half_back:
             return Obstacle(NOT_RESTORABLE, _ENDS.get(removed.state, f"it is {removed.state}"))
         if not removed.finished:
             return Obstacle(UNFINISHED, "its removal is not finished; the next call that removes something ends it")
@@ -60,6 +73,8 @@ class Place:
             if holder not in (None, removed.session_id):
                 return Obstacle(KEY_TAKEN, f"its key {key} is in use by session {holder}")
         for source, target in removed.files:
+            if half_back:
+                continue
             if source in self._names:
                 return Obstacle(FILE_EXISTS, f"there is a file {source} already")
             second = self._second_names.path(removed.run_id, removed.agent_id, target)

@@ -20,7 +20,7 @@ from session_manager.live.gateway_lock import LockLost, StoreLock
 from session_manager.live.ledger import Attempt, Ledger, Removal, Removed
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing
-from session_manager.live.obstacles import FILE_EXISTS, KEY_TAKEN, NOT_RESTORABLE, Obstacle, Place
+from session_manager.live.obstacles import FILE_EXISTS, NOT_RESTORABLE, Obstacle, Place
 from session_manager.live.reappeared import REASON
 from session_manager.live.recovery import places_of, recover_attempt, try_recover
 from session_manager.live.removal import Remover, look_again, parsed_by
@@ -30,7 +30,8 @@ from session_manager.live.swap import IndexChanged, Swap, write_temp
 from session_manager.live.volume import Snapshot, Store, read_snapshot
 
 _FRESH_STARTS = 20
-LOST = Obstacle(KEY_TAKEN, "a gateway gave its key to another session in the same moment")
+_LOOKS_AFTER = 20
+LOST = Obstacle("store_locked", "a gateway that takes no lock wrote its index back without it; try again")
 
 # One session's removals that belong together, newest first: what a gateway wrote back and we removed once more, and
 # the removal before that.
@@ -60,11 +61,11 @@ def lives(removed: Iterable[Removed]) -> list[Life]:
 
 
 def split(place: Place, found: Iterable[Life]) -> tuple[list[Life], list[tuple[Life, Obstacle]]]:
-    """Says which lives can come back, and what keeps the others; those that were restored already are in neither."""
+    """Says which lives can come back, and what keeps the others; those that came back already are in neither."""
     going: list[Life] = []
     blocked: list[tuple[Life, Obstacle]] = []
     for life in found:
-        if all(removal.state == "restored" for removal in life):
+        if all(place.was_taken_back(removal) for removal in life):
             continue
         obstacle = place.obstacle(life)
         if obstacle is None:
@@ -101,6 +102,8 @@ def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip
         except IndexChanged:
             continue
         alive = {removal.session_id for removal in back}
+        if not alive and not done:
+            break
         lost = [(life, LOST) for life in going if life[0].session_id not in alive]
         return Restored(done + back, [*blocked, *lost], recovered, failures + failed)
     raise Locked(f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id)
@@ -171,9 +174,13 @@ def _prepared(snapshot: Snapshot, lock: StoreLock, attempt: Attempt) -> Callable
         # To a swap an attempt's removals are keys that shall go.
         swap = Swap(store, lock, msgspec.structs.replace(attempt, removals=[]))
         swap.install(index, identity, text, temp)
-        settled_at = parsed_by(index)
-        time.sleep(max(0.0, settled_at - time.monotonic()))
-        look_again(store, swap)
+        for _ in range(_LOOKS_AFTER):
+            installed = swap.installed
+            time.sleep(max(0.0, parsed_by(index) - time.monotonic()))
+            look_again(store, swap)
+            # Every edit that had to be repeated can meet a gateway that read the text before it.
+            if swap.installed == installed:
+                break
         step("restored index in place")
 
     return swap_in

@@ -21,6 +21,7 @@ NAMES = (
     "deliver_history",
     "cleanup_orphans",
     "readopt_orphans",
+    "purge_archives",
     "list_deleted",
     "verify_ledger",
 )

@@ -96,6 +96,11 @@ class Remover:
             self._ledger = Ledger.open(self._settings)
         return self._ledger
 
+    @property
+    def existing_ledger(self) -> Ledger | None:
+        """The ledger, if there is one."""
+        return self._ledger
+
     def keep_second_names(self, store: Store, lock: StoreLock, attempt: Attempt, removals: Sequence[Removal]) -> None:
         """Gives archived files their second names; what cannot have one is reported in ``at_risk``."""
         self.at_risk.add(self._second_names.keep(store, lock, attempt, removals))

@@ -117,6 +117,21 @@ class SecondNames:
                     os.unlink(part)
         return True
 
+    def of_agent(self, agent_id: str) -> dict[str, list[str]]:
+        """Returns the paths of an agent's second names, by name. Raises OSError."""
+        found: dict[str, list[str]] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for run_id in sorted(os.listdir(self._root)):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    for name in os.listdir(os.path.join(self._root, run_id, agent_id)):
+                        found.setdefault(name, []).append(self.path(run_id, agent_id, name))
+        return found
+
+    def tidy(self, paths: Iterable[str]) -> None:
+        """Removes the folders that second names had, where nothing is left in them."""
+        for folder in {os.path.dirname(path) for path in paths if path.startswith(self._root + os.sep)}:
+            self._remove_empty(folder)
+
     def forget(self, run_id: str, agent_id: str, names: Iterable[str]) -> int:
         """Removes second names, with what a killed copy left; returns how many there were. Raises OSError."""
         folder = os.path.join(self._root, run_id, agent_id)
@@ -125,10 +140,13 @@ class SecondNames:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(os.path.join(folder, name))
                 count += name != _PART
+        self._remove_empty(folder)
+        return count
+
+    def _remove_empty(self, folder: str) -> None:
         for empty in (folder, os.path.dirname(folder)):
             with contextlib.suppress(OSError):
                 os.rmdir(empty)
-        return count
 
     def drop_old(self, keep_days: int) -> None:
         """Removes second names past their time, some of them. Raises OSError."""

@@ -69,7 +69,8 @@ def forget(sql: sqlite3.Connection, removal_ids: Iterable[int]) -> None:
     ids = as_json(list(removal_ids))
     gone: dict[int, list[tuple[int, int]]] = {}
     for chunk_id, start, length in sql.execute(
-        f"SELECT chunk_id, start, length FROM removals JOIN chunks USING (chunk_id) WHERE removal_id IN ({_IDS})", (ids,)
+        f"SELECT chunk_id, start, length FROM removals JOIN chunks USING (chunk_id) WHERE removal_id IN ({_IDS})",
+        (ids,),
     ):
         gone.setdefault(chunk_id, []).append((start, length))
     sql.execute(f"UPDATE removals SET chunk_id = NULL WHERE removal_id IN ({_IDS})", (ids,))

@@ -8,6 +8,7 @@ from session_manager.live.volume import Identity
 
 # What an attempt does to the sessions it names, and how far a removal is.
 REMOVE, RESTORE = "remove", "restore"
+PURGE, ERASE = "purge", "erase"
 REMOVED, KEPT, RESTORED, PURGED, ERASED = "removed", "kept", "restored", "purged", "erased"
 
 Member = tuple[bytes, bytes]
@@ -73,6 +74,18 @@ class Mark(msgspec.Struct, frozen=True):
     status: str
     run_id: str
     changed_at: int
+
+
+class Archived(msgspec.Struct, frozen=True):
+    """What a purge must know of a removal that could still be restored. ``archives`` are base names."""
+
+    removal_id: int
+    session_id: str
+    run_id: str
+    store_id: str
+    removed_at: int
+    finished: bool
+    archives: list[str]
 
 
 class Removed(msgspec.Struct):

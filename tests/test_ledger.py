@@ -147,7 +147,7 @@ def some_history(agents: Path, skill: Skill) -> None:
     with opened(agents) as ledger:
         rows = {r.session_id: r for r in ledger.removals()}
         ledger.note_restored(run, [rows["s0"]])
-        erasing = ledger.intend_erasure(run, rows["s1"].store_id, "main", "s1")
+        erasing = ledger.intend_erasure(run, rows["s1"].store_id, "main", "s1", [])
         ledger.forget_session(erasing, "s1", {})
         ledger.finish_erasure(erasing)
         r = rows["s2"]
@@ -363,7 +363,7 @@ def test_entries_come_back_byte_for_byte_from_many_chunks(agents: Path) -> None:
         rows = ledger.removals()
         found = {r.session_id: ledger.members([r])[r.removal_id] for r in rows}
         assert ledger.members(rows) == {r.removal_id: found[r.session_id] for r in rows}
-        ledger.forget_session(ledger.intend_erasure(start_run("x", settings), "main:1", "main", "s9"), "s9", {})
+        ledger.forget_session(ledger.intend_erasure(start_run("x", settings), "main:1", "main", "s9", []), "s9", {})
         left = ledger.members(rows)
     assert found == {i: m for i, m in wanted.items() if i != "s7"}
     assert left == {r.removal_id: wanted[r.session_id] for r in rows if r.session_id != "s9"}

@@ -22,6 +22,7 @@ NAMES = (
     "cleanup_orphans",
     "readopt_orphans",
     "purge_archives",
+    "erase_session",
     "list_deleted",
     "verify_ledger",
 )

@@ -91,7 +91,7 @@ class Call:
         """Decides what goes of one store. Raises Damaged: archives are what a lost index is rebuilt from."""
         read_snapshot(store, self._context.clock())
         removed = ledger.archived(store.agent_id) if ledger is not None else []
-        with clear_errors("read", self._context.settings.state_dir):
+        with clear_errors("look for second names in", self._second_names.root):
             second = self._second_names.of_agent(store.agent_id)
         return plan_purge(store, listing(store), second, removed, self._cutoff)
 

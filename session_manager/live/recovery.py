@@ -14,9 +14,10 @@ import msgspec
 
 from session_manager.live.archive import Failures, archive_files, bring_back_files
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, rename_new, sync_folder
+from session_manager.live.erasure import end_erasure
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.index import Index
-from session_manager.live.ledger import PURGE, REMOVE, RESTORE, Attempt, Ledger, Temp
+from session_manager.live.ledger import ERASE, PURGE, REMOVE, RESTORE, Attempt, Ledger, Temp
 from session_manager.live.liveness import now_ms
 from session_manager.live.merge import union
 from session_manager.live.purging import end_purge
@@ -119,6 +120,8 @@ def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Atte
         # Archives may be what a damaged index is rebuilt from.
         read_snapshot(store, now_ms())
         return set(), end_purge(store, ledger, attempt)
+    if attempt.kind == ERASE:
+        return set(), end_erasure(store, ledger, attempt)
     with clear_errors("recover the store in", store.sessions_dir):
         swap = Swap(store, lock, attempt)
         for temp in list(attempt.temps):

@@ -4,7 +4,7 @@ One SQLite file in the state directory, shared by several processes. Tables:
 
 - ``runs``: one row a run that changed something: function, time, who asked.
 - ``attempts``: one row an agent and run; ``kind`` is ``remove``, ``restore`` or ``purge`` (of the removals
-  ``restores``), or ``erase``.
+  ``restores``), or ``erase`` (and spare the files ``restores``).
   ``state``: ``intent`` (durable before anything is touched), then ``done``, or ``undone`` when nothing came of it.
   An attempt that is still ``intent`` belongs to a killed process, or to one that holds the store's lock right now.
 - ``removals``: one row a session of an attempt. ``details``: its keys, its files from → to and a few facts, no content.

@@ -99,20 +99,20 @@ class Attempts(Connection):
         run.noted = True
         return Attempt(attempt_id, run.run_id, agent_id, [], [], [], PURGE)
 
-    def intend_erasure(self, run: Run, store_id: str, agent_id: str, session_id: str) -> Attempt:
+    def intend_erasure(self, run: Run, store_id: str, agent_id: str, session_id: str, spared: Sequence[str]) -> Attempt:
         """Writes the intent to erase a session, durably, before the first of its files goes.
 
-        Its one removal is the receipt, without keys, files or facts. Until ``finish_erasure`` the next call that
-        takes the store's lock erases what is left.
+        Its one removal is the receipt, without keys, files or facts; files named ``spared`` stay. Until
+        ``finish_erasure`` the next call that takes the store's lock erases what is left.
         """
         receipt = Removal(session_id, "erased", [], [], [])
         with self.transaction() as c:
             note_run(c, run)
-            attempt_id, seal = _begin(c, run, store_id, agent_id, [], [], ERASE, ())
+            attempt_id, seal = _begin(c, run, store_id, agent_id, [], [], ERASE, spared)
             _write_removals(c, attempt_id, [receipt], seal)
             chain.append(c, "intent", {"attempt": attempt_id, "digest": seal.hex()})
         run.noted = True
-        return Attempt(attempt_id, run.run_id, agent_id, [], [], [receipt], ERASE)
+        return Attempt(attempt_id, run.run_id, agent_id, [], [], [receipt], ERASE, spared=list(spared))
 
     def note_files(self, removal: Removal) -> None:
         """Writes down new archive names before they are used."""
@@ -177,7 +177,8 @@ class Attempts(Connection):
                     removals, runs = _load(self.sql, "attempt_id = ?", attempt_id)
                 decoded = msgspec.json.decode(temps, type=list[Temp])
                 versions = msgspec.json.decode(expected, type=list[Identity])
-                found.append(Attempt(attempt_id, run_id, agent_id, decoded, versions, removals, kind, runs))
+                spared = msgspec.json.decode(restores, type=list[str]) if kind == ERASE else []
+                found.append(Attempt(attempt_id, run_id, agent_id, decoded, versions, removals, kind, runs, spared))
             return found
 
     def has_open_attempts(self, store_id: str) -> bool:
@@ -198,7 +199,7 @@ def _begin(
     temps: list[Temp],
     expected: list[Identity],
     kind: str,
-    restores: Sequence[int],
+    restores: Sequence[int | str],
 ) -> tuple[int, chain.AttemptDigest]:
     row = (
         run.run_id, store_id, agent_id, now_ms(), int(run.history), as_json(temps), as_json(expected), kind,

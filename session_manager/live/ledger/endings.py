@@ -40,6 +40,11 @@ class Endings(Connection):
                 for removal_id, session_id, run_id, store_id, at, ended, text in rows
             ]
 
+    def holds(self, agent_id: str, session_id: str) -> bool:
+        """Says whether the ledger knows more of a session's removals than that they were."""
+        with clear_sqlite_errors(self.path):
+            return bool(_known(self.sql, agent_id, session_id))
+
     def finish_purge(self, attempt: Attempt, removal_ids: Sequence[int], counts: Mapping[str, int]) -> None:
         """Ends a purge: these removals can never be restored, and their raw entries are dropped."""
         with self.transaction() as c:

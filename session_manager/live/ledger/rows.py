@@ -49,7 +49,8 @@ class Attempt(msgspec.Struct):
     """One agent's part of a run. ``expected`` are the versions of the index that may be thrown away when displaced.
 
     ``archive_runs`` says for each removal (by id) under which run's name its second names are kept: the attempt's
-    own when it removes, that of the run that removed the session when it restores.
+    own when it removes, that of the run that removed the session when it restores. ``spared`` are names of files that
+    an erasure leaves alone.
     """
 
     attempt_id: int
@@ -60,6 +61,7 @@ class Attempt(msgspec.Struct):
     removals: list[Removal]
     kind: str = REMOVE
     archive_runs: dict[int, str] = {}
+    spared: list[str] = []
 
     def archive_run(self, removal: Removal) -> str:
         """Returns the run under whose name the second names of a removal's files are kept."""

@@ -65,7 +65,7 @@ def test_examples_run(line: str, agents: Path, skill: Skill) -> None:
     store.add("cron:daily", 5)
     store.write()
     _, function, *arguments = shlex.split(line)
-    answer = skill(function, *arguments)
+    answer = skill(function, *arguments, ARIA_ALLOW_ERASE="1")
     assert answer.exit_code == 0, answer.document
     section = SKILL.split(f"### {function}\n")[1].split("\n### ")[0]
     returned = re.findall(r"`([a-z_]+)`", section.split("Returns")[1].split("\n\n")[0].split("```")[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import signal
 import sqlite3
 import zlib
@@ -221,22 +222,25 @@ def test_removals_that_were_kept_restored_or_purged_are_forgotten_too(agents: Pa
     assert skill("verify_ledger").document["broken"] is None
 
 
-def test_what_sqlite_moved_about_is_gone_too(agents: Path, skill: Skill) -> None:
-    """Rows that grow are moved to other pages, and SQLite leaves what was there before."""
+@pytest.mark.parametrize("seed", range(8))
+def test_what_sqlite_moved_about_is_gone_too(agents: Path, skill: Skill, seed: int) -> None:
+    """Rows that grow are moved to other pages, and SQLite now and then leaves what was there before."""
+    chance = random.Random(seed)
     StoreBuilder(agents).write()
     settings = read_settings({"ARIA_AGENTS_DIR": str(agents)})
+    keys = [(GONE, f"{SECRET}-{i}") if i % 5 == 0 else (f"s{i}", f"k{i}") for i in range(300)]
     removals = [
-        Removal(GONE if i % 5 == 0 else f"s{i}", "why", [f"{SECRET}-{i}" if i % 5 == 0 else f"k{i}"], [(b'"k"', b"{}")],
-                [(f"a{i}", f"b{i}")])
-        for i in range(200)
-    ]  # fmt: skip
+        Removal(session_id, "why", [key], [(b'"k"', b"{}")], [("a", "x" * chance.randint(10, 1500))])
+        for session_id, key in keys
+    ]
     with Ledger.open(settings) as ledger:
+        ledger.sql.execute("PRAGMA synchronous = OFF")
         attempt = ledger.intend(start_run("prune_sessions", settings), "main:1", "main", [], [], removals)
         ledger.finish(attempt, set())
-        for size in (40, 300, 900):
-            for removal in removals:
-                removal.files = [("a" * 10, "x" * size)]
-                ledger.note_files(removal)
+        for _ in range(300):
+            removal = chance.choice(removals)
+            removal.files = [("a", "x" * chance.randint(10, 1500))]
+            ledger.note_files(removal)
     assert skill("erase_session", WANTED).exit_code == 0
     for path in (agents / ".session_manager").iterdir():
         assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
@@ -280,7 +284,7 @@ def test_what_was_found_is_named_and_what_cannot_be_looked_into_too(scene: Scene
         f"sessions.json.found.{OLD}": "x" * 1_048_570 + GONE,
         f"sessions.json.damaged.{OLD}": GONE,
         ".usage-cost-cache.json": f'{{"files": ["{GONE}.jsonl"]}}',
-        f"{GONE}.jsonl.lock": '{"pid": 1, "createdAt": "2020-01-01T00:00:00.000Z"}',
+        f"{GONE}.jsonl.lock": '{"pid": 4194999, "createdAt": "2020-01-01T00:00:00.000Z"}',
     }
     for name, text in {**told, "sessions.json.bak.1": "{}", "notes.txt": GONE[:-1]}.items():
         (scene.store.dir / name).write_text(text)

@@ -26,7 +26,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     ``api_url`` (no slash at its end) None means that there is no history layer; ``api_timeout`` is what one run may
     spend on it. ``lock_timeout`` and ``api_timeout`` are in seconds, ``keep_days`` in days. ``current`` holds the
-    session ids or keys of the caller.
+    session ids or keys of the caller. ``allow_erase`` is a guard rail, not a wall: whoever can set it may set it.
     """
 
     agents_dir: str
@@ -38,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True):
     keep_days: int
     current: frozenset[str]
     asked_by: str | None
+    allow_erase: bool
 
     def __repr__(self) -> str:
         # The token must not get into a log by way of somebody's debugging.
@@ -69,6 +70,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             v for name in ("ARIA_SESSION_ID", "OPENCLAW_SESSION_ID") if (v := environ.get(name, "").strip())
         ),
         asked_by=environ.get("ARIA_AGENT_ID") or None,
+        allow_erase=_switch(environ, "ARIA_ALLOW_ERASE"),
     )
 
 
@@ -122,6 +124,13 @@ def _token(text: str) -> str | None:
             code="bad_setting",
         )
     return text or None
+
+
+def _switch(environ: Mapping[str, str], name: str) -> bool:
+    text = environ.get(name, "").strip()
+    if text not in ("", "0", "1"):
+        raise UsageError(f"{name} is {text!r}; it must be 1 (on), or 0 or empty (off)", code="bad_setting")
+    return text == "1"
 
 
 def _number(environ: Mapping[str, str], name: str, default: float, *, least: float, most: float) -> float:

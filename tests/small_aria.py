@@ -28,7 +28,8 @@ class Request(NamedTuple):
 
 class SmallAria:
     """``older``: knows no bulk request and no filter. ``cap`` is the largest page, ``says`` what one tells of itself;
-    without ``pages`` every page is the first. It takes no mark that ``refuses`` and none beyond ``most`` at once.
+    without ``pages`` every page is the first; without ``erases`` it cannot erase. It takes no mark that ``refuses`` and
+    none beyond ``most`` at once.
     """
 
     def __init__(self, *, older: bool = False, token: str | None = None, cap: int = 200) -> None:
@@ -39,6 +40,7 @@ class SmallAria:
         self.requests: list[Request] = []
         self.prepared: list[Prepared] = []
         self.always: Prepared | None = None
+        self.erases = not older
         self.refuses: Callable[[str], bool] = lambda session_id: False
         self.most: int | None = None
         self._lock = threading.Lock()
@@ -122,6 +124,8 @@ class SmallAria:
             return 200, self._page(request.query)
         if request.method == "PATCH" and name:
             return self._patch_one(name, request.body)
+        if (request.method, name) == ("POST", "erase") and self.erases:
+            return self._erase_many(request.body)
         if request.method == "PATCH" and not self.older:
             return self._patch_many(request.body)
         return 405, {"detail": "method not allowed"}
@@ -147,6 +151,15 @@ class SmallAria:
                 row.update(body)
                 return 200, {"updated": True}
         return 404, {"detail": "not found"}
+
+    def _erase_many(self, body: Any) -> tuple[int, Any]:
+        names = {(s["agent_id"], s["aria_session_id"]) for s in body["sessions"]}
+        known = {(r["agent_id"], r["metadata"].get("aria_session_id")): r for r in self.rows}
+        for name in names & known.keys():
+            metadata = {"aria_session_id": name[1], "erased_at": "2026-02-15T18:00:00.000+00:00"}
+            known[name] |= {"status": "ended", "metadata": metadata}
+        missing = [{"agent_id": a, "aria_session_id": s} for a, s in sorted(names - known.keys())]
+        return 200, {"erased": len(names & known.keys()), "missing": missing}
 
     def _patch_many(self, body: Any) -> tuple[int, Any]:
         names = [(s["agent_id"], s["aria_session_id"]) for s in body["sessions"]]

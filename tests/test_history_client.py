@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from typing import Any
 
@@ -22,7 +22,7 @@ from session_manager.history import client as client_module
 from session_manager.history import connection as connection_module
 from session_manager.history.client import Client, Outcome
 from session_manager.history.connection import Unavailable
-from session_manager.history.marks import Name, Status
+from session_manager.history.marks import Mark, Name, Status
 from session_manager.settings import read_settings
 
 URL = "http://aria.test/api"
@@ -48,7 +48,7 @@ def marks(*session_ids: str, agent: str = "main", status: Status = "ended") -> d
     return {(agent, session_id): status for session_id in session_ids}
 
 
-def mark(url: str, wanted: dict[Name, Status], token: str | None = None, budget: float = 10.0) -> Outcome:
+def mark(url: str, wanted: Mapping[Name, Mark], token: str | None = None, budget: float = 10.0) -> Outcome:
     with Client(url, token, budget) as client:
         return client.mark(wanted)
 
@@ -297,6 +297,54 @@ def test_a_refused_token_says_which_variable_to_set(aria: SmallAria, status: int
     assert TOKEN not in str(first.error)
     assert first == second
     assert len(aria.requests) == 1
+
+
+def test_erasures_come_last_and_end_the_rows_first(aria: SmallAria) -> None:
+    aria.add_all(["a", "b", "c"])
+    outcome = mark(aria.url, {**marks("a"), ("main", "b"): "erased", ("main", "nobody"): "erased"})
+    assert (outcome.delivered, outcome.missing, outcome.refused, outcome.error) == (
+        names("a", "b"), names("nobody"), {}, None,
+    )  # fmt: skip
+    assert [r.method for r in aria.requests] == ["PATCH", "PATCH", "POST"]
+    assert [set(row["metadata"]) for row in aria.rows] == [
+        {"aria_session_id"}, {"aria_session_id", "erased_at"}, {"aria_session_id"},
+    ]  # fmt: skip
+    assert aria.ended() == {"a", "b"}
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["bulk", "row by row"])
+def test_a_service_that_cannot_erase_ends_the_row_at_least(older: bool) -> None:
+    service = SmallAria(older=older)
+    service.erases = False
+    service.add_all(["a", "b"])
+    try:
+        outcome = mark(service.url, {**marks("a"), ("main", "b"): "erased"})
+    finally:
+        service.stop()
+    assert (outcome.delivered, outcome.missing, outcome.error) == (names("a"), set(), None)
+    assert "too old" in outcome.refused["main", "b"]
+    assert service.ended() == {"a", "b"}
+
+
+def test_a_token_that_may_not_erase_delivers_the_other_marks(aria: SmallAria) -> None:
+    aria.add_all(["a", "b"])
+    aria.prepared = [lambda: None, lambda: None, (403, {}, b"{}")]
+    outcome = mark(aria.url, {**marks("a"), ("main", "b"): "erased"})
+    assert outcome.delivered == names("a")
+    assert "delete" in str(outcome.error)
+    assert aria.ended() == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"no json", b"[]", b'{"erased": "many", "missing": []}', b'{"erased": 1}', b'{"updated": 1, "missing": []}'],
+)
+def test_an_answer_to_an_erasure_that_is_none(aria: SmallAria, body: bytes) -> None:
+    aria.add("a")
+    aria.prepared = [lambda: None, (200, {}, body)]
+    outcome = mark(aria.url, {("main", "a"): "erased"})
+    assert outcome.delivered == set()
+    assert "does not speak" in str(outcome.error)
 
 
 def test_the_token_is_sent_with_every_request() -> None:

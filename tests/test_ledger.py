@@ -148,7 +148,9 @@ def some_history(agents: Path, skill: Skill) -> None:
     with opened(agents) as ledger:
         rows = {r.session_id: r for r in ledger.removals()}
         ledger.note_restored(run, [rows["s0"]])
-        ledger.note_erased(run, [rows["s1"]])
+        erasing = ledger.intend_erasure(run, rows["s1"].store_id, "main", "s1", [])
+        ledger.forget_session(erasing, "s1", {})
+        ledger.finish_erasure(erasing)
         r = rows["s2"]
         ledger.note_files(Removal("s2", r.reason, r.keys, [], [("s2.jsonl", "elsewhere")], r.removal_id, r.facts))
     assert skill("verify_ledger").document["broken"] is None
@@ -328,7 +330,9 @@ def test_what_cannot_be_restored_says_why(agents: Path, skill: Skill) -> None:
     store.write()
     with opened(agents) as ledger:
         rows = {r.session_id: r for r in ledger.removals()}
-        ledger.note_purged(start_run("purge_archives", settings_of(agents)), [rows["s4"]])
+        going = [rows["s4"].removal_id]
+        run = start_run("purge_archives", settings_of(agents))
+        ledger.finish_purge(ledger.intend_purge(run, rows["s4"].store_id, "main", going), going, {})
     listed = {r["id"]: r for r in skill("list_deleted").document["deleted"]}
     reasons = {i: r["why_not"] for i, r in listed.items()}
     assert reasons["s0"] is None, "the second name is still there"
@@ -360,7 +364,7 @@ def test_entries_come_back_byte_for_byte_from_many_chunks(agents: Path) -> None:
         rows = ledger.removals()
         found = {r.session_id: ledger.members([r])[r.removal_id] for r in rows}
         assert ledger.members(rows) == {r.removal_id: found[r.session_id] for r in rows}
-        ledger.note_erased(start_run("erase_session", settings), [r for r in rows if r.session_id == "s9"])
+        ledger.forget_session(ledger.intend_erasure(start_run("x", settings), "main:1", "main", "s9", []), "s9", {})
         left = ledger.members(rows)
     assert found == {i: m for i, m in wanted.items() if i != "s7"}
     assert left == {r.removal_id: wanted[r.session_id] for r in rows if r.session_id != "s9"}
@@ -368,9 +372,8 @@ def test_entries_come_back_byte_for_byte_from_many_chunks(agents: Path) -> None:
     assert ask(agents, "SELECT count(*) FROM chunks")[0][0] > 1
     assert sizes[0][1] < CHUNK_BYTES + 10_000
     connection = sqlite3.connect(ledger_file(agents))
-    assert connection.execute("SELECT details, chunk_id FROM removals WHERE session_id = 's9'").fetchall() == [
-        (None, None)
-    ]
+    erased = connection.execute("SELECT details, chunk_id FROM removals WHERE session_id = 's9' AND reason = 'why'")
+    assert erased.fetchall() == [(None, None)]
     connection.close()
 
 

@@ -159,6 +159,71 @@ def test_marking_twice_changes_nothing_and_active_reverses_it(client: httpx.Clie
     assert (rows(client, agent)[0]["status"], rows(client, agent)[0]["ended_at"]) == ("active", None)
 
 
+def erase(client: httpx.Client, *pairs: tuple[str, str]) -> dict[str, Any]:
+    sessions = [{"agent_id": agent, "aria_session_id": sid} for agent, sid in pairs]
+    answer = client.post("/api/sessions/erase", json={"sessions": sessions})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert isinstance(found, dict)
+    return found
+
+
+def test_of_an_erased_row_only_the_id_and_the_counters_stay(client: httpx.Client, agent: str) -> None:
+    other = f"{agent}-other"
+    details = {"key": "agent:main:telegram:direct:42", "label": "secret", "model": "m"}
+    for name, sid in ((agent, "s1"), (agent, "s2"), (other, "s1")):
+        create(
+            client, name, sid, metadata=details, tokens_used=7, cost_usd=0.5, messages_count=3, session_type="direct"
+        )
+    document = erase(client, (agent, "s1"), (agent, "s1"), (agent, "nobody"))
+    assert document == {"erased": 1, "missing": [{"agent_id": agent, "aria_session_id": "nobody"}]}
+    found = {row["metadata"]["aria_session_id"]: row for row in rows(client, agent)}
+    erased = found["s1"]
+    moment = erased["metadata"].pop("erased_at")
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(moment)) < timedelta(minutes=5)
+    assert erased["metadata"] == {"aria_session_id": "s1"}
+    assert (erased["status"], erased["tokens_used"], erased["cost_usd"], erased["messages_count"]) == (
+        "ended",
+        7,
+        0.5,
+        3,
+    )
+    assert erased["ended_at"] is not None
+    assert found["s2"]["metadata"] == {**details, "aria_session_id": "s2"}
+    assert rows(client, other)[0]["metadata"]["label"] == "secret"
+    assert erase(client, (agent, "s1")) == {"erased": 1, "missing": []}
+    (again,) = rows(client, agent, aria_session_id="s1")
+    assert again["metadata"] == {"aria_session_id": "s1", "erased_at": moment}
+    assert again["ended_at"] == erased["ended_at"]
+
+
+def test_an_end_that_was_there_before_the_erasure_stays(client: httpx.Client, agent: str) -> None:
+    create(client, agent, "s1")
+    mark(client, "ended", (agent, "s1"))
+    before = rows(client, agent)[0]["ended_at"]
+    erase(client, (agent, "s1"))
+    assert rows(client, agent)[0]["ended_at"] == before
+
+
+def test_duplicates_of_an_older_service_are_erased_too(client: httpx.Client, agent: str) -> None:
+    create(client, agent, "s1", metadata={"label": "secret"})
+    create(client, agent, metadata={"duplicate_of_aria_session_id": "s1", "label": "secret"})
+    assert erase(client, (agent, "s1")) == {"erased": 2, "missing": []}
+    assert sorted(sorted(row["metadata"]) for row in rows(client, agent)) == [
+        ["aria_session_id", "erased_at"],
+        ["duplicate_of_aria_session_id", "erased_at"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"sessions": []}, {"sessions": [{"agent_id": "a"}]}, {"sessions": [{"aria_session_id": "a"}]}, [],
+     {"sessions": [{"agent_id": "a", "aria_session_id": "b"}], "status": "ended"}],
+)  # fmt: skip
+def test_an_erasure_that_does_not_say_what_is_refused(client: httpx.Client, body: Any) -> None:
+    assert client.post("/api/sessions/erase", json=body).status_code == 422
+
+
 def test_ten_thousand_are_marked_by_one_request_and_one_more_is_refused(client: httpx.Client, agent: str) -> None:
     create(client, agent, "s7")
     pairs = [(agent, f"s{n}") for n in range(10_000)]
@@ -413,6 +478,7 @@ def test_every_operation_is_described(client: httpx.Client) -> None:
         ("DELETE", "/api/sessions/{id}"),
         ("GET", "/api/sessions/stats"),
         ("GET", "/api/sessions/hourly"),
+        ("POST", "/api/sessions/erase"),
         ("POST", "/api/sessions/sync"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),

@@ -328,6 +328,9 @@ def test_tokens_are_made_limited_listed_and_revoked(server: Databases, database:
             assert asks(service, token) == read
             assert asks(service, token, "POST", json=NEW) == write
             assert asks(service, token, "DELETE", row) == delete
+            body = {"sessions": [{"agent_id": "a", "aria_session_id": "b"}]}
+            assert asks(service, token, "POST", "/api/sessions/erase", json=body) == (200 if delete == 404 else 403)
+            assert asks(service, token, "POST", "/api/sessions/erase/", json=body) != 200
         assert asks(service, reader[:-1]) == 401
         assert asks(service, reader[:13] + writer[13:]) == 401
         listed = json.loads(cli(database, "token", "list", "--json").stdout)["tokens"]

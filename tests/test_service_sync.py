@@ -69,6 +69,13 @@ class History:
 
         self.run(work)
 
+    def erase(self, agent: str, sid: str) -> None:
+        async def work(engine: AsyncEngine) -> None:
+            async with engine.begin() as connection:
+                await queries.erase_many(connection, [(agent, sid)])
+
+        self.run(work)
+
     def execute(self, statement: str) -> list[Any]:
         with self._server.connect(self.url) as connection:
             cursor = connection.execute(statement.encode())
@@ -355,6 +362,57 @@ def test_ended_by_a_request_it_must_have_done_something_since(history: History) 
     assert history.sync().revived == 1
     assert history.statuses() == {("main", sid): "active"}
     assert history.execute("SELECT ended_at FROM agent_sessions") == [(None,)]
+
+
+def test_an_erased_row_is_filled_again_only_by_newer_activity(history: History) -> None:
+    store = StoreBuilder(history.agents)
+    sid = store.add("cron:1", 50, label="secret", totalTokens=5)
+    store.write()
+    history.sync()
+    history.erase("main", sid)
+    ((erased,),) = history.execute("SELECT metadata FROM agent_sessions")
+    assert set(erased) == {"aria_session_id", "erased_at"}
+    entry = store.entries["agent:main:cron:1"]
+    for change in ({"label": "from the gateway's cache", "totalTokens": 9}, {"updatedAt": entry["updatedAt"] + 60_000}):
+        entry.update(change)
+        store.write()
+        assert history.sync().updated == 0
+        assert history.execute("SELECT metadata, status, tokens_used FROM agent_sessions") == [(erased, "ended", 5)]
+    entry["updatedAt"] += 60 * 60_000
+    store.write()
+    assert history.sync().revived == 1
+    ((metadata, status),) = history.execute("SELECT metadata, status FROM agent_sessions")
+    assert (metadata["label"], status, "erased_at" in metadata) == ("from the gateway's cache", "active", False)
+
+
+def test_an_erasure_during_a_sync_is_the_last_word(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StoreBuilder(history.agents)
+    sid = store.add("cron:1", 50, label="secret")
+    store.write()
+    history.sync()
+    store.entries["agent:main:cron:1"]["updatedAt"] += 3 * 60 * 60_000
+    store.write()
+    during(monkeypatch, lambda: history.erase("main", sid))
+    history.sync()
+    ((metadata, status),) = history.execute("SELECT metadata, status FROM agent_sessions")
+    assert (set(metadata), status) == ({"aria_session_id", "erased_at"}, "ended")
+
+
+def test_a_client_s_own_erased_at_does_not_break_the_sync(history: History) -> None:
+    store = StoreBuilder(history.agents)
+    sid = store.add("cron:1", 50, label="x")
+    store.write()
+
+    async def work(engine: AsyncEngine) -> None:
+        async with engine.begin() as connection:
+            await queries.create(
+                connection,
+                {"agent_id": "main", "metadata": {"aria_session_id": sid, "erased_at": "once upon a time"}},
+            )
+
+    history.run(work)
+    assert history.sync().errors == []
+    assert history.execute("SELECT metadata->>'label', metadata->>'erased_at' FROM agent_sessions") == [("x", None)]
 
 
 def test_a_mark_that_arrives_after_the_sync_has_ended_the_row_is_the_last_word(history: History) -> None:

@@ -48,6 +48,7 @@ environment:
   ARIA_LOCK_TIMEOUT  seconds to wait for a lock (default 10)
   ARIA_KEEP_DAYS     days that removed index entries, and archives' second names, are kept
                      in the state directory (default 7)
+  ARIA_ALLOW_ERASE   1: erase_session may erase (default: it refuses)
 
 exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 damaged,
             70 internal error, 130 interrupted

@@ -21,6 +21,8 @@ NAMES = (
     "deliver_history",
     "cleanup_orphans",
     "readopt_orphans",
+    "purge_archives",
+    "erase_session",
     "list_deleted",
     "restore_session",
     "restore_run",

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import msgspec
 
 from session_manager.core.errors import NotFound, Refused, SessionManagerError, failure, with_errors
-from session_manager.core.protection import BUSY, RUNNING, UNDELIVERED, Protection, protection
+from session_manager.core.protection import Protection, protection
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, check_session_id
 from session_manager.functions.reading import AgentRead, View, foreign_references, names_referred_to, observe, read_view
+from session_manager.functions.refusal import refusal
 from session_manager.live.observe import listing, observe_locks
 from session_manager.live.transcripts import outside_files, owner, parse_archive
 from session_manager.live.volume import Snapshot, Store
@@ -58,15 +59,12 @@ def delete(context: Context, function: str, arguments: Arguments, wait_seconds: 
     """
     check_session_id(arguments.session_id)
     if arguments.session_id in context.settings.current:
-        raise _refusal(Protection("current", overridable=False), arguments.session_id)
+        raise refusal(Protection("current", overridable=False), arguments.session_id)
     # Every agent is read: another agent's entry may refer to a transcript of this one.
     everyone = read_view(context, None)
     scope = everyone
     if arguments.agent is not None:
-        named = context.volume.resolve_agent(arguments.agent)
-        scope = View(
-            [a for a in everyone.agents if a.agent_id == named], [(a, e) for a, e in everyone.failed if a == named]
-        )
+        scope = everyone.of_agent(context.volume.resolve_agent(arguments.agent))
     failed = scope.errors()
     _wait(scope, arguments.session_id, wait_seconds, context)
 
@@ -122,7 +120,7 @@ def _remove(context: Context, remover: Any, everyone: View, scope: View, argumen
             for session in found:
                 protected = protection(session, context.settings.current)
                 if protected is not None and not (protected.overridable and arguments.force):
-                    raise _refusal(protected, session.id)
+                    raise refusal(protected, session.id)
             return [(session, "asked for") for session in found]
 
         try:
@@ -277,21 +275,3 @@ def _wait(scope: View, wanted: str, seconds: float, context: Context) -> None:
             for session in found:
                 session.busy = False
             observe_locks(read.store, read.sessions, listing(read.store), context.clock())
-
-
-def _refusal(protected: Protection, session_id: str) -> Refused:
-    hints = {
-        "current": "it is the session that is calling, it cannot delete itself",
-        "main": "it is the agent's main session; call with force: true if you really mean it",
-        "pinned": "it is pinned; call with force: true if you really mean it",
-        BUSY: "its transcript is locked by a run in progress; try again later, or call with force: true",
-        RUNNING: "it is running; try again later, or call with force: true",
-        UNDELIVERED: "its result has not been delivered yet; try again later, or call with force: true",
-        "unsafe id": "its id is no safe file name; remove it with the gateway's own tools",
-    }
-    busy = protected.reason in (BUSY, RUNNING)
-    return Refused(
-        f"session {session_id} was not deleted: {hints[protected.reason]}",
-        code="session_busy" if busy else "session_protected",
-        reason=protected.reason,
-    )

@@ -21,12 +21,14 @@ from session_manager.live.volume import read_snapshot
 
 if TYPE_CHECKING:
     from session_manager.history.client import Client
+    from session_manager.history.marks import Mark as Told
     from session_manager.history.rows import Row
 
 Name = tuple[str, str]
 _DAY_MS = 86_400_000
 OFF = "there is no history layer: ARIA_API_URL is empty"
 ELSEWHERE = "another call is delivering history marks right now"
+_TOLD: dict[str, Told] = {"active": "active", "erased": "erased"}
 NOT_YET = "aria-api has no row of the session yet; the mark is kept and tried again"
 CHANGED = "the mark was changed while it was on its way; the next call delivers it"
 
@@ -155,7 +157,7 @@ class History:
             delivery.error = str(error)
             return
         ledger.note_sent(marks)
-        outcome = client.mark({_name(m): "active" if m.status == "active" else "ended" for m in marks})
+        outcome = client.mark({_name(m): _TOLD.get(m.status, "ended") for m in marks})
         step("marks sent")
         if not client.reached:
             ledger.note_sent(marks, sent=False)
@@ -166,7 +168,9 @@ class History:
         refused = [m for m in marks if _name(m) in outcome.refused]
         # A service that takes nothing at all is broken; that is no word about these marks.
         lost = (*missing, *refused) if delivered or missing else ()
-        given_up = {_name(m) for m in lost if m.changed_at < long_ago}
+        # An erasure that a service cannot do is owed until it can.
+        owed = {_name(m) for m in refused if m.status == "erased"}
+        given_up = {_name(m) for m in lost if m.changed_at < long_ago} - owed
         if delivered or given_up:
             ledger.note_marks(self._run, delivered, "delivered")
             ledger.note_marks(self._run, [m for m in missing if _name(m) in given_up], "missing")

@@ -35,6 +35,13 @@ class View(msgspec.Struct):
         """All sessions of all agents."""
         return [s for agent in self.agents for s in agent.sessions]
 
+    def of_agent(self, agent_id: str) -> View:
+        """Returns the part that one agent has in it."""
+        return View(
+            [agent for agent in self.agents if agent.agent_id == agent_id],
+            [(failed, error) for failed, error in self.failed if failed == agent_id],
+        )
+
     def errors(self) -> list[dict[str, object]]:
         """Returns the failures as a document's ``errors``; raises when every agent failed."""
         return errors_or_raise(self.failed, bool(self.agents))

@@ -12,17 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 
 from session_manager.history.connection import CONNECT_S, Connection, Unavailable
-from session_manager.history.marks import Name, Results, Status, Tally
+from session_manager.history.erasing import MANY, UNKNOWN_REQUEST, Marked, erase_many, read_missing
+from session_manager.history.marks import Mark, Name, Results, Status, Tally
 from session_manager.history.older import mark_one_by_one
 from session_manager.history.rows import PATH, Row, read_rows
 
-MANY = 10_000
-_UNKNOWN_REQUEST = (404, 405, 501)
 _TOO_MUCH_OR_WRONG = (400, 413, 422)
 # What one run may spend on finding out which marks a service does not take.
 _MAX_REQUESTS = 256
@@ -74,8 +73,8 @@ class Client:
         """Says whether aria-api may have heard anything in this run."""
         return self._connection.reached or (self._thread is not None and self._thread.is_alive())
 
-    def mark(self, marks: Mapping[Name, Status]) -> Outcome:
-        """Tells aria-api the status of sessions: in bulk, or row by row where the service is older."""
+    def mark(self, marks: Mapping[Name, Mark]) -> Outcome:
+        """Tells aria-api what became of sessions: in bulk, or row by row where the service is older."""
         tally = Tally()
         error = self._in_time(lambda: self._mark(marks, tally))
         results: Results = tally.so_far()
@@ -129,7 +128,17 @@ class Client:
             return self._left_behind
         return errors[0] if errors else None
 
-    def _mark(self, marks: Mapping[Name, Status], tally: Tally) -> None:
+    def _mark(self, marks: Mapping[Name, Mark], tally: Tally) -> None:
+        statuses: dict[Name, Status] = {name: mark for name, mark in marks.items() if mark != "erased"}
+        if statuses:
+            self._mark_statuses(statuses, tally)
+        if erased := [name for name, mark in marks.items() if mark == "erased"]:
+            # A service that cannot erase has ended them at least. That comes last: a token may not be allowed to.
+            ended = Tally()
+            self._mark_statuses(dict.fromkeys(erased, "ended"), ended)
+            erase_many(self._connection, ended.so_far(), tally)
+
+    def _mark_statuses(self, marks: Mapping[Name, Status], tally: Tally) -> None:
         by_status: dict[Status, list[Name]] = {}
         for name, status in marks.items():
             by_status.setdefault(status, []).append(name)
@@ -155,10 +164,10 @@ class Client:
             answer = self._connection.request("PATCH", PATH, body=body)
             if answer.status == 200:
                 refusals = 0
-                missing = self._missing(self._connection.json(answer)) & set(names)
+                missing = read_missing(self._connection, answer, Marked) & set(names)
                 tally.missing(*missing)
                 tally.delivered(*(set(names) - missing))
-            elif answer.status in _UNKNOWN_REQUEST:
+            elif answer.status in UNKNOWN_REQUEST:
                 return False
             elif answer.status not in _TOO_MUCH_OR_WRONG:
                 raise self._connection.give_up(
@@ -176,19 +185,3 @@ class Client:
         if chunks:
             raise self._connection.give_up("aria-api refuses too many marks (400, 413 or 422); look into its log")
         return True
-
-    def _missing(self, answer: Any) -> set[Name]:
-        try:
-            return {(row.agent_id, row.aria_session_id) for row in msgspec.convert(answer, _Answer).missing}
-        except msgspec.ValidationError as error:
-            raise self._connection.unexpected() from error
-
-
-class _Missing(msgspec.Struct):
-    agent_id: str
-    aria_session_id: str
-
-
-class _Answer(msgspec.Struct):
-    updated: int
-    missing: list[_Missing]

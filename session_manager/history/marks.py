@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 # Agent id and session id: the same id in another agent is another session.
 Name = tuple[str, str]
 Status = Literal["active", "ended"]
+Mark = Literal["active", "ended", "erased"]
 
 
 class Results(NamedTuple):

@@ -19,7 +19,14 @@ from session_manager.core.orphans import Orphan
 from session_manager.core.session import Session
 from session_manager.live.atomic import OWN_PREFIX
 from session_manager.live.observe import held_transcripts, last_timestamp
-from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session, is_transcript, owner, parse_archive
+from session_manager.live.transcripts import (
+    LOCK_SUFFIX,
+    files_by_session,
+    is_transcript,
+    original_name,
+    owner,
+    parse_archive,
+)
 from session_manager.live.volume import INDEX_NAME, Store
 
 LIVE = "live"
@@ -242,7 +249,7 @@ def with_traces(
     looked at.
     """
     found = set(files_by_session(folder.sizes, sessions, store.sessions_dir))
-    originals = {_original(name) for name in folder.of_class(*ARCHIVES.values())}
+    originals = {original_name(name) for name in folder.of_class(*ARCHIVES.values())}
     found.update(files_by_session(originals, sessions, store.sessions_dir))
     names = {*folder.sizes, *originals}
     names |= {session_id for name in names if (session_id := session_id_of(name)) is not None}
@@ -255,12 +262,6 @@ def with_traces(
         if elsewhere or not known.isdisjoint(strings):
             found.add(session.id)
     return found
-
-
-def _original(name: str) -> str:
-    while (archive := parse_archive(name)) is not None:
-        name = archive[0]
-    return name
 
 
 def _is_gone(session_file: str, store: Store) -> bool:

@@ -15,11 +15,13 @@ import msgspec
 
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, rename_new, sync_folder
+from session_manager.live.erasure import end_erasure
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.index import Index
-from session_manager.live.ledger import RESTORE, Attempt, Ledger, Removal, Temp
+from session_manager.live.ledger import ERASE, PURGE, REMOVE, RESTORE, Attempt, Ledger, Removal, Temp
 from session_manager.live.liveness import now_ms
 from session_manager.live.merge import union
+from session_manager.live.purging import end_purge
 from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
 from session_manager.live.swap import TEMP_SUFFIX, Swap, identity_of, is_ours
@@ -65,10 +67,10 @@ def recover(store: Store, lock: StoreLock, ledger: Ledger | None) -> tuple[list[
     attempts = ledger.open_attempts(store.store_id) if ledger is not None else []
     done: list[Recovered] = []
     failures: Failures = []
-    if attempts:
+    if swapping := [attempt for attempt in attempts if attempt.kind in (REMOVE, RESTORE)]:
         # Of a killed process nothing but these is left: its later temporary files belong to its attempt.
-        known = {temp.name for temp in attempts[-1].temps}
-        attempts[-1].temps += [Temp(name, Identity(0, 0, 0)) for name in _own_files(store) if name not in known]
+        known = {temp.name for temp in swapping[-1].temps}
+        swapping[-1].temps += [Temp(name, Identity(0, 0, 0)) for name in _own_files(store) if name not in known]
     for attempt in attempts:
         assert ledger is not None
         kept, failed = recover_attempt(store, lock, ledger, attempt)
@@ -121,6 +123,12 @@ def _keep_in_sight(store: Store, path: str) -> str:
 
 def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt) -> tuple[set[str], Failures]:
     """Ends one open attempt; returns the sessions that live, and the files that could not be moved."""
+    if attempt.kind == PURGE:
+        # Archives may be what a damaged index is rebuilt from.
+        read_snapshot(store, now_ms())
+        return set(), end_purge(store, ledger, attempt)
+    if attempt.kind == ERASE:
+        return set(), end_erasure(store, ledger, attempt)
     with clear_errors("recover the store in", store.sessions_dir):
         swap = Swap(store, lock, attempt)
         for temp in list(attempt.temps):

@@ -27,7 +27,7 @@ from session_manager.live.volume import Store
 
 FOLDER = "archives"
 _DAY_MS = 86_400_000
-_PART = ".part"
+PART = ".part"
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _CHECK_EVERY = 64
 # The gateway waits for the store meanwhile: what does not fit is reported, and has one name only.
@@ -57,12 +57,12 @@ class SecondNames:
     """The second names below one state directory."""
 
     def __init__(self, state_dir: str) -> None:
-        self._root = os.path.join(state_dir, FOLDER)
+        self.root = os.path.join(state_dir, FOLDER)
         self._kept = 0
 
     def path(self, run_id: str, agent_id: str, name: str) -> str:
         """Returns where the second name of the archive ``name`` is, whether it exists or not."""
-        return os.path.join(self._root, run_id, agent_id, name)
+        return os.path.join(self.root, run_id, agent_id, name)
 
     def keep(self, store: Store, lock: StoreLock, attempt: Attempt, removals: Iterable[Removal]) -> AtRisk:
         """Gives the archived files of ``removals`` their second names; says which could not have one.
@@ -76,7 +76,7 @@ class SecondNames:
                 by_run.setdefault(attempt.archive_run(removal), []).extend(target for _, target in removal.files)
         copying = _Copying(lock)
         for run_id, names in by_run.items():
-            folder = os.path.join(self._root, run_id, store.agent_id)
+            folder = os.path.join(self.root, run_id, store.agent_id)
             try:
                 self._make(folder)
                 with opened_folder(store.sessions_dir) as source, opened_folder(folder) as target:
@@ -126,23 +126,41 @@ class SecondNames:
             return True
         return _alike(second, live)
 
+    def of_agent(self, agent_id: str) -> dict[str, list[str]]:
+        """Returns the paths of an agent's second names, by name. Raises OSError."""
+        found: dict[str, list[str]] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for run_id in sorted(os.listdir(self.root)):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    for name in os.listdir(os.path.join(self.root, run_id, agent_id)):
+                        found.setdefault(name, []).append(self.path(run_id, agent_id, name))
+        return found
+
+    def tidy(self, paths: Iterable[str]) -> None:
+        """Removes the folders that second names had, where nothing is left in them."""
+        for folder in {os.path.dirname(path) for path in paths if path.startswith(self.root + os.sep)}:
+            self._remove_empty(folder)
+
     def forget(self, run_id: str, agent_id: str, names: Iterable[str]) -> int:
         """Removes second names, with what a killed copy left; returns how many there were. Raises OSError."""
-        folder = os.path.join(self._root, run_id, agent_id)
+        folder = os.path.join(self.root, run_id, agent_id)
         count = 0
-        for name in (*names, _PART):
+        for name in (*names, PART):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(os.path.join(folder, name))
-                count += name != _PART
+                count += name != PART
+        self._remove_empty(folder)
+        return count
+
+    def _remove_empty(self, folder: str) -> None:
         for empty in (folder, os.path.dirname(folder)):
             with contextlib.suppress(OSError):
                 os.rmdir(empty)
-        return count
 
     def drop_old(self, keep_days: int) -> None:
         """Removes second names past their time, some of them. Raises OSError."""
         try:
-            runs = sorted(os.listdir(self._root))
+            runs = sorted(os.listdir(self.root))
         except FileNotFoundError:
             return
         budget = max(_LEAST_DROPPED, 2 * self._kept)
@@ -152,24 +170,24 @@ class SecondNames:
                 continue
             if at >= now_ms() - keep_days * _DAY_MS or budget <= 0:
                 return
-            for agent_id in os.listdir(os.path.join(self._root, run_id)):
-                names = os.listdir(os.path.join(self._root, run_id, agent_id))[:budget]
+            for agent_id in os.listdir(os.path.join(self.root, run_id)):
+                names = os.listdir(os.path.join(self.root, run_id, agent_id))[:budget]
                 budget -= len(names)
                 self.forget(run_id, agent_id, names)
             with contextlib.suppress(OSError):
-                os.rmdir(os.path.join(self._root, run_id))
+                os.rmdir(os.path.join(self.root, run_id))
 
     def _make(self, folder: str) -> None:
         """Makes a run's folder of an agent, 0700, for the owner of the state directory."""
-        state_dir = os.path.dirname(self._root)
-        for path in (self._root, os.path.dirname(folder), folder):
+        state_dir = os.path.dirname(self.root)
+        for path in (self.root, os.path.dirname(folder), folder):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
                 keep_owner(path, os.stat(state_dir))
 
 
 def _own_part() -> str:
-    return f".session_manager.{os.getpid()}.{os.urandom(6).hex()}{_PART}"
+    return f".session_manager.{os.getpid()}.{os.urandom(6).hex()}{PART}"
 
 
 def _keep(source: int, target: int, name: str, copying: _Copying, at_risk: AtRisk) -> None:
@@ -184,8 +202,8 @@ def _keep(source: int, target: int, name: str, copying: _Copying, at_risk: AtRis
             if error.errno not in _NO_LINKS:
                 raise
             copying.within_budget(source, name)
-            copying.copy(source, name, target, _PART)
-            os.rename(_PART, name, src_dir_fd=target, dst_dir_fd=target)
+            copying.copy(source, name, target, PART)
+            os.rename(PART, name, src_dir_fd=target, dst_dir_fd=target)
     except FileNotFoundError:
         # The archive itself is not there: the gateway, or a person, was faster.
         return

@@ -39,6 +39,23 @@ def parse_archive(name: str) -> tuple[str, str, str] | None:
     return (match["path"], match["reason"], match["at"]) if match else None
 
 
+def original_name(name: str) -> str:
+    """Returns the live name of an archive, or of an archive of one; any other name is returned as it is."""
+    while (archive := parse_archive(name)) is not None:
+        name = archive[0]
+    return name
+
+
+def archive_time(timestamp: str) -> int | None:
+    """Returns the time (epoch ms) in an archive's name, or None when there is no such moment since 1970."""
+    date, _, time = timestamp.partition("T")
+    try:
+        moment = int(datetime.fromisoformat(f"{date}T{time.replace('-', ':')}").timestamp() * 1000)
+    except ValueError:
+        return None
+    return moment if moment > 0 else None
+
+
 @lru_cache(maxsize=1)
 def archive_timestamp(epoch_ms: int) -> str:
     """Writes a time as the gateway does in archive names: ``2026-02-15T18-00-00.123Z``."""

@@ -24,6 +24,7 @@ from session_manager.service.guard import SAFE_METHODS, refuse
 COOKIE = "aria_token"
 OPEN = frozenset(("/healthz", "/readyz", "/login", "/style.css"))
 FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
+ERASES = "/api/sessions/erase"
 PAGES = frozenset(("/", "/sessions", "/docs"))
 
 
@@ -111,7 +112,9 @@ def scope_needed(scope: Scope) -> str:
     if scope["type"] == "websocket":
         return "write"
     method = scope["method"]
-    return "read" if method in SAFE_METHODS else "delete" if method == "DELETE" else "write"
+    if method in SAFE_METHODS:
+        return "read"
+    return "delete" if method == "DELETE" or scope["path"] == ERASES else "write"
 
 
 def token_of(scope: Scope) -> str | None:

@@ -10,9 +10,11 @@ import msgspec
 from session_manager.live.ledger import chain
 from session_manager.live.ledger.connection import Connection, as_json, clear_sqlite_errors
 from session_manager.live.ledger.entries import packed, read_members
-from session_manager.live.ledger.marks import cancel_or_reverse
+from session_manager.live.ledger.marks import ENDED_OR_ERASED, cancel_or_reverse
 from session_manager.live.ledger.rows import (
+    ERASE,
     KEPT,
+    PURGE,
     REMOVE,
     REMOVED,
     RESTORE,
@@ -86,6 +88,33 @@ class Attempts(Connection):
         run.noted = True
         return Attempt(attempt_id, run.run_id, agent_id, temps, expected, removals, RESTORE, runs)
 
+    def intend_purge(self, run: Run, store_id: str, agent_id: str, removal_ids: Sequence[int]) -> Attempt:
+        """Writes the intent to purge removals of one store, durably, before the first of their files goes.
+
+        Until ``finish_purge`` the next call that takes the store's lock removes what is left of them.
+        """
+        with self.transaction() as c:
+            note_run(c, run)
+            attempt_id, seal = _begin(c, run, store_id, agent_id, [], [], PURGE, removal_ids)
+            chain.append(c, "intent", {"attempt": attempt_id, "digest": seal.hex()})
+        run.noted = True
+        return Attempt(attempt_id, run.run_id, agent_id, [], [], [], PURGE)
+
+    def intend_erasure(self, run: Run, store_id: str, agent_id: str, session_id: str, spared: Sequence[str]) -> Attempt:
+        """Writes the intent to erase a session, durably, before the first of its files goes.
+
+        Its one removal is the receipt, without keys, files or facts; files named ``spared`` stay. Until
+        ``finish_erasure`` the next call that takes the store's lock erases what is left.
+        """
+        receipt = Removal(session_id, "erased", [], [], [])
+        with self.transaction() as c:
+            note_run(c, run)
+            attempt_id, seal = _begin(c, run, store_id, agent_id, [], [], ERASE, spared)
+            _write_removals(c, attempt_id, [receipt], seal)
+            chain.append(c, "intent", {"attempt": attempt_id, "digest": seal.hex()})
+        run.noted = True
+        return Attempt(attempt_id, run.run_id, agent_id, [], [], [receipt], ERASE, spared=list(spared))
+
     def note_files(self, removal: Removal) -> None:
         """Writes down new archive names before they are used."""
         with self.transaction() as c:
@@ -143,13 +172,14 @@ class Attempts(Connection):
             ).fetchall()
             found = []
             for attempt_id, run_id, agent_id, temps, expected, kind, restores in rows:
-                if kind == RESTORE:
+                if kind in (RESTORE, PURGE):
                     removals, runs = _load(self.sql, "removal_id IN (SELECT value FROM json_each(?))", restores)
                 else:
                     removals, runs = _load(self.sql, "attempt_id = ?", attempt_id)
                 decoded = msgspec.json.decode(temps, type=list[Temp])
                 versions = msgspec.json.decode(expected, type=list[Identity])
-                found.append(Attempt(attempt_id, run_id, agent_id, decoded, versions, removals, kind, runs))
+                spared = msgspec.json.decode(restores, type=list[str]) if kind == ERASE else []
+                found.append(Attempt(attempt_id, run_id, agent_id, decoded, versions, removals, kind, runs, spared))
             return found
 
     def has_open_attempts(self, store_id: str) -> bool:
@@ -170,7 +200,7 @@ def _begin(
     temps: list[Temp],
     expected: list[Identity],
     kind: str,
-    restores: Sequence[int],
+    restores: Sequence[int | str],
 ) -> tuple[int, chain.AttemptDigest]:
     row = (
         run.run_id, store_id, agent_id, now_ms(), int(run.history), as_json(temps), as_json(expected), kind,
@@ -249,7 +279,7 @@ def _owe(c: sqlite3.Connection, attempt_id: int) -> None:
     c.execute(
         "INSERT INTO marks SELECT a.agent_id, r.session_id, 'ended', 'pending', a.run_id, ?, 0 FROM removals r"
         " JOIN attempts a USING (attempt_id) WHERE a.attempt_id = ? AND a.history AND r.state = ?"
-        " ON CONFLICT (agent_id, session_id) DO UPDATE SET status = 'ended', state = 'pending',"
+        f" ON CONFLICT (agent_id, session_id) DO UPDATE SET {ENDED_OR_ERASED}, state = 'pending',"
         " run_id = excluded.run_id, changed_at = excluded.changed_at, sent = 0 WHERE run_id <> excluded.run_id",
         (now_ms(), attempt_id, REMOVED),
     )

@@ -7,7 +7,8 @@ the change, under SQLite's write lock, so concurrent and killed processes leave 
 - ``intent``: an attempt began; ``digest`` over its row and over its removals' ids, sessions, reasons and digests.
 - ``end``: ``state`` of the attempt, and the ids of removals that were ``kept``.
 - ``file``: a removal's archive name changed; its digest ``was`` and ``is``.
-- ``restored``, ``purged``, ``erased``: the ids of ``removals`` that this happened to, by which ``run``.
+- ``restored``, ``purged``, ``erased``: the ids of ``removals`` that this happened to, by which ``run``, and how much
+  was removed by it.
 - ``owed``, ``heard``: marks that history is owed, or has been told, by which ``run``.
 - ``migrated``: from which format the ledger was taken over; what is older was not sealed before.
 

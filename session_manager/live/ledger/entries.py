@@ -10,9 +10,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from session_manager.live.index import Index
+from session_manager.live.ledger.connection import as_json
 from session_manager.live.ledger.rows import Member, Removal
 
 CHUNK_BYTES = 256 * 1024
+_IDS = "SELECT value FROM json_each(?)"
 
 
 def packed(removals: Sequence[Removal]) -> Iterator[tuple[bytes, list[Removal], list[tuple[int, int]]]]:
@@ -60,19 +62,30 @@ def read_members(sql: sqlite3.Connection, removal_ids: Iterable[int]) -> dict[in
 
 
 def forget(sql: sqlite3.Connection, removal_ids: Iterable[int]) -> None:
-    """Blots out the entries of removals, in the caller's transaction; those of others in the same chunk stay."""
-    for removal_id in removal_ids:
-        row = sql.execute(
-            "SELECT chunk_id, start, length FROM removals JOIN chunks USING (chunk_id) WHERE removal_id = ?",
-            (removal_id,),
-        ).fetchone()
-        if row is not None:
-            chunk_id, start, length = row
+    """Blots out the entries of removals, in the caller's transaction; those of others in the same chunk stay.
+
+    Each chunk is written anew once, or deleted when nobody's entries are left in it.
+    """
+    ids = as_json(list(removal_ids))
+    gone: dict[int, list[tuple[int, int]]] = {}
+    for chunk_id, start, length in sql.execute(
+        f"SELECT chunk_id, start, length FROM removals JOIN chunks USING (chunk_id) WHERE removal_id IN ({_IDS})",
+        (ids,),
+    ):
+        gone.setdefault(chunk_id, []).append((start, length))
+    sql.execute(f"UPDATE removals SET chunk_id = NULL WHERE removal_id IN ({_IDS})", (ids,))
+    in_use = sql.execute(
+        "SELECT DISTINCT chunk_id FROM removals WHERE chunk_id IS NOT NULL AND attempt_id IN"
+        f" (SELECT attempt_id FROM chunks WHERE chunk_id IN ({_IDS}))",
+        (as_json(list(gone)),),
+    ).fetchall()
+    for (chunk_id,) in in_use:
+        if chunk_id in gone:
             text = bytearray(_text(sql, chunk_id))
-            text[start : start + length] = bytes(len(text[start : start + length]))
-            blob = zlib.compress(text, 1)
-            sql.execute("UPDATE chunks SET entries = ? WHERE chunk_id = ?", (blob, chunk_id))
-        sql.execute("UPDATE removals SET chunk_id = NULL WHERE removal_id = ?", (removal_id,))
+            for start, length in gone.pop(chunk_id):
+                text[start : start + length] = bytes(len(text[start : start + length]))
+            sql.execute("UPDATE chunks SET entries = ? WHERE chunk_id = ?", (zlib.compress(text, 1), chunk_id))
+    sql.executemany("DELETE FROM chunks WHERE chunk_id = ?", [(chunk_id,) for chunk_id in gone])
 
 
 def _text(sql: sqlite3.Connection, chunk_id: int) -> bytes:

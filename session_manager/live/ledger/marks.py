@@ -14,6 +14,8 @@ from session_manager.live.liveness import now_ms
 _THE_SAME = (
     " WHERE agent_id = ? AND session_id = ? AND status = ? AND run_id = ? AND changed_at = ? AND state = 'pending'"
 )
+# An erased session stays so, whoever ends it again: what history may have got of it since is owed to go, too.
+ENDED_OR_ERASED = "status = CASE WHEN status = 'erased' THEN 'erased' ELSE 'ended' END"
 
 
 class Marks(Connection):
@@ -27,7 +29,7 @@ class Marks(Connection):
         with self.transaction() as c:
             changed = c.execute(
                 "INSERT INTO marks VALUES (?, ?, 'ended', 'pending', ?, ?, 0) ON CONFLICT (agent_id, session_id)"
-                " DO UPDATE SET status = 'ended', state = 'pending', run_id = excluded.run_id,"
+                f" DO UPDATE SET {ENDED_OR_ERASED}, state = 'pending', run_id = excluded.run_id,"
                 " changed_at = excluded.changed_at, sent = 0"
                 " WHERE ? OR status = 'active' OR state IN ('missing', 'refused', 'cancelled', 'superseded')",
                 (agent_id, session_id, run.run_id, now_ms(), again),

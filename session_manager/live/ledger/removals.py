@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import sqlite3
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
 from session_manager.live.ledger import chain
 from session_manager.live.ledger.attempts import Details
 from session_manager.live.ledger.connection import Connection, as_json, clear_sqlite_errors
-from session_manager.live.ledger.entries import forget, read_members
+from session_manager.live.ledger.entries import read_members
 from session_manager.live.ledger.marks import cancel_or_reverse
-from session_manager.live.ledger.rows import ERASED, PURGED, REMOVE, REMOVED, RESTORED, Facts, Member, Removed
+from session_manager.live.ledger.rows import ERASE, REMOVE, REMOVED, RESTORED, Facts, Member, Removed
 from session_manager.live.ledger.run import Run, note_run
 
 _COLUMNS = (
@@ -52,7 +53,7 @@ class Removals(Connection):
         limit: int = -1,
     ) -> list[Removed]:
         """Returns removals, newest first: of an agent, not before ``since`` (epoch ms), of a run, of a session
-        (its id, or one of its keys), for a reason. What stayed alive (``kept``) is none.
+        (its id, or one of its keys), for a reason. What stayed alive (``kept``) is none; an erasure's receipt is one.
         """
         where, values = _conditions(agent_id, since, run_id, session, reason)
         with clear_sqlite_errors(self.path):
@@ -99,44 +100,30 @@ class Removals(Connection):
         For what needs no intent, because the files are as they should be already; else ``intend_restore``.
         """
         with self.transaction() as c:
-            self._change(run, RESTORED, removed)
+            note_run(c, run)
+            change_state(c, run.run_id, RESTORED, [r.removal_id for r in removed], {})
             for r in removed:
                 cancel_or_reverse(c, run.run_id, r.agent_id, [r.session_id])
         run.noted = True
 
-    def note_purged(self, run: Run, removed: Sequence[Removed]) -> None:
-        """Notes that removals can never be restored, and drops their raw entries."""
-        with self.transaction() as c:
-            self._change(run, PURGED, removed)
-            forget(c, [r.removal_id for r in removed])
-        run.noted = True
 
-    def note_erased(self, run: Run, removed: Sequence[Removed]) -> None:
-        """Forgets keys, files, facts and raw entries; what stays is that a session of this id was removed, and when.
-
-        To be called last: from then on the ledger cannot say where the files were.
-        """
-        with self.transaction() as c:
-            self._change(run, ERASED, removed)
-            forget(c, [r.removal_id for r in removed])
-            c.executemany("UPDATE removals SET details = NULL WHERE removal_id = ?", [(r.removal_id,) for r in removed])
-        run.noted = True
-
-    def _change(self, run: Run, state: str, removed: Sequence[Removed]) -> None:
-        ids = [r.removal_id for r in removed]
-        note_run(self.sql, run)
-        at = chain.append(self.sql, state, {"run": run.run_id, "removals": ids})
-        self.sql.execute(
-            "UPDATE removals SET state = ?, changed_at = ? WHERE removal_id IN (SELECT value FROM json_each(?))",
-            (state, at, as_json(ids)),
-        )
+def change_state(
+    sql: sqlite3.Connection, run_id: str, state: str, removal_ids: Collection[int], counts: Mapping[str, int]
+) -> None:
+    """Notes what happened to removals, in the caller's transaction; ``counts`` are sealed with it."""
+    ids = list(removal_ids)
+    at = chain.append(sql, state, {"run": run_id, "removals": ids, **counts})
+    sql.execute(
+        "UPDATE removals SET state = ?, changed_at = ? WHERE removal_id IN (SELECT value FROM json_each(?))",
+        (state, at, as_json(ids)),
+    )
 
 
 def _conditions(
     agent_id: str | None, since: int | None, run_id: str | None, session: str | None, reason: str | None
 ) -> tuple[str, list[object]]:
     values: list[object] = []
-    parts = [f" WHERE r.state <> 'kept' AND a.kind = '{REMOVE}'"]
+    parts = [f" WHERE r.state <> 'kept' AND a.kind IN ('{REMOVE}', '{ERASE}')"]
     for text, value in (
         ("a.agent_id = ?", agent_id),
         ("a.created_at >= ?", since),

@@ -8,6 +8,7 @@ from session_manager.live.volume import Identity
 
 # What an attempt does to the sessions it names, and how far a removal is.
 REMOVE, RESTORE = "remove", "restore"
+PURGE, ERASE = "purge", "erase"
 REMOVED, KEPT, RESTORED, PURGED, ERASED = "removed", "kept", "restored", "purged", "erased"
 
 Member = tuple[bytes, bytes]
@@ -52,7 +53,8 @@ class Attempt(msgspec.Struct):
     """One agent's part of a run. ``expected`` are the versions of the index that may be thrown away when displaced.
 
     ``archive_runs`` says for each removal (by id) under which run's name its second names are kept: the attempt's
-    own when it removes, that of the run that removed the session when it restores.
+    own when it removes, that of the run that removed the session when it restores. ``spared`` are names of files that
+    an erasure leaves alone.
     """
 
     attempt_id: int
@@ -63,6 +65,7 @@ class Attempt(msgspec.Struct):
     removals: list[Removal]
     kind: str = REMOVE
     archive_runs: dict[int, str] = {}
+    spared: list[str] = []
 
     def archive_run(self, removal: Removal) -> str:
         """Returns the run under whose name the second names of a removal's files are kept."""
@@ -77,6 +80,18 @@ class Mark(msgspec.Struct, frozen=True):
     status: str
     run_id: str
     changed_at: int
+
+
+class Archived(msgspec.Struct, frozen=True):
+    """What a purge must know of a removal that could still be restored. ``archives`` are base names."""
+
+    removal_id: int
+    session_id: str
+    run_id: str
+    store_id: str
+    removed_at: int
+    finished: bool
+    archives: list[str]
 
 
 class Removed(msgspec.Struct):

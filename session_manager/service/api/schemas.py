@@ -191,6 +191,19 @@ class BulkMarked(BaseModel):
     missing: list[SessionRef]
 
 
+class BulkErase(_Body):
+    """Sessions of which only the id and the counters shall stay."""
+
+    sessions: Annotated[list[SessionRef], Field(min_length=1, max_length=BULK_LIMIT)]
+
+
+class BulkErased(BaseModel):
+    """How many rows are erased now, and which sessions have no row."""
+
+    erased: int
+    missing: list[SessionRef]
+
+
 class Deleted(BaseModel):
     """The row is gone."""
 

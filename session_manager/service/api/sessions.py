@@ -14,6 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.core.errors import Failed, NotFound, Refused
 from session_manager.service.api.schemas import (
+    BulkErase,
+    BulkErased,
     BulkMark,
     BulkMarked,
     Created,
@@ -141,6 +143,18 @@ async def mark_sessions(database: Database, body: BulkMark) -> BulkMarked:
     updated, missing = await queries.mark_many(database, body.status, pairs)
     return BulkMarked(
         updated=updated, missing=[SessionRef(agent_id=agent_id, aria_session_id=sid) for agent_id, sid in missing]
+    )
+
+
+@router.post("/erase", summary="Erase many sessions' details", responses=_LARGE)
+async def erase_sessions(database: Database, body: BulkErase) -> BulkErased:
+    """For privacy; needs the scope `delete`. The rows are ended; of their metadata only `aria_session_id` and
+    `erased_at` stay, and the counters. No snapshot of the volume fills them again, unless the session has done
+    something since."""
+    pairs = [(ref.agent_id, ref.aria_session_id) for ref in body.sessions]
+    erased, missing = await queries.erase_many(database, pairs)
+    return BulkErased(
+        erased=erased, missing=[SessionRef(agent_id=agent_id, aria_session_id=sid) for agent_id, sid in missing]
     )
 
 

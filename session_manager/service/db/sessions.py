@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, Select, TextClause, delete, func, insert, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.service.db.locks import WRITERS
@@ -137,26 +137,60 @@ async def change(connection: AsyncConnection, row_id: uuid.UUID, changes: Row) -
     return found.first() is not None
 
 
-_MARK = text("""
+_MANY = """
     WITH wanted AS (
       SELECT DISTINCT agent_id, sid
       FROM unnest(CAST(:agent_ids AS text[]), CAST(:sids AS text[])) AS w (agent_id, sid)
     ), found AS (
       SELECT s.id, w.agent_id, w.sid FROM wanted w
-      JOIN agent_sessions s ON s.agent_id = w.agent_id AND s.metadata->>'aria_session_id' = w.sid
+      JOIN agent_sessions s ON s.agent_id = w.agent_id AND %s
     ), changed AS (
-      UPDATE agent_sessions s SET
-        status = :status,
-        status_at = clock_timestamp(),
-        ended_at = CASE WHEN :ended THEN coalesce(s.ended_at, clock_timestamp()) END,
-        ended_by = CASE WHEN :ended THEN 'request' END
+      UPDATE agent_sessions s SET %s
       FROM found f WHERE s.id = f.id
       RETURNING s.id
     )
     SELECT w.agent_id, w.sid, (SELECT count(*) FROM changed) AS updated
     FROM (SELECT NULL AS agent_id, NULL AS sid UNION ALL SELECT agent_id, sid FROM wanted
           EXCEPT SELECT agent_id, sid FROM found) AS w
-""")
+"""
+
+_MARK = text(
+    _MANY
+    % (
+        "s.metadata->>'aria_session_id' = w.sid",
+        """
+        status = :status,
+        status_at = clock_timestamp(),
+        ended_at = CASE WHEN :ended THEN coalesce(s.ended_at, clock_timestamp()) END,
+        ended_by = CASE WHEN :ended THEN 'request' END
+        """,
+    )
+)
+
+# Duplicates are what the migration found of an older aria-api. last_activity_at: the sync takes in only what happened
+# after it.
+_ERASE = text(
+    _MANY
+    % (
+        "coalesce(s.metadata->>'aria_session_id', s.metadata->>'duplicate_of_aria_session_id') = w.sid",
+        r"""
+        metadata = jsonb_build_object(
+          CASE WHEN s.metadata ? 'aria_session_id' THEN 'aria_session_id' ELSE 'duplicate_of_aria_session_id' END,
+          f.sid,
+          'erased_at',
+          coalesce(
+            s.metadata->>'erased_at',
+            to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24\:MI\:SS.MS"+00\:00"')
+          )
+        ),
+        status = 'ended',
+        status_at = clock_timestamp(),
+        ended_at = coalesce(s.ended_at, clock_timestamp()),
+        ended_by = 'request',
+        last_activity_at = greatest(s.last_activity_at, clock_timestamp())
+        """,
+    )
+)
 
 
 async def mark_many(
@@ -167,17 +201,25 @@ async def mark_many(
     Returns how many rows there were, and which sessions have none. A row that has the status already keeps its
     ``ended_at``; that somebody asked again is noted all the same, so that an older snapshot cannot revive it.
     """
+    return await _change_many(connection, _MARK, sessions, {"status": status, "ended": status == "ended"})
+
+
+async def erase_many(
+    connection: AsyncConnection, sessions: Sequence[tuple[str, str]]
+) -> tuple[int, list[tuple[str, str]]]:
+    """Ends many sessions (agent id, session id) and forgets their metadata, in one statement.
+
+    Returns how many rows there were, and which sessions have none. The time of the first erasure stays.
+    """
+    return await _change_many(connection, _ERASE, sessions, {})
+
+
+async def _change_many(
+    connection: AsyncConnection, statement: TextClause, sessions: Sequence[tuple[str, str]], values: Row
+) -> tuple[int, list[tuple[str, str]]]:
     await lock_writers(connection)
-    found = await connection.execute(
-        _MARK,
-        {
-            "agent_ids": [agent_id for agent_id, _ in sessions],
-            "sids": [sid for _, sid in sessions],
-            "status": status,
-            "ended": status == "ended",
-        },
-    )
-    rows = found.all()
+    pairs = {"agent_ids": [agent_id for agent_id, _ in sessions], "sids": [sid for _, sid in sessions]}
+    rows = (await connection.execute(statement, pairs | values)).all()
     return rows[0].updated, [(row.agent_id, row.sid) for row in rows if row.sid is not None]
 
 

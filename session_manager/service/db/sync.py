@@ -50,7 +50,8 @@ async def identities(connection: AsyncConnection, volume: str) -> dict[str, str]
 # again, which is why what the row itself must fulfil stands in the UPDATE, and not in the CTEs before it.
 #
 # When is an ended row active again? A snapshot never speaks about what happened after it was taken (status_at). Ended
-# by the sync, the session was only gone from its index. Ended by a request, it has to have done something since.
+# by the sync, the session was only gone from its index. Ended by a request, it has to have done something since. Of an
+# erased row nothing at all is filled in before that.
 _APPLY = text("""
     WITH incoming AS MATERIALIZED (
       SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r (
@@ -63,7 +64,7 @@ _APPLY = text("""
     ), updated AS (
       UPDATE agent_sessions s SET
         session_type = m.session_type,
-        metadata = s.metadata || m.metadata,
+        metadata = (s.metadata - 'erased_at') || m.metadata,
         tokens_used = coalesce(m.tokens_used, s.tokens_used),
         cost_usd = coalesce(m.cost_usd, s.cost_usd),
         last_activity_at = greatest(s.last_activity_at, m.last_activity_at),
@@ -84,6 +85,9 @@ _APPLY = text("""
         OR m.last_activity_at > coalesce(s.last_activity_at, '-infinity')
         OR s.volume IS DISTINCT FROM :volume
         OR (s.ended_by = 'sync' AND s.status <> 'active' AND s.status_at < :read_at)
+      ) AND (
+        s.metadata->>'erased_at' IS NULL
+        OR coalesce(s.status_at < :read_at AND m.last_activity_at > coalesce(s.last_activity_at, '-infinity'), false)
       )
       RETURNING s.status = 'active' AND s.status_at > :read_at AS revived
     ), created AS (

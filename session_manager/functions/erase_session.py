@@ -1,0 +1,205 @@
+"""erase_session: erases a session in both layers, for privacy; nothing of it can be restored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from session_manager.core.errors import NotFound, Refused, SessionManagerError, UsageError, with_errors
+from session_manager.core.protection import Protection
+from session_manager.core.session import safe_name
+from session_manager.functions.context import Agent, Context, iso_utc
+from session_manager.functions.reading import View, read_view
+from session_manager.functions.refusal import refusal
+
+if TYPE_CHECKING:
+    from session_manager.functions.delivery import History
+    from session_manager.functions.erasing import Result
+    from session_manager.live.removal import Remover
+
+DESCRIPTION = (
+    "Erases one session for privacy: index entry, transcripts, archives, what the ledger knows of it, and the details "
+    "in history. It cannot be taken back, and works only where a person has set ARIA_ALLOW_ERASE=1."
+)
+BEYOND = {
+    "backups": "backups and snapshots of these folders and of the database keep what they hold",
+    "model provider": "what was sent to the model provider is kept there by its own rules",
+    "search indexes": "search indexes, memories and workspace files that were made of the conversation",
+    "other sessions": "other sessions' transcripts, archives and index entries that quote it, here and in the ledger",
+    "a running gateway": "it may hold the session in memory and write it back: look again, and erase it again",
+    "free blocks": "blocks of the disk that were freed may not have been overwritten yet",
+}
+
+SessionId = Annotated[str, msgspec.Meta(description="the full session id; no key")]
+Confirm = Annotated[str, msgspec.Meta(description="the same session id once more")]
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of erase_session."""
+
+    session_id: SessionId
+    confirm: Confirm
+    agent: Agent | None = None
+    force: bool = False
+
+
+def run(context: Context, arguments: Arguments) -> dict[str, Any]:
+    """Returns the receipt, and what could not be reached; a session that was erased before is a success that says so.
+
+    Raises UsageError, NotFound (``session_not_found``), Refused (``erase_disabled``, ``session_protected``,
+    ``session_busy``), or the failure of the only agent concerned.
+    """
+    _check(context, arguments)
+    # Every agent is read: another agent's entry may refer to a transcript of this one.
+    everyone = read_view(context, None)
+    scope = everyone
+    if arguments.agent is not None:
+        scope = everyone.of_agent(context.volume.resolve_agent(arguments.agent))
+    failed = scope.errors()
+
+    from session_manager.functions.delivery import History
+    from session_manager.functions.erasing import Erasing
+    from session_manager.live.ledger import start_run
+    from session_manager.live.removal import Remover
+
+    run_info = start_run("erase_session", context.settings)
+    with Remover(context.settings, run_info) as remover, History(context, run_info) as history:
+        erasing = Erasing(context, remover, everyone, scope, arguments.session_id, force=arguments.force)
+        result = erasing.result
+        try:
+            erasing.run()
+            only_in_history = not result.done and not result.begun
+            if only_in_history:
+                result.done = _in_history(context, history, scope, arguments, failed)
+            document = _told(context, remover, history, arguments.session_id, result)
+        except SessionManagerError as error:
+            # What earlier calls owe does not depend on how this one ends.
+            history.deliver()
+            if isinstance(error, NotFound) and result.recovered:
+                error.details["recovered"] = result.recovered
+            raise
+        document = _document(context, remover, arguments.session_id, result, document, only_in_history)
+    return with_errors({**document, "run_id": run_info.shown_id}, result.errors + failed)
+
+
+def _check(context: Context, arguments: Arguments) -> None:
+    session_id = arguments.session_id
+    if not context.settings.allow_erase:
+        raise Refused(
+            "erasing is switched off; a person who wants it sets ARIA_ALLOW_ERASE=1 in this tool's environment. This "
+            "is a guard rail against mistakes and not a wall: whoever may write these files may remove them",
+            code="erase_disabled",
+        )
+    if not safe_name(session_id) or ":" in session_id:
+        raise UsageError(
+            f"{session_id!r} is not a session id: full ids only, no key, no path, no leading dot or dash",
+            argument="session_id",
+        )
+    if arguments.confirm != session_id:
+        raise UsageError("confirm must be the same id as session_id; nothing was changed", argument="confirm")
+    if session_id in context.settings.current:
+        raise refusal(Protection("current", overridable=False), session_id, "erased")
+
+
+def _in_history(
+    context: Context, history: History, scope: View, arguments: Arguments, failed: list[dict[str, object]]
+) -> list[str]:
+    """Returns the agents of a session that only history knows. Raises NotFound when it knows of none."""
+    details: dict[str, Any] = {"errors": failed} if failed else {}
+    agents: set[str] = set()
+    if context.settings.api_url is not None:
+        rows, error = history.find(arguments.session_id)
+        if error is not None:
+            details |= {"history": "unknown", "pg_error": error}
+        agents = {row.agent_id for row in rows} - {agent_id for agent_id, _ in scope.failed}
+        if arguments.agent is not None:
+            agents &= {read.agent_id for read in scope.agents}
+    if not agents:
+        what = f"no session {arguments.session_id!r}: give the full id as list_sessions or list_deleted shows it"
+        raise NotFound(what, **details)
+    return sorted(agents)
+
+
+def _told(context: Context, remover: Remover, history: History, session_id: str, result: Result) -> dict[str, Any]:
+    """Owes history the erasure where that is not owed yet, and delivers; returns what the document says about it."""
+    if context.settings.api_url is None:
+        return {"pg_status_updated": False}
+    from session_manager.functions.delivery import told
+
+    names = [(agent_id, session_id) for agent_id in result.done]
+    for name in names:
+        remover.ledger.owe_erasure(remover.run, *name)
+    document = told(history.deliver(names), names)
+    if result.begun:
+        document["pg_status_updated"] = False
+    return document
+
+
+def _document(
+    context: Context,
+    remover: Remover,
+    session_id: str,
+    result: Result,
+    pg: dict[str, Any],
+    only_in_history: bool,
+) -> dict[str, Any]:
+    counts = {name: getattr(result, name) for name in ("keys", "files", "bytes", "ledger_entries")}
+    agents = sorted({*result.done, *result.begun})
+    document: dict[str, Any] = {
+        "erased": session_id,
+        "receipt": {"agents": agents, "erased_at": iso_utc(_erased_at(remover, session_id)), **counts},
+        "not_reached": _not_reached(context, session_id, result, pg),
+        **pg,
+    }
+    if context.settings.api_url is None:
+        history = "no history layer"
+    elif pg["pg_status_updated"]:
+        history = "PG erased"
+    else:
+        history = "PG mark pending" if "pg_pending" in pg else "PG has no such row"
+    done = f"{result.keys} keys, {result.files} files, {result.ledger_entries} ledger entries"
+    if only_in_history:
+        document["message"] = f"Session {session_id} was in no live store, only in aria-api: {history}"
+    elif result.begun:
+        document["message"] = f"Session {session_id} is not wholly erased yet ({done}); the next call goes on"
+    elif result.changed:
+        document["message"] = f"Session {session_id} erased ({done}), {history}"
+    else:
+        document |= {
+            "already_erased": True,
+            "message": f"Session {session_id} was already erased; nothing was left to do in the files",
+        }
+    for name in ("recovered", "reappeared"):
+        if found := getattr(result, name):
+            document[name] = found
+    return document
+
+
+def _erased_at(remover: Remover, session_id: str) -> int | None:
+    """Returns when the newest receipt of a session was made (epoch ms); None where only history knew it."""
+    ledger = remover.existing_ledger
+    receipts = ledger.removals(session=session_id, limit=1) if ledger is not None else []
+    return receipts[0].changed_at if receipts and receipts[0].state == "erased" else None
+
+
+def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str, Any]) -> list[dict[str, str]]:
+    """Returns where something of the session is or may be still: what was found, then what cannot be looked into."""
+    from session_manager.live.mentions import mentions
+    from session_manager.live.observe import listing
+
+    found = [_place(agent_id, name, "it belongs to a session that stays, too") for agent_id, name in result.spared]
+    for agent_id in sorted({*result.done, *result.begun}):
+        store = context.volume.store(agent_id)
+        if store is None:
+            continue
+        holding, unread = mentions(store, listing(store), session_id)
+        found += [_place(agent_id, name, "it holds the session's id") for name in holding]
+        found += [_place(agent_id, name, "it could not be read, or not all of it") for name in unread]
+    if "pg_error" in pg:
+        found.append({"place": "aria-api", "reason": pg["pg_error"]})
+    return found + [{"place": place, "reason": reason} for place, reason in BEYOND.items()]
+
+
+def _place(agent_id: str, name: str, reason: str) -> dict[str, str]:
+    return {"place": f"{agent_id}/sessions/{name}", "reason": reason}

@@ -1,0 +1,152 @@
+"""purge_archives: removes old archived transcripts for good."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import msgspec
+
+from session_manager.core.errors import SessionManagerError, failure, with_errors
+from session_manager.core.session import DAY_MS
+from session_manager.functions.context import Agent, Context
+from session_manager.functions.reading import errors_or_raise
+from session_manager.live.atomic import clear_errors
+from session_manager.live.ledger import Ledger, start_run
+from session_manager.live.observe import listing
+from session_manager.live.purging import Purged, PurgePlan, plan_purge, preview_purge, purge
+from session_manager.live.second_names import SecondNames
+from session_manager.live.volume import Store, read_snapshot
+
+DESCRIPTION = (
+    "Removes archived transcripts and what the ledger keeps of their sessions for good, when they are old enough. "
+    "A dry run unless dry_run is false: a purge cannot be taken back."
+)
+SHOWN = 100
+
+Days = Annotated[int, msgspec.Meta(ge=1, description="days, at least 1")]
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of purge_archives."""
+
+    older_than_days: Days = 30
+    agent: Agent | None = None
+    dry_run: bool = True
+
+
+def run(context: Context, arguments: Arguments) -> dict[str, Any]:
+    """Returns what was removed, or would be, over all agents and by agent.
+
+    Raises UsageError or NotFound for a bad agent name; the failure of the named agent, or the first when every
+    agent failed: Damaged (``index_damaged``), Refused (``store_unsupported``), Locked.
+    """
+    call = Call(context, arguments)
+    if arguments.dry_run:
+        ledger = Ledger.open_existing(context.settings, "ro")
+        with ledger or contextlib.nullcontext():
+            call.each(lambda store: call.add(store, preview_purge(call.plan(store, ledger))))
+        return with_errors(call.document(), call.errors)
+
+    from session_manager.live.removal import Remover
+
+    run_info = start_run("purge_archives", context.settings)
+    with Remover(context.settings, run_info) as remover:
+        call.each(lambda store: call.purge(remover, store))
+    document = {**call.document(), "run_id": run_info.shown_id}
+    if call.recovered:
+        document["recovered"] = call.recovered
+    return with_errors(document, call.errors)
+
+
+class Call:
+    """One call: what it found and did so far, over all agents."""
+
+    def __init__(self, context: Context, arguments: Arguments) -> None:
+        self._context = context
+        self._arguments = arguments
+        self._cutoff = context.clock() - arguments.older_than_days * DAY_MS
+        self._second_names = SecondNames(context.settings.state_dir)
+        self._by_agent: dict[str, Purged] = {}
+        self.recovered: list[dict[str, object]] = []
+        self.errors: list[dict[str, object]] = []
+
+    def each(self, act: Callable[[Store], None]) -> None:
+        """Does ``act`` for every agent that has a store; one agent's failure does not keep the others waiting."""
+        failed: list[tuple[str, SessionManagerError]] = []
+        agents = 0
+        for agent_id, store in self._context.volume.stores(self._arguments.agent):
+            agents += 1
+            try:
+                if isinstance(store, SessionManagerError):
+                    raise store
+                if store is not None:
+                    act(store)
+            except SessionManagerError as error:
+                failed.append((agent_id, error))
+        self.errors += errors_or_raise(failed, any_done=len(failed) < agents)
+
+    def plan(self, store: Store, ledger: Ledger | None) -> PurgePlan:
+        """Decides what goes of one store. Raises Damaged: archives are what a lost index is rebuilt from."""
+        read_snapshot(store, self._context.clock())
+        removed = ledger.archived(store.agent_id) if ledger is not None else []
+        with clear_errors("look for second names in", self._second_names.root):
+            second = self._second_names.of_agent(store.agent_id)
+        return plan_purge(store, listing(store), second, removed, self._cutoff)
+
+    def purge(self, remover: Any, store: Store) -> None:
+        """Decides under the lock, after what was left half done has been ended, and acts."""
+
+        def act(lock: Any) -> Purged:
+            _, recovered, failures = remover.end_earlier(store, lock)
+            self.recovered += recovered
+            self.errors += [failure(error, store.agent_id, session_id) for session_id, error in failures]
+            plan = self.plan(store, remover.existing_ledger)
+            if not plan.archives and not plan.removal_ids:
+                return Purged([], [], [])
+            return purge(store, remover.ledger, remover.run, plan)
+
+        purged = remover.locked(store, act)
+        self.add(store, purged)
+        if purged.errors:
+            self.errors.append(_summary(store, purged.errors))
+
+    def add(self, store: Store, purged: Purged) -> None:
+        """Adds what went of one agent, or would."""
+        self._by_agent[store.agent_id] = purged
+
+    def document(self) -> dict[str, Any]:
+        """Returns the function's document; in a dry run what it counts would go."""
+        found = self._by_agent.items()
+        files = [
+            {"agentId": agent_id, "file": archive.name, "bytes_freed": freed}
+            for agent_id, purged in found
+            for archive, freed in purged.archives
+        ]
+        return {
+            "dry_run": self._arguments.dry_run,
+            "older_than_days": self._arguments.older_than_days,
+            "purged_count": len(files),
+            "bytes_freed": sum(purged.bytes for _, purged in found),
+            "removals": sum(len(purged.removal_ids) for _, purged in found),
+            "by_agent": {agent_id: _counts(purged) for agent_id, purged in found},
+            "files": files[:SHOWN],
+            "errors": self.errors,
+        }
+
+
+def _counts(purged: Purged) -> dict[str, int]:
+    return {
+        "purged_count": len(purged.archives),
+        "bytes_freed": purged.bytes,
+        "removals": len(purged.removal_ids),
+    }
+
+
+def _summary(store: Store, errors: list[SessionManagerError]) -> dict[str, Any]:
+    """Returns one element of ``errors`` for an agent: where one file cannot go, thousands often cannot."""
+    found = failure(errors[0], store.agent_id)
+    if len(errors) > 1:
+        found["error"] += f" (and {len(errors) - 1} more)"
+    return found

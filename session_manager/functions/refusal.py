@@ -1,0 +1,25 @@
+"""Why a session was not removed, in words."""
+
+from __future__ import annotations
+
+from session_manager.core.errors import Refused
+from session_manager.core.protection import BUSY, RUNNING, UNDELIVERED, Protection
+
+
+def refusal(protected: Protection, session_id: str, done: str = "deleted") -> Refused:
+    """Returns the error that says that a session was not ``done``, why, and what to do about it."""
+    hints = {
+        "current": "it is the session that is calling, a session cannot remove itself",
+        "main": "it is the agent's main session; call with force: true if you really mean it",
+        "pinned": "it is pinned; call with force: true if you really mean it",
+        BUSY: "its transcript is locked by a run in progress; try again later, or call with force: true",
+        RUNNING: "it is running; try again later, or call with force: true",
+        UNDELIVERED: "its result has not been delivered yet; try again later, or call with force: true",
+        "unsafe id": "its id is no safe file name; remove it with the gateway's own tools",
+    }
+    busy = protected.reason in (BUSY, RUNNING)
+    return Refused(
+        f"session {session_id} was not {done}: {hints[protected.reason]}",
+        code="session_busy" if busy else "session_protected",
+        reason=protected.reason,
+    )

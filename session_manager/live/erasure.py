@@ -1,0 +1,189 @@
+"""Erases a session: every file that is left of it, and all that the ledger knows of it beyond that it was.
+
+Whatever of it lives is removed before, like any other session. From there on the order is: the intent in the ledger,
+durable, with the receipt; the files; the ledger's details and raw entries; the ledger's own file, written anew; the
+end. Killed in between, the next call that takes the store's lock looks for what is left and goes on to the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterable, Sequence
+
+import msgspec
+
+from session_manager.core.errors import SessionManagerError
+from session_manager.core.session import Session
+from session_manager.live.archive import Failures
+from session_manager.live.atomic import clear_errors, sync_folder
+from session_manager.live.gateway_lock import StoreLock
+from session_manager.live.ledger import Attempt, Ledger, Run
+from session_manager.live.liveness import now_ms
+from session_manager.live.observe import listing
+from session_manager.live.purging import Archive, unlink_all
+from session_manager.live.second_names import PART, SecondNames
+from session_manager.live.steps import step
+from session_manager.live.transcripts import files_by_session, original_name, owner
+from session_manager.live.volume import Store, read_snapshot
+
+
+class Traces(msgspec.Struct):
+    """What is left of a session beside the index: its files, and those that bear its name and have to stay."""
+
+    files: list[Archive]
+    spared: list[str]
+
+
+class Erased(msgspec.Struct):
+    """What went: files, the bytes that came free, removals of the ledger; and what could not go."""
+
+    files: int
+    bytes: int
+    entries: int
+    spared: list[str]
+    failures: Failures
+
+
+class _Known(msgspec.Struct):
+    """What the ledger says of a session's files in one agent.
+
+    ``sources`` and ``archives`` are their names before and after, ``folders`` those of their second names;
+    ``foreign`` are archives of other sessions.
+    """
+
+    sources: set[str]
+    archives: set[str]
+    folders: set[str]
+    foreign: set[str]
+
+
+def find_traces(
+    store: Store,
+    sessions: Sequence[Session],
+    names: Iterable[str],
+    session_id: str,
+    ledger: Ledger | None,
+    second_names: SecondNames,
+    shared: Collection[str],
+) -> Traces:
+    """Looks for the files of a session among ``names`` in its agent's folder, and among the second names.
+
+    Files that belong to one of ``sessions`` (those in the index), that others refer to (``shared``), or that belong to
+    another removal are spared. Raises Refused, Damaged or Failed.
+    """
+    known = _known(ledger, second_names, store.agent_id, session_id)
+    ids, here = {session_id, *(session.id for session in sessions)}, set(names)
+    with clear_errors("look for second names in", second_names.root):
+        second = second_names.of_agent(store.agent_id)
+    kept = {n for files in files_by_session(here, sessions, store.sessions_dir).values() for n in files}
+    kept |= known.foreign.union(shared)
+    traces = Traces([], [])
+    for name in sorted(here | second.keys()):
+        original = original_name(name)
+        whose = owner(original, ids)
+        if whose is None and (name in known.archives or (original != name and original in known.sources)):
+            whose = session_id
+        if whose != session_id:
+            continue
+        if name in kept:
+            traces.spared.append(name)
+        else:
+            paths = [os.path.join(store.sessions_dir, name)] if name in here else []
+            traces.files.append(Archive(name, [*paths, *second.get(name, ())]))
+    # What a killed copy left is in one of these.
+    folders = known.folders.union(os.path.dirname(path) for file in traces.files for path in file.paths)
+    if parts := [path for path in second.get(PART, ()) if os.path.dirname(path) in folders]:
+        traces.files.append(Archive(PART, parts))
+    return traces
+
+
+def _known(ledger: Ledger | None, second_names: SecondNames, agent_id: str, session_id: str) -> _Known:
+    known = _Known(set(), set(), set(), set())
+    if ledger is None:
+        return known
+    for removal in ledger.removals(agent_id=agent_id, session=session_id):
+        known.sources.update(source for source, _ in removal.files)
+        known.archives.update(target for _, target in removal.files)
+        known.folders.add(os.path.dirname(second_names.path(removal.run_id, agent_id, PART)))
+    known.foreign.update(n for r in ledger.archived(agent_id) if r.session_id != session_id for n in r.archives)
+    return known
+
+
+def erase(
+    store: Store, lock: StoreLock, ledger: Ledger, run: Run, session_id: str, traces: Traces, keys: int
+) -> Erased:
+    """Erases a session that is in the index no more; ``keys`` is how many it had there, for the receipt.
+
+    Files that could not be removed are in the result: the next call that takes the store's lock tries again. Raises
+    LockLost, Refused, Damaged or Failed; nothing has gone then.
+    """
+    lock.check()
+    attempt = ledger.intend_erasure(run, store.store_id, store.agent_id, session_id, traces.spared)
+    step("erasure intent written")
+    return _erase(store, ledger, attempt, traces, keys)
+
+
+def end_erasure(store: Store, ledger: Ledger, attempt: Attempt) -> Failures:
+    """Ends an erasure that was killed. Returns what could not be removed. Raises Damaged, Refused or Failed."""
+    (receipt,) = attempt.removals
+    sessions, names = read_snapshot(store, now_ms()).sessions, listing(store)
+    second_names = SecondNames(ledger.state_dir)
+    traces = find_traces(store, sessions, names, receipt.session_id, ledger, second_names, attempt.spared)
+    return _erase(store, ledger, attempt, traces, 0).failures
+
+
+def erase_lost(ledger: Ledger, run: Run, agent_id: str, session_id: str) -> Erased:
+    """Erases what is left of a session of an agent that has no store any more: second names and the ledger's details.
+
+    There is no lock to take and nobody to end it when it is killed: it can be called again. Raises Refused, Damaged or
+    Failed.
+    """
+    nowhere = Store(agent_id, "", "", "")
+    traces = find_traces(nowhere, (), (), session_id, ledger, SecondNames(ledger.state_dir), ())
+    erased = _unlink(session_id, traces)
+    if not erased.failures:
+        erased.entries = ledger.forget_lost_session(run, agent_id, session_id)
+        ledger.compact()
+    return erased
+
+
+def _erase(store: Store, ledger: Ledger, attempt: Attempt, traces: Traces, keys: int) -> Erased:
+    session_id = attempt.removals[0].session_id
+    erased = _unlink(session_id, traces)
+    try:
+        _make_durable(store, ledger, traces)
+        step("erased folders synced")
+        if not erased.failures:
+            counts = {"keys": keys, "files": erased.files, "bytes": erased.bytes}
+            erased.entries = ledger.forget_session(attempt, session_id, counts)
+            step("session forgotten")
+            ledger.compact()
+            step("ledger compacted")
+            ledger.finish_erasure(attempt)
+            step("erasure noted")
+    except SessionManagerError as error:
+        # What has gone is said all the same; the next call goes on from here.
+        erased.failures.append((session_id, error))
+    return erased
+
+
+def _unlink(session_id: str, traces: Traces) -> Erased:
+    erased = Erased(0, 0, 0, traces.spared, [])
+    for file in traces.files:
+        freed, error = unlink_all(file.paths)
+        step("trace removed")
+        erased.bytes += freed
+        erased.files += error is None
+        if error is not None:
+            erased.failures.append((session_id, error))
+    return erased
+
+
+def _make_durable(store: Store, ledger: Ledger, traces: Traces) -> None:
+    paths = [path for file in traces.files for path in file.paths]
+    with clear_errors("erase files in", store.sessions_dir):
+        for folder in sorted({store.sessions_dir, *map(os.path.dirname, paths)}):
+            with contextlib.suppress(FileNotFoundError):
+                sync_folder(folder)
+    SecondNames(ledger.state_dir).tidy(paths)

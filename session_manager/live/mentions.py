@@ -1,0 +1,57 @@
+"""Which other files of a sessions folder speak of a session: backups of the index, caches, what was rescued."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+
+from session_manager.live.gateway_lock import KERNEL_LOCK_NAME, MARKER_NAME
+from session_manager.live.transcripts import is_transcript, original_name
+from session_manager.live.volume import Store
+
+_PIECE = 1024 * 1024
+_BUDGET = 256 * _PIECE
+
+
+def mentions(store: Store, names: Iterable[str], session_id: str) -> tuple[list[str], list[str]]:
+    """Returns the names of files that hold a session id, and of those that could not be read, or not all of them.
+
+    Other sessions' transcripts and archives are not looked into; of all files together 256 MiB are read.
+    """
+    found, unread, left = [], [], _BUDGET
+    for name in sorted(names):
+        if is_transcript(original_name(name)) or name in (KERNEL_LOCK_NAME, MARKER_NAME):
+            continue
+        try:
+            holds, read = _holds(os.path.join(store.sessions_dir, name), session_id.encode(), left)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            holds, read = None, 0
+        left -= read
+        if holds or session_id in name:
+            found.append(name)
+        elif holds is None:
+            unread.append(name)
+    return found, unread
+
+
+def _holds(path: str, wanted: bytes, budget: int) -> tuple[bool | None, int]:
+    """Says whether a regular file holds some bytes, None when that would take more than ``budget``; and what was read.
+
+    Links are not followed. Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(fd, "rb", buffering=0) as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return None, 0
+        read, tail = 0, b""
+        while piece := file.read(min(_PIECE, budget - read)):
+            read += len(piece)
+            text = tail + piece
+            if wanted in text:
+                return True, read
+            tail = text[len(text) - len(wanted) + 1 :] if len(text) >= len(wanted) else text
+        return (False if read >= status.st_size else None), read

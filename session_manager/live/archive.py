@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Collection, Iterable, Iterator
 
@@ -58,6 +59,9 @@ def _bring_back(store: Store, second_names: SecondNames, run_id: str, source: st
     except FileNotFoundError:
         if not os.path.lexists(os.path.join(store.sessions_dir, source)):
             second_names.bring_back(store, run_id, target, source)
+        elif not second_names.may_be(store, run_id, target, source):
+            # The archive has gone, and this file is not what it was.
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), source) from None
 
 
 def _archive(store: Store, folder: int, ledger: Ledger, removal: Removal, position: int) -> None:

@@ -15,13 +15,14 @@ OF_LIVING = {None, ("ended", "cancelled"), ("ended", "superseded"), ("active", "
 
 
 def query(agents: Path, sql: str) -> list[Any]:
-    """Asks the ledger; nothing when there is none."""
+    """Asks the ledger; nothing when there is none, or none but the file."""
     path = agents / ".session_manager" / "ledger.sqlite"
     if not path.exists():
         return []
     connection = sqlite3.connect(path)
     try:
-        return connection.execute(sql).fetchall()
+        made = connection.execute("PRAGMA user_version").fetchone()[0]
+        return connection.execute(sql).fetchall() if made else []
     finally:
         connection.close()
 

@@ -65,18 +65,20 @@ class Forks:
         *,
         kill_at: int = 0,
         kill_after: float | None = None,
+        at_work: bool = False,
         meanwhile: dict[str, tuple[Path, str]] | None = None,
         **environ: str,
     ) -> Call:
         """Makes one call; kills it when the ``kill_at``-th step has been completed, or after so many seconds.
 
+        With ``at_work`` they are counted from the first step on: what comes before that is mostly waiting.
         ``meanwhile`` maps a step to a file that a gateway puts in place as soon as it has been completed.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         argv = ["session_manager", function, json.dumps(arguments or {})]
         writes = {step: (str(path), text) for step, (path, text) in (meanwhile or {}).items()}
-        wanted = [argv, {**self.environ, **environ}, kill_at, kill_after, writes]
+        wanted = [argv, {**self.environ, **environ}, kill_at, kill_after, at_work, writes]
         self._process.stdin.write(json.dumps(wanted) + "\n")
         self._process.stdin.flush()
         code, out, err, steps = json.loads(self._process.stdout.readline())
@@ -129,8 +131,17 @@ def _child(argv: list[str], environ: dict[str, str], kill_at: int, writes: Write
     os._exit(code)
 
 
+def _ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def _call(
-    argv: list[str], environ: dict[str, str], kill_at: int, kill_after: float | None, writes: Writes
+    argv: list[str],
+    environ: dict[str, str],
+    kill_at: int,
+    kill_after: float | None,
+    at_work: bool,
+    writes: Writes,
 ) -> list[Any]:
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
@@ -141,6 +152,8 @@ def _call(
             finally:
                 os._exit(99)
         if kill_after is not None:
+            while at_work and not os.fstat(files[2].fileno()).st_size and not _ended(pid):
+                time.sleep(0.0005)
             time.sleep(kill_after)
             os.kill(pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

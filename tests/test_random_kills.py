@@ -22,6 +22,8 @@ from session_manager.live.transcripts import parse_archive
 
 KILLS = 300 if os.environ.get("SOAK") else 25
 LOOK_EVERY = 10
+# What a call at work takes, about; with two processors and much else to do.
+SPAN_S = 0.06
 OLD = 40
 ORPHANS = 6
 NOTHING_OLD = {"max_age_minutes": 1_000_000}
@@ -142,7 +144,8 @@ def test_killed_at_random_moments(mode: str, agents: Path, fork: Forks, aria: Sm
     try:
         while kills < KILLS:
             runs = [r for (r,) in query(agents, "SELECT DISTINCT run_id FROM attempts WHERE kind = 'remove'")]
-            call = fork(*a_call(chance, runs), kill_after=chance.uniform(0.01, 0.12))
+            at_work = chance.random() < 0.9
+            call = fork(*a_call(chance, runs), kill_after=chance.uniform(0, SPAN_S), at_work=at_work)
             kills += call.killed
             if call.killed and kills % LOOK_EVERY == 0:
                 with gateway.standing_still() as committed:

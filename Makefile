@@ -32,7 +32,8 @@ bench: $(VENV)/.ready  ## ratios, measured side by side
 	$(BIN)/python -m benchmarks
 
 soak: $(VENV)/.ready  ## the long runs of the concurrency tests
-	SOAK=1 $(BIN)/python -m pytest -m "not system" tests/test_gateway_writers.py tests/test_kill.py
+	SOAK=1 $(BIN)/python -m pytest -m "not system" tests/test_gateway_writers.py tests/test_kill.py \
+		tests/test_kill_restore.py tests/test_random_kills.py tests/test_stateful.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -13,6 +13,7 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "fixtures"), str(ROOT / "tests")]
 
+from forks import Forks  # noqa: E402
 from revive import revive  # noqa: E402
 from service import Databases, Service, databases, running  # noqa: E402
 from small_aria import SmallAria  # noqa: E402
@@ -107,3 +108,17 @@ def older_aria() -> Iterator[SmallAria]:
     service = SmallAria(older=True)
     yield service
     service.stop()
+
+
+@pytest.fixture(scope="session")
+def one_parent() -> Iterator[Forks]:
+    """The parent of this worker's forked calls."""
+    with Forks() as found:
+        yield found
+
+
+@pytest.fixture
+def fork(one_parent: Forks, agents: Path) -> Forks:
+    """Calls of the runner on ``agents``, each in a forked process; history cannot be reached."""
+    one_parent.environ = {"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": CLOSED_API, "HOME": str(agents.parent)}
+    return one_parent

@@ -5,7 +5,8 @@ usage: gateway_writer.py locking|lockless <sessions dir> <first> <writes> <log>
 ``locking`` follows gateways 2026.4: marker made with O_EXCL and then written, stale by dead pid or 30 s, read and write
 under it, removed by path. ``lockless`` follows 2026.5 to 2026.7: stat, reuse of the cached object when nothing changed,
 rename. Each committed write is a line "<key> <value>" in the log. Waits are a twentieth of the gateway's. It goes on
-after ``writes`` writes until there is a file "<log>.stop".
+after ``writes`` writes until there is a file "<log>.stop". While there is a file "<log>.pause" it stands still, and
+says so by a file "<log>.paused".
 """
 
 from __future__ import annotations
@@ -83,6 +84,14 @@ def write(index: str, store: dict[str, Any]) -> None:
     os.rename(temp, index)
 
 
+def stand_still(log_path: str) -> None:
+    paused = Path(f"{log_path}.paused")
+    while os.path.exists(f"{log_path}.pause"):
+        paused.touch()
+        time.sleep(0.002)
+    paused.unlink(missing_ok=True)
+
+
 def main(mode: str, folder: str, first: int, writes: int, log_path: str) -> None:
     index, marker = os.path.join(folder, "sessions.json"), os.path.join(folder, "sessions.json.lock")
     cached: tuple[tuple[int, int], dict[str, Any]] | None = None
@@ -90,6 +99,7 @@ def main(mode: str, folder: str, first: int, writes: int, log_path: str) -> None
         for value in itertools.count(first):
             if value >= first + writes and os.path.exists(f"{log_path}.stop"):
                 return
+            stand_still(log_path)
             key = f"agent:main:telegram:direct:{value % KEYS}"
             if mode == "locking":
                 acquire(marker)

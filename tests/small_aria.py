@@ -2,7 +2,7 @@
 
 It keeps what it was asked, and can be told to misbehave. ``prepared`` holds, in turn, how the next requests are
 answered: a (status, headers, body) triple, "die" (breaks off in the middle of an answer), or a callable that is
-called before the ordinary answer.
+called before the ordinary answer; ``always`` answers all other requests, or ``mood`` says how each is answered.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class SmallAria:
         self.prepared: list[Prepared] = []
         self.always: Prepared | None = None
         self.erases = not older
+        self.mood: Callable[[], Prepared | None] | None = None
         self.refuses: Callable[[str], bool] = lambda session_id: False
         self.most: int | None = None
         self._lock = threading.Lock()
@@ -105,7 +106,7 @@ class SmallAria:
     def answer(self, request: Request) -> tuple[int, dict[str, str], bytes] | str:
         with self._lock:
             self.requests.append(request)
-            prepared = self.prepared.pop(0) if self.prepared else self.always
+            prepared = self.prepared.pop(0) if self.prepared else self.mood() if self.mood else self.always
         if callable(prepared):
             prepared()
         elif prepared is not None:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, Skill, StoreBuilder
+from scene import Scene
+from support import ROOT, Skill
 
 RANDOM_KILLS = 300 if os.environ.get("SOAK") else 25
 KILL_AT = [sys.executable, str(ROOT / "tests/kill_at.py")]
@@ -38,70 +38,6 @@ STEPS = [
 ]
 RECOVERY_STEPS = ["index recovered", "archives recovered", "files recovered", "recovery noted"]
 CALLS = {"prune_sessions": {"session_type": "cron"}, "delete_session": {"session_id": "old-0"}}
-
-
-class Scene:
-    """A store with old sessions, one of them with two keys and a topic file, and the means to judge it."""
-
-    def __init__(self, agents: Path, count: int) -> None:
-        self.agents = agents
-        self.store = StoreBuilder(agents)
-        self.ids = [self.store.add(f"cron:job-{i}", 300, session_id=f"old-{i}") for i in range(count)]
-        self.store.add("cron:job-0:run:old-0", 300, session_id="old-0")
-        self.store.transcript("old-0-topic-7.jsonl", "old-0", 1_700_000_000_000)
-        self.store.add("main", 300, session_id="the-main")
-        self.store.write()
-        self.entries = dict(self.store.entries)
-        self.files = {p.name: p.read_bytes() for p in self.store.dir.glob("*.jsonl")}
-
-    def keys_of(self, session_id: str) -> set[str]:
-        return {k for k, e in self.entries.items() if e["sessionId"] == session_id}
-
-    def assert_whole(self, *, foreign: bool = False) -> set[str]:
-        """Checks the invariant; returns the ids of the removed sessions."""
-        left = self.store.read()
-        names = self.store.names()
-        removed = set()
-        for session_id in [*self.ids, "the-main"]:
-            present = self.keys_of(session_id) & set(left)
-            assert present in (set(), self.keys_of(session_id)), f"{session_id} is half there"
-            if not present:
-                removed.add(session_id)
-            for name in (n for n in self.files if n.startswith((f"{session_id}.", f"{session_id}-"))):
-                found = [n for n in names if n == name or n.startswith(f"{name}.")]
-                assert len(found) == 1, (name, found)
-                assert (found[0] == name) == bool(present), (name, found)
-                assert (self.store.dir / found[0]).read_bytes() == self.files[name]
-        for key, entry in left.items():
-            assert foreign or entry == self.entries[key]
-        self.assert_second_names(removed)
-        assert [n for n in names if n.startswith(".session_manager.") or n == "sessions.json.lock"] == []
-        assert self.marks() == {("main", session_id): 1 for session_id in removed}
-        return removed
-
-    def assert_second_names(self, removed: set[str]) -> None:
-        """Every archive has one second name, with the same bytes, and nothing else is kept."""
-        found = [p for p in (self.agents / ".session_manager" / "archives").rglob("*") if not p.is_dir()]
-        archived = {p.name: p for p in self.store.dir.glob("*.deleted.*")}
-        assert sorted(p.name for p in found) == sorted(archived)
-        assert all(p.samefile(archived[p.name]) for p in found)
-        assert len(archived) == sum(n.startswith(tuple(f"{i}{c}" for i in removed for c in ".-")) for n in self.files)
-
-    def marks(self) -> dict[tuple[str, str], int]:
-        path = self.agents / ".session_manager" / "ledger.sqlite"
-        if not path.exists():
-            return {}
-        connection = sqlite3.connect(path)
-        try:
-            rows = connection.execute(
-                "SELECT agent_id, session_id, count(*) FROM marks WHERE state = 'pending' AND status = 'ended'"
-                " GROUP BY agent_id, session_id"
-            ).fetchall()
-            unfinished = connection.execute("SELECT count(*) FROM attempts WHERE state = 'intent'").fetchone()[0]
-        finally:
-            connection.close()
-        assert unfinished == 0
-        return {(agent, session): count for agent, session, count in rows}
 
 
 def run_until(skill: Skill, limit: int, log: Path, function: str, arguments: dict[str, Any]) -> tuple[int, list[str]]:

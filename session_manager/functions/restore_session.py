@@ -119,9 +119,12 @@ def _nothing_to_do(
     context: Context, remover: Remover, newest: Mapping[str, Removed], session_id: str, agent: str | None
 ) -> dict[str, Any]:
     """Says why nothing is to be restored. Raises NotFound or Refused when the session does not live."""
+    from session_manager.functions.restoring import also
+
     view = read_view(context, agent)
+    outcome = _tidied(remover, view)
     if _living(view, session_id):
-        return _lives(context, remover, view, session_id) | {"run_id": remover.run.shown_id}
+        return _lives(context, remover, view, session_id) | also(remover, outcome)
     errors = view.errors()
     if newest:
         state = next(iter(newest.values())).state
@@ -130,6 +133,14 @@ def _nothing_to_do(
     raise NotFound(
         f"no removal of a session {session_id!r} is known: list_deleted shows what can be restored", **details
     )
+
+
+def _tidied(remover: Remover, view: View) -> Outcome:
+    """Ends what killed calls left half done, as every call that may change something does."""
+    from session_manager.functions.restoring import Outcome, end_earlier
+
+    stores = [read.store for read in view.agents if read.store is not None]
+    return Outcome(recovered=[one for store in stores for one in end_earlier(remover, store)])
 
 
 def _living(view: View, wanted: str) -> list[str]:

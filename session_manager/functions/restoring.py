@@ -58,6 +58,7 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
     for agent_id, find in wanted.items():
         try:
             store = _store(context, agent_id)
+            outcome.recovered += end_earlier(remover, store)
             place = remover.place(read_snapshot(store, context.clock()), listing(store))
             conflicts += split(place, find(remover.ledger))[1]
             stores.append((store, find))
@@ -65,7 +66,9 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
             failed.append((agent_id, error))
     conflicts = [found for found in conflicts if found[1].code != UNFINISHED]
     if conflicts and not skip_conflicts:
-        raise refusal(conflicts)
+        refused = refusal(conflicts)
+        refused.details |= {"recovered": outcome.recovered} if outcome.recovered else {}
+        raise refused
     for store, find in stores:
         try:
             done = remover.locked(
@@ -83,6 +86,16 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
         outcome.errors += [failure(error, store.agent_id, session_id) for session_id, error in done.failures]
     outcome.errors += errors_or_raise(failed, any_done=len(failed) < len(wanted))
     return outcome
+
+
+def end_earlier(remover: Remover, store: Store) -> list[dict[str, object]]:
+    """Ends what a killed call left half done: files that it has brought back already are in nobody's way.
+
+    Returns what is to be said of it.
+    """
+    if not remover.has_unfinished(store, listing(store)):
+        return []
+    return remover.locked(store, lambda lock: remover.end_earlier(store, lock))[1]
 
 
 def _store(context: Context, agent_id: str) -> Store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -77,14 +78,9 @@ def bring_back_files(
     if not removals:
         return failures, taken
     with opened_folder(store.sessions_dir) as folder:
-        names = set(os.listdir(folder))
         for removal in removals:
             run_id = attempt.archive_run(removal)
             for source, target in removal.files:
-                if source in names and target not in names:
-                    if not second_names.may_be(store, run_id, target, source):
-                        taken.append(source)
-                    continue
                 try:
                     _bring_back(store, folder, second_names, run_id, source, target)
                 except FileExistsError:
@@ -101,7 +97,11 @@ def _bring_back(store: Store, folder: int, second_names: SecondNames, run_id: st
     try:
         rename_new(target, source, folder)
     except FileNotFoundError:
-        second_names.bring_back(store, run_id, target, source)
+        if not os.path.lexists(os.path.join(store.sessions_dir, source)):
+            second_names.bring_back(store, run_id, target, source)
+        elif not second_names.may_be(store, run_id, target, source):
+            # The archive has gone, and this file is not what it was.
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), source) from None
 
 
 def forget_second_names(store: Store, second_names: SecondNames, attempt: Attempt, removals: Iterable[Removal]) -> None:

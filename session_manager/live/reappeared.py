@@ -26,17 +26,17 @@ def ghosts(
 ) -> list[Session]:
     """Returns the sessions of a store that came back without a life of their own, and that nothing protects.
 
-    ``current`` are the ids and keys that call, ``chosen`` the session ids that go anyway.
+    ``current`` are the ids and keys that call; ``chosen``, the session ids that go anyway, need no protection.
     """
     store, now = snapshot.store, now_ms()
-    live = {s.id: s for s in snapshot.sessions if s.id not in chosen}
+    live = {s.id: s for s in snapshot.sessions}
     removed = {r.session_id: r for r in ledger.recent_removals(store.store_id, now - WINDOW_MS, live)}
     found = [live[session_id] for session_id, r in removed.items() if _came_back(live[session_id], r, snapshot)]
     if not found:
         return []
     files = files_by_session(names, snapshot.sessions, store.sessions_dir)
     observe_locks(store, snapshot.sessions, names, now)
-    return [s for s in found if not files.get(s.id) and protection(s, current) is None]
+    return [s for s in found if not files.get(s.id) and (s.id in chosen or protection(s, current) is None)]
 
 
 def reported(agent_id: str, removals: Iterable[Removal]) -> list[dict[str, object]]:

@@ -168,7 +168,10 @@ class Remover:
             going = {session.id for session, _ in chosen}
             if (ledger := self.existing_ledger) is not None:
                 back = ghosts(ledger, snapshot, names, self._settings.current, going)
-                chosen += [(session, REASON) for session in back]
+                # Whoever chose it: a ghost's files are with its removal before, and come back with them.
+                again = {session.id for session in back}
+                chosen = [(session, REASON if session.id in again else reason) for session, reason in chosen]
+                chosen += [(session, REASON) for session in back if session.id not in going]
             if not chosen:
                 return Outcome(snapshot, own, set(), failures, recovered)
             # With very many sessions each stage takes seconds: the marker is kept from growing old in between.
@@ -177,9 +180,9 @@ class Remover:
                 removed, alive, failed = self._execute(lock, snapshot, names, chosen, shared, fresh_starts_left > 0)
             except IndexChanged:
                 continue
-            again = [r for r in removed if r.session_id not in going]
+            reappeared = [r for r in removed if r.session_id not in going]
             own += [r for r in removed if r.session_id in going]
-            return Outcome(snapshot, own, alive & going, failures + failed, recovered, again)
+            return Outcome(snapshot, own, alive & going, failures + failed, recovered, reappeared)
         raise Locked(
             f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id
         )

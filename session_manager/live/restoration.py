@@ -101,12 +101,25 @@ def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip
             back, failed = _execute(remover, snapshot, lock, [removal for life in going for removal in life])
         except IndexChanged:
             continue
-        alive = {removal.session_id for removal in back}
-        if not alive and not done:
+        lost = _lost(remover, store, going, back)
+        if lost and not back and not done:
+            if lost[0][1] != LOST:
+                raise refusal(lost)
             break
-        lost = [(life, LOST) for life in going if life[0].session_id not in alive]
         return Restored(done + back, [*blocked, *lost], recovered, failures + failed)
     raise Locked(f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id)
+
+
+def _lost(
+    remover: Remover, store: Store, going: Sequence[Life], back: Sequence[Removal]
+) -> list[tuple[Life, Obstacle]]:
+    """Returns the lives that a gateway's writing has kept from coming back, each with what it found there."""
+    alive = {removal.session_id for removal in back}
+    lost = [life for life in going if life[0].session_id not in alive]
+    if not lost:
+        return []
+    place = remover.place(read_snapshot(store, now_ms()), listing(store))
+    return [(life, place.obstacle(life) or LOST) for life in lost]
 
 
 def refusal(blocked: Sequence[tuple[Life, Obstacle]]) -> Refused:

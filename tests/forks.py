@@ -1,0 +1,176 @@
+"""Calls of the runner in forked children: a process for each, that can be killed, without a new interpreter for each.
+
+The parent, started once, has imported everything and runs one thread. It gets one line of JSON a call,
+the arguments of ``_call``, and answers with one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+class Call(NamedTuple):
+    """What became of a call: its document (None when it was killed), its exit code, and the steps it completed."""
+
+    document: dict[str, Any]
+    exit_code: int
+    steps: list[str]
+    stderr: str
+
+    @property
+    def killed(self) -> bool:
+        return self.exit_code == -signal.SIGKILL
+
+
+class Forks:
+    """The parent of the calls. ``environ`` is the whole environment of every call."""
+
+    def __init__(self, **environ: str) -> None:
+        self.environ = environ
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+
+    def __call__(
+        self,
+        function: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        kill_at: int = 0,
+        kill_after: float | None = None,
+        at_work: bool = False,
+        meanwhile: dict[str, tuple[Path, str]] | None = None,
+        **environ: str,
+    ) -> Call:
+        """Makes one call; kills it when the ``kill_at``-th step has been completed, or after so many seconds.
+
+        With ``at_work`` they are counted from the first step on: what comes before that is mostly waiting.
+        ``meanwhile`` maps a step to a file that a gateway puts in place as soon as it has been completed.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        argv = ["session_manager", function, json.dumps(arguments or {})]
+        writes = {step: (str(path), text) for step, (path, text) in (meanwhile or {}).items()}
+        wanted = [argv, {**self.environ, **environ}, kill_at, kill_after, at_work, writes]
+        self._process.stdin.write(json.dumps(wanted) + "\n")
+        self._process.stdin.flush()
+        code, out, err, steps = json.loads(self._process.stdout.readline())
+        killed = code == -signal.SIGKILL
+        assert out.count("\n") == 1 or killed, (code, out, err)
+        return Call({} if killed else json.loads(out), code, steps.splitlines(), err)
+
+
+def _import_everything() -> None:
+    import session_manager.core
+    import session_manager.functions
+    import session_manager.history
+    import session_manager.live
+
+    for room in (session_manager.core, session_manager.functions, session_manager.history, session_manager.live):
+        for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
+            importlib.import_module(module.name)
+    for name in ("datetime", "difflib", "httpx", "platform", "pwd", "sqlite3", "traceback", "urllib.parse"):
+        importlib.import_module(name)
+
+
+Writes = dict[str, tuple[str, str]]
+
+
+def _child(argv: list[str], environ: dict[str, str], kill_at: int, writes: Writes, files: list[Any]) -> None:
+    from session_manager.faces import runner
+    from session_manager.live import steps
+
+    out, err, log = (file.fileno() for file in files)
+    seen = 0
+
+    def watch(name: str) -> None:
+        nonlocal seen
+        seen += 1
+        os.write(log, name.encode() + b"\n")
+        if name in writes:
+            path, text = writes.pop(name)
+            Path(path + ".tmp").write_text(text)
+            os.rename(path + ".tmp", path)
+        if seen == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    steps.watcher = watch
+    code = runner.main(argv, environ)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _call(
+    argv: list[str],
+    environ: dict[str, str],
+    kill_at: int,
+    kill_after: float | None,
+    at_work: bool,
+    writes: Writes,
+) -> list[Any]:
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _child(argv, environ, kill_at, writes, files)
+            finally:
+                os._exit(99)
+        if kill_after is not None:
+            while at_work and not os.fstat(files[2].fileno()).st_size and not _ended(pid):
+                time.sleep(0.0005)
+            time.sleep(kill_after)
+            os.kill(pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        texts = []
+        for file in files:
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+        return [code, *texts]
+
+
+def main() -> None:
+    """Answers until standard input ends."""
+    _import_everything()
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(_call(*json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

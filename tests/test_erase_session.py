@@ -587,6 +587,15 @@ def test_one_that_only_history_knows(agents: Path, skill: Skill, aria: SmallAria
     assert all("erased_at" in row["metadata"] for row in aria.rows)
 
 
+def test_an_agents_name_in_history_leads_nowhere(agents: Path, skill: Skill, aria: SmallAria) -> None:
+    StoreBuilder(agents).write()
+    for agent_id in ("../../etc", "\0", ".session_manager"):
+        aria.add(GONE, agent_id)
+    answer = skill("erase_session", WANTED, ARIA_API_URL=aria.url)
+    assert answer.exit_code == 0, answer.document
+    assert all("erased_at" in row["metadata"] for row in aria.rows)
+
+
 def test_without_a_history_layer_nothing_is_owed(scene: Scene, skill: Skill, agents: Path) -> None:
     sql(agents, "DELETE FROM marks")
     document = skill("erase_session", WANTED, ARIA_API_URL="").document

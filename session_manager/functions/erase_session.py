@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -16,6 +17,7 @@ from session_manager.functions.refusal import refusal
 if TYPE_CHECKING:
     from session_manager.functions.delivery import History
     from session_manager.functions.erasing import Result
+    from session_manager.live.ledger import Removed
     from session_manager.live.removal import Remover
 
 DESCRIPTION = (
@@ -128,8 +130,13 @@ def _told(context: Context, remover: Remover, history: History, session_id: str,
     from session_manager.functions.delivery import told
 
     names = [(agent_id, session_id) for agent_id in result.done]
-    for name in names:
-        remover.ledger.owe_erasure(remover.run, *name)
+    try:
+        for name in names:
+            remover.ledger.owe_erasure(remover.run, *name)
+    except SessionManagerError as error:
+        if not result.changed:
+            raise
+        return {"pg_status_updated": False, "pg_pending": True, "pg_error": error.message}
     document = told(history.deliver(names), names)
     if result.begun:
         document["pg_status_updated"] = False
@@ -152,34 +159,36 @@ def _document(
         "not_reached": _not_reached(context, session_id, result, pg),
         **pg,
     }
-    if context.settings.api_url is None:
-        history = "no history layer"
-    elif pg["pg_status_updated"]:
-        history = "PG erased"
-    else:
-        history = "PG mark pending" if "pg_pending" in pg else "PG has no such row"
-    done = f"{result.keys} keys, {result.files} files, {result.ledger_entries} ledger entries"
     if only_in_history:
-        document["message"] = f"Session {session_id} was in no live store, only in aria-api: {history}"
-    elif result.begun:
-        document["message"] = f"Session {session_id} is not wholly erased yet ({done}); the next call goes on"
-    elif result.changed:
-        document["message"] = f"Session {session_id} erased ({done}), {history}"
+        message = f"was in no live store, only in aria-api: {_in_history_now(context, pg)}"
+    elif result.begun or result.changed:
+        done = f"{result.keys} keys, {result.files} files, {result.ledger_entries} ledger entries"
+        unfinished = f"is not wholly erased yet ({done}); the next call goes on"
+        message = unfinished if result.begun else f"erased ({done}), {_in_history_now(context, pg)}"
     else:
-        document |= {
-            "already_erased": True,
-            "message": f"Session {session_id} was already erased; nothing was left to do in the files",
-        }
+        document["already_erased"] = True
+        message = "was already erased; nothing was left to do in the files"
+    document["message"] = f"Session {session_id} {message}"
     for name in ("recovered", "reappeared"):
         if found := getattr(result, name):
             document[name] = found
     return document
 
 
+def _in_history_now(context: Context, pg: dict[str, Any]) -> str:
+    if context.settings.api_url is None:
+        return "no history layer"
+    if pg["pg_status_updated"]:
+        return "PG erased"
+    return "PG mark pending" if "pg_pending" in pg else "PG has no such row"
+
+
 def _erased_at(remover: Remover, session_id: str) -> int | None:
     """Returns when the newest receipt of a session was made (epoch ms); None where only history knew it."""
     ledger = remover.existing_ledger
-    receipts = ledger.removals(session=session_id, limit=1) if ledger is not None else []
+    receipts: list[Removed] = []
+    with contextlib.suppress(SessionManagerError):
+        receipts = ledger.removals(session=session_id, limit=1) if ledger is not None else []
     return receipts[0].changed_at if receipts and receipts[0].state == "erased" else None
 
 
@@ -190,10 +199,12 @@ def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str
 
     found = [_place(agent_id, name, "it belongs to a session that stays, too") for agent_id, name in result.spared]
     for agent_id in sorted({*result.done, *result.begun}):
-        store = context.volume.store(agent_id)
-        if store is None:
+        try:
+            store = context.volume.store(agent_id) if safe_name(agent_id) else None
+            holding, unread = mentions(store, listing(store), session_id) if store is not None else ([], [])
+        except SessionManagerError as error:
+            found.append({"place": f"{agent_id}/sessions", "reason": error.message})
             continue
-        holding, unread = mentions(store, listing(store), session_id)
         found += [_place(agent_id, name, "it holds the session's id") for name in holding]
         found += [_place(agent_id, name, "it could not be read, or not all of it") for name in unread]
     if "pg_error" in pg:

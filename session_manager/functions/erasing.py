@@ -70,7 +70,7 @@ class Erasing:
             except SessionManagerError as error:
                 failed.append((read.agent_id, error))
         if self._lost_too:
-            self._erase_lost()
+            failed += self._erase_lost()
         # What could not be read may hold what the ledger knows.
         known = {agent_id for agent_id, _ in self._remover.removed(self._session_id, None)}
         unread = [error for agent_id, error in self._scope.failed if agent_id in known]
@@ -138,18 +138,24 @@ class Erasing:
                 raise refusal(protected, session.id, "erased")
         return [(session, "to be erased") for session in found]
 
-    def _erase_lost(self) -> None:
-        """Erases what is known of agents that have no store any more. Raises Refused, Damaged or Failed."""
+    def _erase_lost(self) -> list[tuple[str, SessionManagerError]]:
+        """Erases what is known of agents that have no store any more; returns what failed."""
+        failed: list[tuple[str, SessionManagerError]] = []
         here = {read.agent_id for read in self._scope.agents if read.store is not None}
         here.update(agent_id for agent_id, _ in self._scope.failed)
         for agent_id, _ in self._remover.removed(self._session_id, None):
             if agent_id in here:
                 continue
-            if self._is_in_ledger(agent_id):
-                erased = erase_lost(self._remover.ledger, self._remover.run, agent_id, self._session_id)
-                self._add(agent_id, erased)
-            else:
+            if not self._is_in_ledger(agent_id):
                 self.result.done.append(agent_id)
+                continue
+            try:
+                erased = erase_lost(self._remover.ledger, self._remover.run, agent_id, self._session_id)
+            except SessionManagerError as error:
+                failed.append((agent_id, error))
+            else:
+                self._add(agent_id, erased)
+        return failed
 
     def _add(self, agent_id: str, erased: Erased) -> None:
         result = self.result

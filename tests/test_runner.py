@@ -26,6 +26,8 @@ FUNCTIONS = [
     "purge_archives",
     "erase_session",
     "list_deleted",
+    "restore_session",
+    "restore_run",
     "verify_ledger",
 ]
 

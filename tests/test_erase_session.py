@@ -211,7 +211,8 @@ def test_removals_that_were_kept_restored_or_purged_are_forgotten_too(agents: Pa
             attempt = ledger.intend(run, "main:1", "main", [], [], [removal])
             ledger.finish(attempt, {GONE} if number == 0 else set())
             if number == 1:
-                ledger.note_restored(run, ledger.removals(run_id=run.run_id))
+                back = ledger.intend_restore(run, "main:1", "main", [], [], ledger.removals(run_id=run.run_id))
+                ledger.finish(back, {GONE})
             elif number == 2:
                 (going,) = ledger.removals(run_id=run.run_id)
                 ids = [going.removal_id]

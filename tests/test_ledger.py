@@ -144,10 +144,10 @@ def some_history(agents: Path, skill: Skill) -> None:
     build(agents)
     assert skill("prune_sessions", {"limit": 2}).exit_code == 0
     assert skill("delete_session", {"session_id": "s0"}).exit_code == 0
-    run = start_run("restore_session", settings_of(agents, ARIA_AGENT_ID="planner"))
+    assert skill("restore_session", {"session_id": "s0"}, ARIA_AGENT_ID="planner").exit_code == 0
+    run = start_run("erase_session", settings_of(agents, ARIA_AGENT_ID="planner"))
     with opened(agents) as ledger:
         rows = {r.session_id: r for r in ledger.removals()}
-        ledger.note_restored(run, [rows["s0"]])
         erasing = ledger.intend_erasure(run, rows["s1"].store_id, "main", "s1", [])
         ledger.forget_session(erasing, "s1", {})
         ledger.finish_erasure(erasing)
@@ -415,9 +415,7 @@ def test_a_restore_whose_keys_are_back_is_finished(agents: Path, skill: Skill, r
 
 
 def restored(agents: Path, session_id: str) -> tuple[str, str]:
-    with opened(agents) as ledger:
-        rows = [r for r in ledger.removals(session=session_id) if r.state == "removed"]
-        ledger.note_restored(start_run("restore_session", settings_of(agents)), rows)
+    assert Skill(agents)("restore_session", {"session_id": session_id}).exit_code == 0
     return ask(agents, f"SELECT status, state FROM marks WHERE session_id = '{session_id}'")[0]
 
 
@@ -447,11 +445,9 @@ def test_a_mark_that_may_have_been_heard_is_reversed(agents: Path, skill: Skill,
 
 
 def test_a_restored_session_that_is_deleted_again_owes_its_end_anew(agents: Path, skill: Skill) -> None:
-    store = build(agents)
+    build(agents)
     skill("delete_session", {"session_id": "s0"})
     restored(agents, "s0")
-    store.add("cron:job-0", 100, "s0")
-    store.write()
     assert skill("delete_session", {"session_id": "s0"}).exit_code == 0
     assert ask(agents, "SELECT status, state FROM marks") == [("ended", "pending")]
     assert [r["state"] for r in skill("list_deleted").document["deleted"]] == ["removed", "restored"]

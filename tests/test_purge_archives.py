@@ -199,13 +199,7 @@ def test_one_agent_only_and_the_list_is_short(agents: Path, skill: Skill) -> Non
 
 def test_a_restored_session_loses_nothing(agents: Path, skill: Skill) -> None:
     store = removed(agents, 40)
-    settings = read_settings({"ARIA_AGENTS_DIR": str(agents)})
-    ledger = Ledger.open_existing(settings)
-    assert ledger is not None
-    with ledger:
-        ledger.note_restored(start_run("restore_session", settings), ledger.removals())
-    for path in store.dir.glob("*.deleted.*"):
-        path.rename(store.dir / path.name.split(".deleted.")[0])
+    assert skill("restore_session", {"session_id": "s0"}).exit_code == 0
     assert skill("purge_archives", REAL).document["removals"] == 0
     assert {"s0.jsonl", "s0-topic-7.jsonl"} <= store.names()
     assert states(skill) == {"s0": "restored"}

@@ -11,9 +11,6 @@ from typing import Any
 import pytest
 from support import Skill, StoreBuilder, now_ms
 
-from session_manager.live.ledger import Ledger, start_run
-from session_manager.settings import read_settings
-
 KEY = "agent:main:subagent:done"
 NOTHING = {"max_age_minutes": 1_000_000}
 
@@ -113,10 +110,8 @@ def test_what_calls_or_is_busy_stays(agents: Path, skill: Skill) -> None:
 
 def test_what_was_restored_stays(agents: Path, skill: Skill) -> None:
     store = gone(agents, skill)
-    settings = read_settings({"ARIA_AGENTS_DIR": str(agents)})
-    with Ledger.open(settings) as ledger:
-        ledger.note_restored(start_run("restore_session", settings), ledger.removals(session="done"))
-    write_back(store)
+    assert skill("restore_session", {"session_id": "done"}).exit_code == 0
+    (store.dir / "done.jsonl").unlink()
     stays(store, skill)
 
 

@@ -25,7 +25,7 @@ For whoever restores, purges or erases:
   members. A session may have several removals: one that was brought back by a gateway's cache and removed again left
   its files with the first.
 - ``second_names.path`` says where a file's second name is (by run, agent and archive name).
-- Restore: under the store's lock, ``intend_restore``, then the index, then the files, then ``finish`` with the
+- Restore: under the store's lock, ``intend_restore``, then the files, then the index, then ``finish`` with the
   sessions that live now. Killed in between, ``recover`` ends it. It marks them restored and takes back their marks.
 - Purge: under the store's lock, ``intend_purge``, then the files, then ``finish_purge`` with the removals of which
   all are gone.

@@ -11,9 +11,7 @@ from session_manager.live.ledger import chain
 from session_manager.live.ledger.attempts import Details
 from session_manager.live.ledger.connection import Connection, as_json, clear_sqlite_errors
 from session_manager.live.ledger.entries import read_members
-from session_manager.live.ledger.marks import cancel_or_reverse
-from session_manager.live.ledger.rows import ERASE, REMOVE, REMOVED, RESTORED, Facts, Member, Removed
-from session_manager.live.ledger.run import Run, note_run
+from session_manager.live.ledger.rows import ERASE, REMOVE, REMOVED, Facts, Member, Removed
 
 _COLUMNS = (
     "SELECT r.removal_id, a.run_id, u.function, u.asked_by, u.user, u.host, a.store_id, a.agent_id, r.session_id,"
@@ -93,18 +91,6 @@ class Removals(Connection):
         """Returns raw members (key token, value) by removal id; those whose entries were dropped are left out."""
         with clear_sqlite_errors(self.path):
             return read_members(self.sql, [r.removal_id for r in removed])
-
-    def note_restored(self, run: Run, removed: Sequence[Removed]) -> None:
-        """Notes that sessions live again; their marks are cancelled, or reversed where history may have heard.
-
-        For what needs no intent, because the files are as they should be already; else ``intend_restore``.
-        """
-        with self.transaction() as c:
-            note_run(c, run)
-            change_state(c, run.run_id, RESTORED, [r.removal_id for r in removed], {})
-            for r in removed:
-                cancel_or_reverse(c, run.run_id, r.agent_id, [r.session_id])
-        run.noted = True
 
 
 def change_state(

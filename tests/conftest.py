@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,8 @@ from revive import revive  # noqa: E402
 from service import Databases, Service, databases, running  # noqa: E402
 from small_aria import SmallAria  # noqa: E402
 from support import CLOSED_API, Skill  # noqa: E402
+
+from session_manager.live import steps  # noqa: E402
 
 # A checkout may be read-only; what a run finds is printed with the example itself.
 settings.register_profile("here", database=None, deadline=None)
@@ -122,3 +124,21 @@ def fork(one_parent: Forks, agents: Path) -> Forks:
     """Calls of the runner on ``agents``, each in a forked process; history cannot be reached."""
     one_parent.environ = {"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": CLOSED_API, "HOME": str(agents.parent)}
     return one_parent
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
+    """Has something happen when a named step has been completed for the first time."""
+
+    def arrange(name: str, act: Callable[[], object]) -> None:
+        done = False
+
+        def watch(step: str) -> None:
+            nonlocal done
+            if step == name and not done:
+                done = True
+                act()
+
+        monkeypatch.setattr(steps, "watcher", watch)
+
+    return arrange

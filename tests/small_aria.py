@@ -18,6 +18,18 @@ from urllib.parse import parse_qs, unquote, urlsplit
 Prepared = tuple[int, dict[str, str], bytes] | str | Callable[[], None]
 
 
+class Hanging:
+    """An answer that waits: prepared, it says by ``asked`` that the request has come, and goes on when ``free``."""
+
+    def __init__(self, patience_s: float = 60.0) -> None:
+        self.asked, self.free = threading.Event(), threading.Event()
+        self._patience_s = patience_s
+
+    def __call__(self) -> None:
+        self.asked.set()
+        self.free.wait(self._patience_s)
+
+
 class Request(NamedTuple):
     method: str
     path: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -9,8 +10,11 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = ROOT / "run_skill.py"
@@ -157,3 +161,19 @@ def picture(root: Path, *, without_state: bool = True) -> dict[str, tuple[str, b
         else:
             found[name] = (f"file {path.stat().st_mode:o}", path.read_bytes())
     return found
+
+
+@contextlib.contextmanager
+def small_file_system(place: Path, size: str) -> Iterator[Path]:
+    """A tmpfs of its own, ``size`` as mount takes it. Skips the test without root, fails it where root may not."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "tmpfs", str(place)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.fail(f"this machine does not let root mount a tmpfs, which this test needs: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)

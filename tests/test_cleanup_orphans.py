@@ -18,7 +18,6 @@ from session_manager.faces import runner
 from session_manager.functions import load
 from session_manager.functions.cleanup_orphans import Arguments
 from session_manager.functions.context import Context
-from session_manager.live import steps
 from session_manager.live.transcripts import parse_archive
 from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
@@ -56,24 +55,6 @@ def reasons(document: dict[str, Any]) -> dict[str, str]:
 def in_process(agents: Path, **arguments: Any) -> dict[str, Any]:
     settings = read_settings({"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": ""})
     return load(CLEANUP).run(Context(settings, Volume(str(agents)), now_ms), Arguments(dry_run=False, **arguments))
-
-
-@pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
-    """Has something happen when a named step has been completed for the first time."""
-
-    def arrange(name: str, act: Callable[[], object]) -> None:
-        done = False
-
-        def watch(step: str) -> None:
-            nonlocal done
-            if step == name and not done:
-                done = True
-                act()
-
-        monkeypatch.setattr(steps, "watcher", watch)
-
-    return arrange
 
 
 # What goes.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import postgres
 import pytest
+from support import small_file_system
 from test_embedded_postgres import ask, refused, start
 from test_full_disk import fill
 
@@ -233,20 +234,8 @@ def test_an_ordinary_user_cannot_ask_which_server_runs(base: str) -> None:
 @pytest.fixture
 def small(folder: Path) -> Iterator[Path]:
     """A file system of 60 MiB of its own."""
-    place = folder / "small"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=60m,mode=755", "tmpfs", str(place)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        pytest.fail(f"this machine does not let root mount a tmpfs, which this test needs: {done.stderr.strip()}")
-    try:
+    with small_file_system(folder / "small", "60m") as place:
         yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.mark.parametrize("left", [0, 1 << 20, 20 << 20], ids=["nothing left", "1 MiB left", "20 MiB left"])

@@ -31,6 +31,13 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("cleanup_after_delegation", {"session_id": "a", "wait_seconds": 0}),
 ]
 WRITES = CALLS[3:]
+LEDGER_USERS: list[tuple[str, dict[str, Any]]] = [
+    *WRITES,
+    ("restore_session", {"session_id": "c"}),
+    ("restore_run", {"run_id": "any"}),
+    ("cleanup_orphans", {"dry_run": False}),
+    ("readopt_orphans", {"dry_run": False}),
+]
 EXPECTED = {
     errno.ENOSPC: (4, "disk_full"),
     errno.EACCES: (4, "not_writable"),
@@ -394,14 +401,20 @@ def test_reading_needs_no_writing(ordinary: Ordinary) -> None:
     assert ordinary("prune_sessions", {"dry_run": True}).document["pruned_count"] == 2
 
 
-def test_a_ledger_that_is_read_only(ordinary: Ordinary) -> None:
+@pytest.mark.parametrize("call", LEDGER_USERS, ids=[c[0] for c in LEDGER_USERS])
+def test_a_ledger_that_is_read_only(ordinary: Ordinary, call: tuple[str, dict[str, Any]]) -> None:
     agents = ordinary.agents
-    build(agents)
+    store = build(agents)
+    store.add("cron:c", 90, "c")
+    store.transcript("lost.jsonl", "lost", 1_700_000_000_000)
+    store.write()
     give_away(agents)
-    assert ordinary("delete_session", {"session_id": "b"}).exit_code == 0
+    deleted = ordinary("delete_session", {"session_id": "c"})
+    assert deleted.exit_code == 0
     before = picture(agents)
     (agents / ".session_manager" / "ledger.sqlite").chmod(0o400)
-    answer = ordinary("prune_sessions")
+    arguments = {"run_id": deleted.document["run_id"]} if call[0] == "restore_run" else call[1]
+    answer = ordinary(call[0], arguments)
     assert (answer.exit_code, answer.document["code"]) == (4, "not_writable")
     assert "ledger" in answer.document["error"]
     assert picture(agents) == before
@@ -671,7 +684,7 @@ def _foreign(ledger: Path) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("call", WRITES, ids=[c[0] for c in WRITES])
+@pytest.mark.parametrize("call", LEDGER_USERS, ids=[c[0] for c in LEDGER_USERS])
 @pytest.mark.parametrize(
     ("spoil", "exit_code", "code"),
     [

@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Skill, StoreBuilder, picture
+from support import Skill, StoreBuilder, now_ms, picture, small_file_system
 
 pytestmark = pytest.mark.system
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """An agents directory on a tmpfs of 2 MiB of its own."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    place = tmp_path / "small"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m,mode=755", "tmpfs", str(place)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        pytest.fail(f"this machine does not let root mount a tmpfs, which this test needs: {done.stderr.strip()}")
-    try:
+    """An agents directory on a file system of 2 MiB of its own."""
+    with small_file_system(tmp_path / "small", "2m") as place:
         agents = place / "agents"
         agents.mkdir()
         yield agents
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def build(agents: Path) -> StoreBuilder:
@@ -108,3 +92,62 @@ def test_a_file_system_that_becomes_full_on_the_way(small: Path, pages: int) -> 
     assert set(store.read()) == {"agent:main:cron:young"}
     assert len(list(store.dir.glob("*.jsonl.deleted.*"))) == 20
     assert skill("get_session_stats").document["pending_history_marks"] == 20
+
+
+def lose(store: StoreBuilder) -> None:
+    """Three old orphans."""
+    for number in range(3):
+        store.transcript(f"lost-{number}.jsonl", f"lost-{number}", now_ms() - 9 * 86_400_000)
+
+
+def transcripts(agents: Path) -> set[tuple[str, bytes]]:
+    """Every transcript in the folder, under its first name."""
+    found = [(p.name.partition(".deleted.")[0], p.read_bytes()) for p in agents.glob("main/sessions/*.jsonl*")]
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+@pytest.mark.parametrize("reaped", [False, True], ids=["", "reaped"])
+@pytest.mark.parametrize("pages", range(16))
+@pytest.mark.parametrize("function", ["restore_run", "cleanup_orphans"])
+def test_a_file_system_that_becomes_full_while_restoring_or_cleaning_up(
+    small: Path, function: str, pages: int, reaped: bool
+) -> None:
+    """Nothing is changed, or all is done; with space it goes on."""
+    store, skill = build(small), Skill(small)
+    lose(store)
+    before = picture(small)
+    run_id = skill("prune_sessions").document["run_id"]
+    if function == "cleanup_orphans":
+        assert skill("restore_run", {"run_id": run_id}).exit_code == 0
+        assert picture(small) == before
+    elif reaped:
+        for path in store.dir.glob("*.deleted.*"):
+            path.unlink()
+    after, held = picture(small), transcripts(small)
+    arguments = {"run_id": run_id} if function == "restore_run" else {"dry_run": False}
+    ballast = fill(small, leave=pages * 4096)
+    answer = skill(function, arguments)
+    if answer.exit_code == 4:
+        assert answer.document["code"] == "disk_full"
+        assert "space" in answer.document["error"]
+        assert picture(small).keys() >= after.keys()
+        assert store.index.read_bytes() == after["main/sessions/sessions.json"][1]
+        assert {p.name for p in store.dir.glob("*.jsonl")} == {
+            n.rpartition("/")[2] for n in after if n.endswith(".jsonl")
+        }
+    else:
+        assert answer.exit_code in (0, 3), answer.document
+        if function == "restore_run":
+            assert picture(small) == before
+        else:
+            assert answer.document["archived_count"] == 3
+    assert not list(small.glob("main/sessions/.session_manager.*.*"))
+    assert not (store.dir / "sessions.json.lock").exists()
+    ballast.unlink()
+    assert skill(function, arguments).exit_code == 0
+    if function == "restore_run":
+        assert picture(small) == before
+    else:
+        assert not list(store.dir.glob("lost-*.jsonl"))
+    assert transcripts(small) >= held

@@ -8,13 +8,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_aria import SmallAria
+from small_aria import Hanging, SmallAria
 from support import CLOSED_API, ROOT, Skill, StoreBuilder, picture
 from test_delete import marks
 from test_kill import KILL_AT
@@ -332,37 +331,27 @@ def test_killed_before_it_is_noted_a_mark_is_sent_again(
 def test_a_holder_that_is_killed_blocks_nobody(agents: Path, skill: Skill, aria: SmallAria) -> None:
     fill(agents, "a", "b")
     aria.add_all(["a", "b"])
-    asked, free = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        asked.set()
-        free.wait(30)
-
-    aria.prepared = [hang]
+    hanging = Hanging()
+    aria.prepared = [hanging]
     call = skill.start("delete_session", {"session_id": "a"}, ARIA_API_URL=aria.url)
-    assert asked.wait(30)
+    assert hanging.asked.wait(30)
     call.kill()
     call.communicate(timeout=30)
     document = skill("delete_session", {"session_id": "b"}, ARIA_API_URL=aria.url).document
-    free.set()
+    hanging.free.set()
     assert document["pg_status_updated"] is True
     assert pending(skill) == 0
 
 
 def test_an_interrupt_while_history_hangs_leaves_the_mark_waiting(agents: Path, skill: Skill, aria: SmallAria) -> None:
     store = fill(agents, "a")
-    asked, free = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        asked.set()
-        free.wait(30)
-
-    aria.prepared = [hang]
+    hanging = Hanging()
+    aria.prepared = [hanging]
     call = skill.start("delete_session", {"session_id": "a"}, ARIA_API_URL=aria.url)
-    assert asked.wait(30)
+    assert hanging.asked.wait(30)
     call.send_signal(signal.SIGTERM)
     stdout, stderr = call.communicate(timeout=30)
-    free.set()
+    hanging.free.set()
     assert (call.returncode, json.loads(stdout)["code"]) == (130, "interrupted")
     assert b"Traceback" not in stderr
     assert store.read() == {}
@@ -439,10 +428,9 @@ def test_a_token_opens_a_service_that_asks_for_one(agents: Path, skill: Skill) -
 
 def test_a_service_that_hangs_costs_no_more_than_the_budget(agents: Path, skill: Skill, aria: SmallAria) -> None:
     store = fill(agents, "a")
-    free = threading.Event()
-    aria.always = lambda: free.wait(60) and None
+    aria.always = hanging = Hanging()
     answer = skill("delete_session", {"session_id": "a"}, ARIA_API_URL=aria.url, ARIA_API_TIMEOUT="0.3")
-    free.set()
+    hanging.free.set()
     assert (answer.exit_code, answer.document["pg_pending"], answer.stderr) == (0, True, "")
     assert "0.3 s" in answer.document["pg_error"]
     assert store.read() == {}

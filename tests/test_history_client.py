@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import respx
-from small_aria import SmallAria
+from small_aria import Hanging, SmallAria
 from support import CLOSED_API
 
 from session_manager.core.errors import UsageError
@@ -411,13 +411,13 @@ def test_connecting_never_takes_more_than_the_budget(monkeypatch: pytest.MonkeyP
 def test_the_caller_is_not_held_by_what_never_answers(
     aria: SmallAria, stuck: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = threading.Event()
+    hanging = Hanging()
     if stuck == "service":
-        aria.always = lambda: free.wait(30) and None
+        aria.always = hanging
         budget = 0.3
     else:
         monkeypatch.setattr(client_module, "CONNECT_S", 0.1)
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **rest: free.wait(30) and [])
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **rest: hanging() or [])
         budget = 60.0
     try:
         with Client(aria.url, None, budget) as client:
@@ -429,7 +429,7 @@ def test_the_caller_is_not_held_by_what_never_answers(
             assert client.find("a") == ([], first.error)
             assert len(aria.requests) == asked
     finally:
-        free.set()
+        hanging.free.set()
         for thread in threading.enumerate():
             if thread.name == "history":
                 thread.join(5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -441,7 +442,24 @@ def test_a_mark_that_may_have_been_heard_is_reversed(agents: Path, skill: Skill,
     skill("delete_session", {"session_id": "s0"})
     with opened(agents) as ledger:
         ledger.note_sent(ledger.pending())
+    # Another try that does not get through takes nothing back of that.
+    assert skill("deliver_history").document["pending"] == 1
     assert restored(agents, "s0") == ("active", "pending")
+
+
+def test_an_end_that_was_heard_before_it_was_owed_again_is_reversed(
+    agents: Path, skill: Skill, aria: SmallAria
+) -> None:
+    """A gateway wrote the session back, it went once more, and history could not be reached for that."""
+    store = build(agents)
+    aria.add("s0")
+    skill("delete_session", {"session_id": "s0"}, ARIA_API_URL=aria.url)
+    time.sleep(0.01)
+    store.write()
+    assert skill("delete_session", {"session_id": "s0"}).document["removed_keys"] == ["agent:main:cron:job-0"]
+    assert skill("restore_session", {"session_id": "s0"}).document["restored_files"] == ["s0.jsonl"]
+    assert skill("deliver_history", ARIA_API_URL=aria.url).document["delivered"] == 1
+    assert aria.status("s0") == "active"
 
 
 def test_a_restored_session_that_is_deleted_again_owes_its_end_anew(agents: Path, skill: Skill) -> None:

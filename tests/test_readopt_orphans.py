@@ -18,7 +18,6 @@ from session_manager.core.session import parse_key
 from session_manager.functions import load
 from session_manager.functions.context import Context
 from session_manager.functions.readopt_orphans import Arguments
-from session_manager.live import steps
 from session_manager.live.jsonscan import scan_beginning, scan_object
 from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
@@ -204,22 +203,6 @@ def test_a_healthy_index_is_not_rebuilt(agents: Path, skill: Skill) -> None:
 
 
 # Races and kills.
-
-
-@pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
-    def arrange(name: str, act: Callable[[], object]) -> None:
-        done = False
-
-        def watch(step: str) -> None:
-            nonlocal done
-            if step == name and not done:
-                done = True
-                act()
-
-        monkeypatch.setattr(steps, "watcher", watch)
-
-    return arrange
 
 
 def write_as_gateway(store: StoreBuilder, entries: dict[str, Any]) -> None:

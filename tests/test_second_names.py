@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import CLOSED_API, Skill, StoreBuilder
+from support import CLOSED_API, Skill, StoreBuilder, small_file_system
 
 from session_manager.functions import load
 from session_manager.functions.context import Context
@@ -213,16 +212,9 @@ def test_what_the_gateway_revived_keeps_no_second_name(agents: Path, monkeypatch
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Path]:
-    """A state directory on a tmpfs of its own."""
-    place = tmp_path / "elsewhere"
-    place.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", str(place)], check=True)
-    try:
+    """A state directory on a file system of its own."""
+    with small_file_system(tmp_path / "elsewhere", "1m") as place:
         yield place / "state"
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.mark.system

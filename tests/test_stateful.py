@@ -252,9 +252,10 @@ class Machine(RuleBasedStateMachine):
         self.fresh_inside.add(life.session_id)
         self.status[life.session_id] = None
 
+    @precondition(lambda self: not self.unended)
     @rule()
     def reap(self) -> None:
-        """The gateway's cron reaper deletes all archives in the folder."""
+        """The gateway's cron reaper deletes all archives in the folder; they are a day old by then."""
         for path in self.store.dir.glob("*.deleted.*"):
             path.unlink()
         for life in (*self.lives, *self.limbo):

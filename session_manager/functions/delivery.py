@@ -156,11 +156,11 @@ class History:
         except NoConversation as error:
             delivery.error = str(error)
             return
-        ledger.note_sent(marks)
+        unheard = ledger.note_sent(marks)
         outcome = client.mark({_name(m): _TOLD.get(m.status, "ended") for m in marks})
         step("marks sent")
         if not client.reached:
-            ledger.note_sent(marks, sent=False)
+            ledger.note_unsent(unheard)
         delivery.error = outcome.error
         long_ago = self._clock() - self._settings.keep_days * _DAY_MS
         delivered = [m for m in marks if _name(m) in outcome.delivered]

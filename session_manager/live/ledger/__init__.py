@@ -16,7 +16,7 @@ One SQLite file in the state directory, shared by several processes. Tables:
   transaction that ends the attempt, so a removal without its mark cannot be. ``state`` is ``pending``, then
   ``delivered``, or ``missing`` (history has had no such row for days), ``refused`` (nor would it take the mark),
   ``cancelled`` (the session was restored before history heard) or ``superseded`` (it came back to life before that).
-  ``sent``: history may have heard.
+  ``sent``: history may have heard, of this mark or of one before, that the session ended.
 - ``events``: the hash chain over all that, see ``chain``.
 
 For whoever restores, purges or erases:

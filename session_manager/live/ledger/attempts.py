@@ -10,7 +10,7 @@ import msgspec
 from session_manager.live.ledger import chain
 from session_manager.live.ledger.connection import Connection, as_json, clear_sqlite_errors
 from session_manager.live.ledger.entries import packed, read_members
-from session_manager.live.ledger.marks import ENDED_OR_ERASED, cancel_or_reverse
+from session_manager.live.ledger.marks import ENDED_OR_ERASED, STILL_HEARD, cancel_or_reverse
 from session_manager.live.ledger.rows import (
     ERASE,
     KEPT,
@@ -280,7 +280,7 @@ def _owe(c: sqlite3.Connection, attempt_id: int) -> None:
         "INSERT INTO marks SELECT a.agent_id, r.session_id, 'ended', 'pending', a.run_id, ?, 0 FROM removals r"
         " JOIN attempts a USING (attempt_id) WHERE a.attempt_id = ? AND a.history AND r.state = ?"
         f" ON CONFLICT (agent_id, session_id) DO UPDATE SET {ENDED_OR_ERASED}, state = 'pending',"
-        " run_id = excluded.run_id, changed_at = excluded.changed_at, sent = 0 WHERE run_id <> excluded.run_id",
+        f" run_id = excluded.run_id, changed_at = excluded.changed_at, {STILL_HEARD} WHERE run_id <> excluded.run_id",
         (now_ms(), attempt_id, REMOVED),
     )
 

@@ -16,6 +16,8 @@ _THE_SAME = (
 )
 # An erased session stays so, whoever ends it again: what history may have got of it since is owed to go, too.
 ENDED_OR_ERASED = "status = CASE WHEN status = 'erased' THEN 'erased' ELSE 'ended' END"
+# For a mark that is owed anew: whether history may still have, from one before, that the session ended.
+STILL_HEARD = "sent = CASE WHEN state = 'delivered' THEN status = 'ended' WHEN status = 'active' THEN 1 ELSE sent END"
 
 
 class Marks(Connection):
@@ -30,7 +32,7 @@ class Marks(Connection):
             changed = c.execute(
                 "INSERT INTO marks VALUES (?, ?, 'ended', 'pending', ?, ?, 0) ON CONFLICT (agent_id, session_id)"
                 f" DO UPDATE SET {ENDED_OR_ERASED}, state = 'pending', run_id = excluded.run_id,"
-                " changed_at = excluded.changed_at, sent = 0"
+                f" changed_at = excluded.changed_at, {STILL_HEARD}"
                 " WHERE ? OR status = 'active' OR state IN ('missing', 'refused', 'cancelled', 'superseded')",
                 (agent_id, session_id, run.run_id, now_ms(), again),
             ).rowcount
@@ -43,10 +45,19 @@ class Marks(Connection):
         run.noted = run.noted or bool(changed)
         return str(row[0])
 
-    def note_sent(self, marks: Sequence[Mark], *, sent: bool = True) -> None:
-        """Notes, before marks are sent, that history may have heard of them from now on; or that it has not."""
+    def note_sent(self, marks: Sequence[Mark]) -> list[Mark]:
+        """Notes, before marks are sent, that history may have heard of them from now on.
+
+        Returns those that it cannot have heard of before.
+        """
         with self.transaction() as c:
-            c.executemany(f"UPDATE marks SET sent = ?{_THE_SAME}", [(sent, *_key(m)) for m in marks])
+            sql = f"UPDATE marks SET sent = 1{_THE_SAME} AND NOT sent"
+            return [mark for mark in marks if c.execute(sql, _key(mark)).rowcount]
+
+    def note_unsent(self, marks: Sequence[Mark]) -> None:
+        """Notes that history has not heard of marks after all."""
+        with self.transaction() as c:
+            c.executemany(f"UPDATE marks SET sent = 0{_THE_SAME}", [_key(m) for m in marks])
 
     def note_marks(self, run: Run, marks: Sequence[Mark], state: str) -> None:
         """Notes what became of pending marks; one that was changed since it was read stays pending."""

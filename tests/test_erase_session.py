@@ -205,7 +205,7 @@ def test_removals_that_were_kept_restored_or_purged_are_forgotten_too(agents: Pa
     settings = read_settings({"ARIA_AGENTS_DIR": str(agents)})
     with Ledger.open(settings) as ledger:
         for number, session_id in enumerate((GONE, GONE, GONE, STAYS)):
-            removal = Removal(session_id, "why", [f"k-{SECRET}"], [(b'"k"', SECRET.encode())],
+            removal = Removal(session_id, "why", [f"k-{SECRET}"], [(b'"k"', json.dumps(SECRET).encode())],
                               [(f"{session_id}.jsonl", f"x{number}")], facts=Facts(label=SECRET))  # fmt: skip
             run = start_run("prune_sessions", settings)
             attempt = ledger.intend(run, "main:1", "main", [], [], [removal])

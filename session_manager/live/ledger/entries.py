@@ -38,8 +38,11 @@ def packed(removals: Sequence[Removal]) -> Iterator[tuple[bytes, list[Removal], 
 
 
 def members_of(text: bytes) -> list[Member]:
-    """Returns the members (key token, value) of one removal's text."""
-    index = Index(text)
+    """Returns the members (key token, value) of one removal's text. Raises sqlite3.DatabaseError for a damaged one."""
+    try:
+        index = Index(text)
+    except ValueError as error:
+        raise sqlite3.DatabaseError(f"an entry is no JSON: {error}") from error
     return [index.raw(key) for key in index.entries]
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,10 +77,10 @@ class Machine(RuleBasedStateMachine):
         self.limbo: list[Life] = []
         # A call was killed, and no other has been made since.
         self.unended = False
+        # What a message saved from limbo before a call could end it.
+        self.saved: set[str] = set()
         self.ghosts: set[str] = set()
         self.orphans: set[str] = set()
-        self.young: set[str] = {"the-main"}
-        self.fresh_inside: set[str] = set()
         # None: both will do. A session that a gateway resumed is history's own business.
         self.status: dict[str, str | None] = {}
         self.runs: list[str] = []
@@ -130,9 +132,6 @@ class Machine(RuleBasedStateMachine):
         self.index |= entries
         self.aria.add(session_id)
         self.status[session_id] = "active"
-        if young:
-            self.young.add(session_id)
-            self.fresh_inside.add(session_id)
 
     @precondition(lambda self: self._ids())
     @rule(n=which)
@@ -146,8 +145,6 @@ class Machine(RuleBasedStateMachine):
         self._append(session_id)
         self._gateway_writes({key: entry})
         self.index[key] = entry
-        self.young.add(session_id)
-        self.fresh_inside.add(session_id)
 
     def _append(self, session_id: str) -> None:
         name = f"{session_id}.jsonl"
@@ -168,12 +165,12 @@ class Machine(RuleBasedStateMachine):
             return
         self.limbo.remove(life)
         self._revive(life)
-        self.write_one(life.session_id)
+        self.saved.add(life.session_id)
+        self.write(self._ids().index(life.session_id))
 
-    def write_one(self, session_id: str) -> None:
-        ids = self._ids()
-        if session_id in ids:
-            self.write(ids.index(session_id))
+    def _known(self) -> list[str]:
+        """Sessions of which we have seen that they live; one that goes before that we take for removed all along."""
+        return [i for i in self._ids() if i not in self.saved]
 
     @precondition(lambda self: self._ids())
     @rule(n=which)
@@ -187,13 +184,12 @@ class Machine(RuleBasedStateMachine):
             os.utime(self.store.dir / name, (at / 1000, at / 1000))
         self._gateway_writes(entries)
         self.index |= entries
-        self.young.discard(life.session_id)
 
-    @precondition(lambda self: self._ids())
+    @precondition(lambda self: self._known())
     @rule(n=which)
     def reset(self, n: int) -> None:
         """All keys of a session get a new one, the old transcript stays as an archive of the gateway's."""
-        ids = self._ids()
+        ids = self._known()
         life = self._of(ids[n % len(ids)])
         for name in life.files:
             new = f"{name}.reset.2026-02-15T18-00-00.123Z"
@@ -201,11 +197,11 @@ class Machine(RuleBasedStateMachine):
             self.files[new] = self.files.pop(name)
         self._create(sorted(life.entries), topic=False, young=True)
 
-    @precondition(lambda self: self._ids())
+    @precondition(lambda self: self._known())
     @rule(n=which)
     def lose_the_entry(self, n: int) -> None:
         """A cron run expires: the entry goes, the transcript stays."""
-        ids = self._ids()
+        ids = self._known()
         life = self._of(ids[n % len(ids)])
         if len(life.files) > 1:
             return
@@ -248,8 +244,6 @@ class Machine(RuleBasedStateMachine):
         entry = {"sessionId": life.session_id, "updatedAt": now_ms() + 1, "n": 0}
         self._gateway_writes({key: entry})
         self.index[key] = entry
-        self.young.add(life.session_id)
-        self.fresh_inside.add(life.session_id)
         self.status[life.session_id] = None
 
     @precondition(lambda self: not self.unended)
@@ -318,6 +312,7 @@ class Machine(RuleBasedStateMachine):
             elif life not in self.lives or not life.removed:
                 self._bury(life)
         self.limbo.clear()
+        self.saved.clear()
         self._learn_runs()
         return found
 
@@ -355,7 +350,14 @@ class Machine(RuleBasedStateMachine):
                 newest[session_id].runs.add(run_id)
 
     def _old(self, session_id: str) -> bool:
-        return session_id not in self.young
+        """Says whether a session, or an orphan, was idle for more than an hour."""
+        since = now_ms() - 3_600_000
+        life = self._of(session_id)
+        if life.entries:
+            return all(e["updatedAt"] < since for e in life.entries.values())
+        inside = [t for text in life.files.values() for t in re.findall(rb'"timestamp":"([^"]+)"', text)]
+        newest = max(os.stat(self.store.dir / name).st_mtime for name in life.files)
+        return newest * 1000 < since and max(inside) < time.strftime("%FT%T", time.gmtime(since // 1000)).encode()
 
     @rule(kill_at=kills, mood=moods, limit=st.sampled_from([None, None, 1, 2]))
     def prune(self, kill_at: int, mood: str, limit: int | None) -> None:
@@ -370,7 +372,7 @@ class Machine(RuleBasedStateMachine):
         deleted = set(call.document["deleted_ids"])
         assert all(found[i] == REMOVED for i in deleted)
         if limit is None:
-            assert [i for i, state in found.items() if state == LIVE and self._old(i)] == []
+            assert [i for i in self._ids() if self._old(i)] == []
         else:
             assert len(deleted) <= limit
         said = deleted | {r["id"] for r in call.document.get("reappeared", [])}
@@ -456,7 +458,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(kill_at=kills, mood=moods)
     def cleanup_orphans(self, kill_at: int, mood: str) -> None:
-        going = {i for i in self.orphans if self._old(i) and i not in self.fresh_inside}
+        going = {i for i in self.orphans if self._old(i)}
         self._into_limbo(going | self.ghosts)
         arguments = {"dry_run": False, "older_than_minutes": 60, "force": True}
         call = self._call("cleanup_orphans", arguments, kill_at, mood)

@@ -20,7 +20,9 @@ Exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 d
 ENVIRONMENT = """\
 Environment: DATABASE_URL (a PostgreSQL 15 or newer; unset: an embedded one, kept below XDG_STATE_HOME),
 ARIA_AGENTS_DIR (the volume to sync), ARIA_API_TOKEN (an admin token), ARIA_ALLOWED_HOSTS (names that the service goes
-by, with commas), ARIA_SYNC_SECONDS (default 30; 0: only on request), ARIA_VOLUME (the volume's name in history).
+by, with commas), ARIA_SYNC_SECONDS (default 30; 0: only on request), ARIA_VOLUME (the volume's name in history),
+SESSION_CLEANUP_TTL_MINUTES (default 30: how long a chat session may wait for its first message),
+SESSION_CLEANUP_ENABLED (default true; false keeps such sessions for ever).
 """
 
 app = typer.Typer(
@@ -89,7 +91,15 @@ def migrate() -> None:
 
 @token_app.command("create", epilog=ENVIRONMENT)
 def create_token(
-    name: Annotated[str, typer.Option(help="Who will use it; shown in the log.")],
+    name: Annotated[
+        str | None, typer.Option(help="Who will use it; shown in the log. The user's name when left out.")
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Whose chat sessions it sees and makes. Without one: those that are nobody's.")
+    ] = None,
+    org: Annotated[
+        list[str] | None, typer.Option(help="An organisation whose chat sessions it sees, too; may be given again.")
+    ] = None,
     scope: Annotated[
         str, typer.Option(help="What it may do, with commas: read, write, delete, admin (all of them).")
     ] = "read,write",
@@ -104,10 +114,21 @@ def create_token(
         raise UsageError(
             f"--scope takes {', '.join(tokens.SCOPES)}, with commas; not {', '.join(unknown) or 'nothing'}"
         )
-    if not name.strip() or len(name) > 100 or not name.isprintable():
-        raise UsageError("--name must be 1 to 100 printable characters")
-    token = _in_database(lambda connection: tokens.create(connection, name.strip(), scopes))
-    typer.echo(json.dumps({"token": token, "name": name.strip(), "scopes": sorted(set(scopes))}) if as_json else token)
+    if name is None and user is None:
+        raise UsageError("give --name, who will use the token, or --user, whose chat sessions it sees")
+    shown = _name("--name", name if name is not None else user)
+    user_id = None if user is None else _name("--user", user)
+    orgs = sorted({_name("--org", each) for each in org or ()})
+    token = _in_database(lambda connection: tokens.create(connection, shown, scopes, user_id, orgs))
+    made = {"token": token, "name": shown, "scopes": sorted(set(scopes)), "user_id": user_id, "orgs": orgs}
+    typer.echo(json.dumps(made) if as_json else token)
+
+
+def _name(option: str, value: str | None) -> str:
+    name = (value or "").strip()
+    if not name or len(name) > 100 or not name.isprintable():
+        raise UsageError(f"{option} must be 1 to 100 printable characters")
+    return name
 
 
 @token_app.command("list", epilog=ENVIRONMENT)
@@ -124,7 +145,9 @@ def list_tokens(as_json: AsJson = False) -> None:
     for token in found:
         state = f"revoked {token['revoked_at']:%Y-%m-%d %H:%M}" if token["revoked_at"] else "valid"
         made, scopes = f"{token['created_at']:%Y-%m-%d %H:%M}", ",".join(token["scopes"])
-        typer.echo(f"{token['id']}  {made}  {scopes}  {state}  {token['name']}")
+        whose = [f"user {token['user_id']}"] if token["user_id"] else []
+        whose += [f"org {org}" for org in token["orgs"]]
+        typer.echo("  ".join((token["id"], made, scopes, state, token["name"], *whose)))
 
 
 @token_app.command("revoke", epilog=ENVIRONMENT)

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from session_manager.service.config import Config
 from session_manager.service.db import tokens
+from session_manager.service.db.ownership import Viewer
 from session_manager.service.guard import SAFE_METHODS, refuse
 
 COOKIE = "aria_token"
@@ -28,14 +29,21 @@ PAGES = frozenset(("/", "/sessions", "/docs"))
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who is asking, and what they may do; ``admin`` may do everything."""
+    """Who is asking, and what they may do; ``admin`` may do everything, and sees everybody's conversations."""
 
     name: str
     scopes: frozenset[str]
+    user_id: str | None = None
+    orgs: frozenset[str] = frozenset()
 
     def may(self, scope: str) -> bool:
         """Says whether the token has a scope."""
         return scope in self.scopes or "admin" in self.scopes
+
+    @property
+    def viewer(self) -> Viewer:
+        """Whose conversations they see."""
+        return Viewer(self.user_id, self.orgs, sees_all=self.may("admin"))
 
 
 LOCAL = Principal("local", frozenset(("admin",)))
@@ -58,7 +66,7 @@ class Authenticator:
         async with self._engine.connect() as connection:
             held = await tokens.holder(connection, token) if token else None
             if held is not None:
-                return Principal(*held)
+                return Principal(held.name, held.scopes, held.user_id, held.orgs)
             if self._admin or not self._config.on_loopback or await tokens.any_made(connection):
                 return None
             return LOCAL

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from fastapi import FastAPI
 
 from session_manager.service import problems
-from session_manager.service.api import health, sessions
+from session_manager.service.api import engine_cleanup, health, sessions
+from session_manager.service.api.engine import router as engine_router
 from session_manager.service.auth import Auth, Authenticator
 from session_manager.service.config import Config
 from session_manager.service.db.engine import make_engine
@@ -24,7 +25,9 @@ _log = logging.getLogger(__name__)
 GRACE_S = 30.0
 DESCRIPTION = """\
 The history of an AI agent's sessions. `/api/sessions` is brought up to date from the gateway's files by the volume
-sync; cleanups mark rows ended and never delete them. Every answer that is not a success is `{"error", "code"}`.
+sync; cleanups mark rows ended and never delete them. `/api/engine/sessions` are conversations that the service holds
+itself: an empty one goes after a while, an idle one into the archive. Every answer that is not a success is
+`{"error", "code"}`.
 """
 
 
@@ -44,7 +47,7 @@ def create_app(config: Config, database_url: str) -> FastAPI:
     app.state.authenticator = Authenticator(config, engine)
     app.state.syncing = asyncio.Lock()
     problems.install(app)
-    for router in (health.router, sessions.router, pages.router):
+    for router in (health.router, sessions.router, engine_cleanup.router, engine_router, pages.router):
         app.include_router(router)
     # The last one added is the first to see a request.
     app.add_middleware(Auth)

@@ -16,6 +16,9 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
 DEFAULT_SYNC_SECONDS = 30.0
 DEFAULT_VOLUME = "default"
+DEFAULT_TTL_MINUTES = 30
+LONGEST_TTL_MINUTES = 43_200
+_SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -23,7 +26,8 @@ class Config(msgspec.Struct, frozen=True):
 
     ``database_url`` None means the embedded PostgreSQL; otherwise it is an SQLAlchemy URL for psycopg. ``agents_dir``
     None means that there is no volume to sync. ``volume`` names that volume in history: replicas that see the same
-    agents directory share one name. ``sync_seconds`` 0 switches the background sync off.
+    agents directory share one name. ``sync_seconds`` 0 switches the background sync off. Chat sessions that are made
+    before their first message live for ``cleanup_ttl_minutes`` without one; unless ``cleanup_enabled`` they are kept.
     """
 
     host: str
@@ -34,6 +38,8 @@ class Config(msgspec.Struct, frozen=True):
     sync_seconds: float
     api_token: str | None
     allowed_hosts: frozenset[str]
+    cleanup_enabled: bool
+    cleanup_ttl_minutes: int
 
     @property
     def on_loopback(self) -> bool:
@@ -73,6 +79,8 @@ def read_config(environ: Mapping[str, str], host: str = DEFAULT_HOST, port: int 
         sync_seconds=_seconds(environ, "ARIA_SYNC_SECONDS", DEFAULT_SYNC_SECONDS),
         api_token=token or None,
         allowed_hosts=_hosts(environ),
+        cleanup_enabled=_switch(environ, "SESSION_CLEANUP_ENABLED", default=True),
+        cleanup_ttl_minutes=_minutes(environ, "SESSION_CLEANUP_TTL_MINUTES", DEFAULT_TTL_MINUTES),
     )
 
 
@@ -130,4 +138,22 @@ def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
         value = -1.0
     if not (value == 0 or 1 <= value <= 86_400):
         raise UsageError(f"{name} is {text!r}; it must be seconds from 1 to 86400, or 0 for never", code="bad_setting")
+    return value
+
+
+def _switch(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
+    text = environ.get(name, "").strip().lower()
+    value = _SWITCH.get(text) if text else default
+    if value is None:
+        raise UsageError(f"{name} is {text!r}; it must be true or false", code="bad_setting")
+    return value
+
+
+def _minutes(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name, "").strip()
+    value = int(text) if text.isdecimal() and len(text) < 10 else 0 if text else default
+    if not 1 <= value <= LONGEST_TTL_MINUTES:
+        raise UsageError(
+            f"{name} is {text!r}; it must be whole minutes from 1 to {LONGEST_TTL_MINUTES}", code="bad_setting"
+        )
     return value

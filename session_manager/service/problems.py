@@ -28,6 +28,13 @@ class BadId(SessionManagerError):
     default_code = "bad_id"
 
 
+class Forbidden(SessionManagerError):
+    """The sender is known, and may not do this."""
+
+    http_status = 403
+    default_code = "forbidden"
+
+
 class Unavailable(SessionManagerError):
     """The service cannot answer now; ``Retry-After`` says when to ask again."""
 

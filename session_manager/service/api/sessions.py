@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.core.errors import Failed, NotFound, Refused
+from session_manager.service.api.answers import BUSY, BY_ID, INVALID, LARGE, WHO, Responses
 from session_manager.service.api.schemas import (
     BulkMark,
     BulkMarked,
@@ -43,23 +44,9 @@ PAGE_LIMIT = 1000
 # With OFFSET behind it, a page number must stay a bigint.
 _LAST_PAGE = 2**40
 
-_Responses = dict[int | str, dict[str, Any]]
-_WHO: _Responses = {
-    401: {"model": Problem, "description": "no valid token"},
-    403: {"model": Problem, "description": "not allowed"},
-}
-_BUSY: _Responses = {
-    503: {"model": Problem, "description": "the database does not answer; `Retry-After` says when to ask again"}
-}
-_INVALID: _Responses = {422: {"model": Problem, "description": "a field is wrong; `field` names it"}}
-_TAKEN: _Responses = {409: {"model": Problem, "description": "another row has that session"}}
-_LARGE: _Responses = {413: {"model": Problem, "description": "the body is too large"}}
-_BY_ID: _Responses = {
-    400: {"model": Problem, "description": "the id is no UUID"},
-    404: {"model": Problem, "description": "there is no such row"},
-}
+_TAKEN: Responses = {409: {"model": Problem, "description": "another row has that session"}}
 
-router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses={**_WHO, **_BUSY, **_INVALID})
+router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses={**WHO, **BUSY, **INVALID})
 
 
 async def transaction(request: Request) -> AsyncIterator[AsyncConnection]:
@@ -122,7 +109,7 @@ async def list_sessions(
     )
 
 
-@router.post("", status_code=201, summary="Create a row", responses={200: {"model": Created}, **_TAKEN, **_LARGE})
+@router.post("", status_code=201, summary="Create a row", responses={200: {"model": Created}, **_TAKEN, **LARGE})
 async def create_session(database: Database, body: NewSession, response: Response) -> Created:
     """A session that has a row already is left as it is: 200, `created` false, and the id of its row."""
     try:
@@ -134,7 +121,7 @@ async def create_session(database: Database, body: NewSession, response: Respons
     return Created(id=found, created=created)
 
 
-@router.patch("", summary="Mark many sessions at once", responses=_LARGE)
+@router.patch("", summary="Mark many sessions at once", responses=LARGE)
 async def mark_sessions(database: Database, body: BulkMark) -> BulkMarked:
     """All or nothing, in one statement. Asking twice does no harm: `ended_at` is set once."""
     pairs = [(ref.agent_id, ref.aria_session_id) for ref in body.sessions]
@@ -178,7 +165,7 @@ async def sync_now(request: Request) -> Synced:
     return Synced.model_validate(msgspec.structs.asdict(result))
 
 
-@router.patch("/{id}", summary="Change one row", responses={**_BY_ID, **_TAKEN, **_LARGE})
+@router.patch("/{id}", summary="Change one row", responses={**BY_ID, **_TAKEN, **LARGE})
 async def change_session(database: Database, id: RowId, body: SessionChanges) -> Updated:
     """`ended` sets `ended_at` by itself, once; counters are set, not added; metadata is merged."""
     try:
@@ -190,7 +177,7 @@ async def change_session(database: Database, id: RowId, body: SessionChanges) ->
     return Updated()
 
 
-@router.delete("/{id}", summary="Delete one row", responses=_BY_ID)
+@router.delete("/{id}", summary="Delete one row", responses=BY_ID)
 async def delete_session(database: Database, id: RowId) -> Deleted:
     """For administrators: a cleanup never deletes rows, it ends them."""
     if not await queries.remove(database, id):

@@ -86,6 +86,7 @@ class Service:
 
     def __init__(self, log: Path, *arguments: str, **env: str | None) -> None:
         self._log = log
+        self.database_url = env.get("DATABASE_URL")
         merged = {**os.environ, **env}
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(

@@ -29,7 +29,7 @@ from session_manager.service.db.ownership import Viewer
 from session_manager.service.problems import BadId, Forbidden
 
 PAGE_LIMIT = 200
-MESSAGES_LIMIT = 500
+MESSAGES_LIMIT = 200
 RECENT = 20
 LAST_OFFSET = 2**40
 

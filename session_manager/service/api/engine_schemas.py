@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from session_manager.service.api.schemas import GivenMoment, Metadata, Moment, Name, SmallCount, storable
 from session_manager.service.config import LONGEST_TTL_MINUTES
 
-CONTENT_LIMIT = 262_144
-CIPHERTEXT_LIMIT = 2**20
+CONTENT_LIMIT = 2**18
+CIPHERTEXT_LIMIT = 2**18
 # What the service says about a session; a client's word on it does not count.
 _FACTS = ("created_at", "has_messages", "first_message_at", "backend_created")
 

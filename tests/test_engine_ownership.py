@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,39 +13,41 @@ from chats import BASE, Chats, create, listed, new_id, say
 from service import Databases, Service, running
 from test_service_security import cli
 
-MINUTE_OLD = {"older_than_minutes": 0}
-
-
-class Somebody(httpx.Client):
-    """A client with a token of its own."""
-
-    def __init__(self, service: Service, database: str, *arguments: str) -> None:
-        done = cli(database, "token", "create", "--scope", "read,write,delete", *arguments)
-        assert done.returncode == 0, done.stderr
-        token = done.stdout.strip()
-        super().__init__(
-            base_url=service.url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=60.0
-        )
+ALL_AGES = {"older_than_minutes": 0}
 
 
 class People:
     """A service with an admin, and with people who belong to organisations or not."""
 
-    def __init__(self, service: Service, database: str, chats: Chats) -> None:
+    def __init__(self, service: Service, chats: Chats, stack: contextlib.ExitStack) -> None:
         self.chats = chats
         self.admin = service.client
-        self.ann = Somebody(service, database, "--user", "ann", "--org", "acme", "--org", "zoo")
-        self.bob = Somebody(service, database, "--user", "bob", "--org", "acme")
-        self.eve = Somebody(service, database, "--user", "eve")
-        self.robot = Somebody(service, database, "--name", "robot")
+        self._url = service.url
+        self._stack = stack
+        self.ann = self.somebody("--user", "ann", "--org", "acme", "--org", "zoo")
+        self.bob = self.somebody("--user", "bob", "--org", "acme")
+        self.eve = self.somebody("--user", "eve")
+        self.robot = self.somebody("--name", "robot")
+
+    def somebody(self, *arguments: str) -> httpx.Client:
+        """A client with a token of its own."""
+        done = cli(self.chats.url, "token", "create", "--scope", "read,write,delete", *arguments)
+        assert done.returncode == 0, done.stderr
+        headers = {"Authorization": f"Bearer {done.stdout.strip()}"}
+        return self._stack.enter_context(
+            httpx.Client(base_url=self._url, headers=headers, trust_env=False, timeout=60.0)
+        )
 
 
 @pytest.fixture(scope="module")
 def everybody(server: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
     url = server.create()
     log = tmp_path_factory.mktemp("service") / "log"
-    with running(log, DATABASE_URL=url, HOME=str(log.parent), ARIA_API_TOKEN="the-operator") as service:
-        yield People(service, url, Chats(server, url))
+    with contextlib.ExitStack() as stack:
+        service = stack.enter_context(
+            running(log, DATABASE_URL=url, HOME=str(log.parent), ARIA_API_TOKEN="the-operator")
+        )
+        yield People(service, Chats(server, url), stack)
     server.drop(url)
 
 
@@ -94,7 +97,7 @@ def test_each_sees_their_own_their_organisations_and_the_admin_sees_all(people: 
     ):
         assert set(listed(who)) == theirs
         assert who.get(f"{BASE}/stats").json()["total_sessions"] == len(theirs)
-        assert {s["id"] for s in who.get(f"{BASE}/ghosts", params=MINUTE_OLD).json()["sessions"]} == theirs
+        assert {s["id"] for s in who.get(f"{BASE}/ghosts", params=ALL_AGES).json()["sessions"]} == theirs
         for session_id in everything:
             assert who.get(f"{BASE}/{session_id}").status_code == (200 if session_id in theirs else 404)
             assert set(listed(who, search=session_id)) == {session_id} & theirs
@@ -170,7 +173,7 @@ def test_cleanups_reach_only_what_the_token_may_see(people: People) -> None:
     assert (chats.ids(), chats.ids("chat_sessions_archive")) == (set(), {old})
 
 
-def test_scopes_are_asked_for_here_too(people: People, server: Databases) -> None:
+def test_scopes_are_asked_for_here_too(people: People) -> None:
     session_id = create(people.ann)["id"]
     done = cli(people.chats.url, "token", "create", "--user", "ann", "--scope", "read")
     reader = {"Authorization": f"Bearer {done.stdout.strip()}"}

@@ -90,7 +90,7 @@ def test_environment_and_codes_are_documented() -> None:
     service = "".join(p.read_text() for p in [*package.glob("service/**/*.py"), package / "faces" / "cli.py"])
     skill = "".join(p.read_text() for p in package.rglob("*.py") if "service" not in p.parts and p.name != "cli.py")
     for sources, pages in ((skill, (USAGE,)), (service, (ENVIRONMENT, README))):
-        for variable in set(re.findall(r'"((?:ARIA|OPENCLAW)_[A-Z_]+|DATABASE_URL)"', sources)):
+        for variable in set(re.findall(r'"((?:ARIA|OPENCLAW|SESSION_CLEANUP)_[A-Z_]+|DATABASE_URL)"', sources)):
             assert all(variable in page for page in pages), variable
     sources = skill
     for code in re.findall(r"^\| `([a-z_]+)` \|", SKILL, re.MULTILINE):

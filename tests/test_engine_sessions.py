@@ -13,6 +13,10 @@ import httpx
 import pytest
 from chats import BASE, ENCRYPTED, Chats, create, listed, new_id, say
 from service import Databases, Service
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from session_manager.service.db import chat_sessions as queries
+from session_manager.service.db.ownership import EVERYBODY
 
 
 @pytest.fixture
@@ -231,17 +235,36 @@ def test_filters_and_search(client: httpx.Client, agent: str) -> None:
     assert found(search="reparterly") == []
     assert found(search=untitled) == [untitled]
     assert found(search="") == [report, plan, untitled]
-    assert set(listed(client, search=agent[4:])) == {report, plan, untitled}
 
 
-def test_the_search_is_answered_by_an_index(chats: Chats, client: httpx.Client, agent: str) -> None:
-    create(client, agent_id=agent, title="needle in a haystack")
-    with chats._server.connect(chats.url) as connection:
-        connection.execute("SET enable_seqscan = off")
-        plan = connection.execute(
-            "EXPLAIN SELECT id FROM chat_sessions WHERE"
-            " chat_trigrams(coalesce(title, '') || chr(10) || agent_id) @> chat_trigrams('needle')"
-        ).fetchall()
+def test_a_rare_and_a_common_term_are_both_found(
+    client: httpx.Client, agent: str, chats: Chats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(8):
+        create(client, agent_id=agent, title=f"{agent} number {n}")
+
+    def found(term: str) -> list[str]:
+        async def work(connection: AsyncConnection) -> list[Any]:
+            condition = await queries.search(connection, term, EVERYBODY)
+            return [row["title"] for row in await queries.page(connection, [condition], "title", "asc", 100, 0)]
+
+        titles = chats.on_connection(work)
+        assert isinstance(titles, list)
+        return titles
+
+    everything = [f"{agent} number {n}" for n in range(8)]
+    for rare in (1000, 3):
+        monkeypatch.setattr(queries, "_RARE", rare)
+        assert found(agent.upper()) == everything
+        assert found(f"{agent[-5:]} number 7") == everything[-1:]
+        assert found(f"{agent} number 8") == []
+
+
+def test_the_search_is_answered_by_an_index(chats: Chats) -> None:
+    plan = chats.execute(
+        "EXPLAIN SELECT id FROM chat_sessions WHERE title IS NOT NULL"
+        " AND chat_trigrams(title) @> chat_trigrams('needle')"
+    )
     assert "idx_chat_sessions_search" in str(plan)
 
 

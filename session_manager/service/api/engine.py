@@ -81,7 +81,7 @@ async def list_chats(
         str | None,
         StringConstraints(max_length=200),
         AfterValidator(lambda text: text and storable(text)),
-        Query(description="part of a title or of an agent's name, whatever its case, or a whole id"),
+        Query(description="part of a title, whatever its case, or a whole id"),
     ] = None,
     date_from: Annotated[GivenMoment | None, Query(description="created then or later")] = None,
     date_to: Annotated[LastMoment | None, Query(description="created then or earlier; a date is the whole day")] = None,
@@ -91,8 +91,10 @@ async def list_chats(
     offset: Offset = 0,
 ) -> ChatSessions:
     """Conversations that the token may see, last changed first."""
-    wanted = ChatFilter(agent_id, session_type, search, date_from, date_to)
+    wanted = ChatFilter(agent_id, session_type, date_from, date_to)
     conditions = [*wanted.conditions(), *asking.sees(tables.chat_sessions)]
+    if search:
+        conditions.append(await chat_sessions.search(database, search, asking))
     total = await chat_sessions.count(database, conditions)
     rows = await chat_sessions.page(database, conditions, sort, order, limit, offset) if offset < total else []
     return page_of(rows, total, limit, offset)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import Column, ColumnElement, delete, exists, func, select, tuple_
+from sqlalchemy import Column, ColumnElement, Text, any_, cast, delete, exists, func, literal, select, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY, UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from session_manager.service.db import chat_archive
@@ -25,7 +26,8 @@ from session_manager.service.logs import short
 
 GHOST_MINUTES = 15
 IDLE_DAYS = 30
-BATCH = 1000
+# A tenth of a second's work: a first message waits that long for the batch that holds its session.
+BATCH = 5000
 # These carry all their messages along.
 ARCHIVE_BATCH = 100
 _SHOWN = 20
@@ -58,50 +60,76 @@ def expired(viewer: Viewer = EVERYBODY) -> Empty:
     return Empty("expiry", s.c.expires_at, [s.c.message_count == 0, s.c.expires_at < func.now(), *viewer.sees(s)])
 
 
-async def delete_empty(
-    connection: AsyncConnection, which: Empty, limit: int, after: Place | None = None
-) -> tuple[list[uuid.UUID], Place | None]:
-    """Deletes one batch and returns the ids of what it deleted, and the place from which to go on, None at the end."""
+class Batch(msgspec.Struct, frozen=True):
+    """What one batch did: how many sessions went, some of their ids, and from where to go on, None at the end."""
+
+    deleted: int
+    some: list[uuid.UUID]
+    last: Place | None
+
+
+async def delete_empty(connection: AsyncConnection, which: Empty, limit: int, after: Place | None = None) -> Batch:
+    """Deletes one batch; ``after`` is the place (the time it goes by, id) where the batch before it ended."""
     query = select(s.c.id, which.by.label("at")).where(*which.conditions).order_by(which.by, s.c.id).limit(limit)
     if after is not None:
         query = query.where(tuple_(which.by, s.c.id) > after)
-    held = (await connection.execute(query.with_for_update(skip_locked=True))).all()
+    held = query.with_for_update(skip_locked=True).subquery("held")
+    ids = func.array_agg(held.c.id)
+    # The ids stay one text here: what a purge costs is what the database does.
+    found = await connection.execute(
+        select(
+            func.count().label("n"), cast(ids, Text).label("ids"), func.max(held.c.at).label("at"), ids[func.count()]
+        )
+    )
+    n, text_of_ids, at, last_id = found.one()
+    if not n:
+        return Batch(0, [], None)
     # Only a statement that begins when the rows are held sees every message that came before.
     unused = ~exists().where(m.c.session_id == s.c.id)
-    ids = [row.id for row in held]
-    gone = await connection.execute(delete(s).where(s.c.id.in_(ids), s.c.message_count == 0, unused).returning(s.c.id))
-    last = (held[-1].at, held[-1].id) if len(held) == limit else None
-    return [row.id for row in gone], last
+    these = s.c.id == any_(cast(literal(text_of_ids, Text), ARRAY(UUID(as_uuid=True))))
+    gone = delete(s).where(these, s.c.message_count == 0, unused).returning(s.c.id).cte("gone")
+    some = select(gone.c.id).limit(_SHOWN).subquery()
+    done = await connection.execute(
+        select(
+            select(func.count()).select_from(gone).scalar_subquery(),
+            select(func.array_agg(some.c.id)).scalar_subquery(),
+        )
+    )
+    deleted, shown = done.one()
+    return Batch(deleted, list(shown or ()), (at, last_id) if n == limit else None)
 
 
 async def purge(engine: AsyncEngine, which: Empty, batch: int = BATCH) -> int:
     """Deletes empty sessions and returns how many; any number of purges may run at once and share the work."""
     deleted = 0
     after: Place | None = None
-    while True:
-        async with engine.begin() as connection:
-            await connection.execute(LIMITS)
-            gone, after = await delete_empty(connection, which, batch, after)
-        _report(which.name, "deleted", gone)
-        deleted += len(gone)
-        if after is None:
-            return deleted
+    async with engine.connect() as connection:
+        while True:
+            async with connection.begin():
+                await connection.execute(LIMITS)
+                done = await delete_empty(connection, which, batch, after)
+            _report(which.name, "deleted", done.deleted, done.some)
+            deleted += done.deleted
+            after = done.last
+            if after is None:
+                return deleted
 
 
 async def archive_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewer = EVERYBODY) -> tuple[int, int]:
     """Archives conversations without activity for some days; returns how many, and how many messages they hold."""
     archived, messages = 0, 0
     after: Place | None = None
-    while True:
-        async with engine.begin() as connection:
-            await connection.execute(LIMITS)
-            rows = await chat_archive.archive_idle(connection, days, viewer, ARCHIVE_BATCH, after)
-        _report("idle archive", "archived", [row["id"] for row in rows])
-        archived += len(rows)
-        messages += sum(row["message_count"] for row in rows)
-        if len(rows) < ARCHIVE_BATCH:
-            return archived, messages
-        after = max((row["updated_at"], row["id"]) for row in rows)
+    async with engine.connect() as connection:
+        while True:
+            async with connection.begin():
+                await connection.execute(LIMITS)
+                rows = await chat_archive.archive_idle(connection, days, viewer, ARCHIVE_BATCH, after)
+            _report("idle archive", "archived", len(rows), [row["id"] for row in rows])
+            archived += len(rows)
+            messages += sum(row["message_count"] for row in rows)
+            if len(rows) < ARCHIVE_BATCH:
+                return archived, messages
+            after = max((row["updated_at"], row["id"]) for row in rows)
 
 
 async def measure_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewer = EVERYBODY) -> tuple[int, int]:
@@ -111,7 +139,7 @@ async def measure_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewe
         return await chat_archive.measure_idle(connection, days, viewer)
 
 
-def _report(name: str, done: str, ids: Sequence[uuid.UUID]) -> None:
-    if ids:
-        more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-        _log.info("%s: %s %d: %s%s", name, done, len(ids), ", ".join(short(str(i)) for i in ids[:_SHOWN]), more)
+def _report(name: str, done: str, n: int, ids: Sequence[uuid.UUID]) -> None:
+    if n:
+        more = f" and {n - _SHOWN} more" if n > _SHOWN else ""
+        _log.info("%s: %s %d: %s%s", name, done, n, ", ".join(short(str(i)) for i in ids[:_SHOWN]), more)

@@ -76,16 +76,19 @@ _STATEMENTS = (
     """,
     # The search for any part of a title: what pg_trgm does, without an extension that somebody has to install.
     """
-    CREATE FUNCTION chat_trigrams(given text) RETURNS text[] LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    RETURN (
-      SELECT array_agg(DISTINCT substr(low.ered, place, 3))
-      FROM (SELECT lower(given) AS ered) AS low, generate_series(1, length(low.ered) - 2) AS place
-    )
+    CREATE FUNCTION chat_trigrams(given text) RETURNS text[]
+      LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE COST 2000 AS $$
+    DECLARE
+      low text := lower(left(given, 1000));
+      found text[] := '{}';
+    BEGIN
+      FOR place IN 1 .. length(low) - 2 LOOP
+        found[place] := substr(low, place, 3);
+      END LOOP;
+      RETURN found;
+    END $$
     """,
-    """
-    CREATE INDEX idx_chat_sessions_search ON chat_sessions
-      USING gin (chat_trigrams(coalesce(title, '') || chr(10) || agent_id))
-    """,
+    "CREATE INDEX idx_chat_sessions_search ON chat_sessions USING gin (chat_trigrams(title)) WHERE title IS NOT NULL",
     """
     CREATE TABLE chat_sessions_archive (
       LIKE chat_sessions, archived_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (id)

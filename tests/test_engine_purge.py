@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from chats import BASE, Chats, create, listed, say, until_somebody_waits
+from psycopg.errors import CheckViolation
 from service import Databases, Service, running
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -119,6 +120,13 @@ def test_a_ttl_that_is_none_does_not_keep_a_ghost(chats: Chats, ttl: str) -> Non
 def test_an_absurd_ttl_breaks_nothing(chats: Chats, client: httpx.Client, ttl: str) -> None:
     chats.empty(metadata=f'{{"ttl_minutes": {ttl}}}')
     assert expire(client) == (0 if float(ttl) > 60 else 1)
+
+
+@pytest.mark.parametrize("moment", ["-infinity", "infinity", "0044-03-15 BC", "9999-12-31"])
+def test_no_time_gets_in_that_would_stop_every_purge(chats: Chats, moment: str) -> None:
+    """Other programs write here, too, and what cannot be read cannot be purged."""
+    with pytest.raises(CheckViolation):
+        chats.execute("INSERT INTO chat_sessions (created_at) VALUES (%s)", moment)
 
 
 def test_a_used_session_is_kept_for_ever(client: httpx.Client, chats: Chats) -> None:

@@ -34,7 +34,9 @@ _STATEMENTS = (
             mins => CAST(least(greatest((metadata->>'ttl_minutes')::numeric, 0), 525600) AS integer)
           )) AT TIME ZONE 'UTC'
         END
-      ) STORED
+      ) STORED,
+      CHECK (least(created_at, updated_at) >= '1970-01-01 00:00Z'),
+      CHECK (greatest(created_at, updated_at) < '2200-01-01 00:00Z')
     )
     """,
     """

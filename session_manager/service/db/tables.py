@@ -17,6 +17,7 @@ from sqlalchemy import (
     Numeric,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
@@ -115,7 +116,9 @@ chat_sessions = Table(
 )
 
 # Positions count from 1, in the order in which the messages were committed.
-chat_messages = Table("chat_messages", metadata, *_chat_message_columns("chat_sessions"))
+chat_messages = Table(
+    "chat_messages", metadata, *_chat_message_columns("chat_sessions"), UniqueConstraint("session_id", "position")
+)
 
 chat_sessions_archive = Table(
     "chat_sessions_archive",
@@ -124,4 +127,9 @@ chat_sessions_archive = Table(
     Column("archived_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
 )
 
-chat_messages_archive = Table("chat_messages_archive", metadata, *_chat_message_columns("chat_sessions_archive"))
+chat_messages_archive = Table(
+    "chat_messages_archive",
+    metadata,
+    *_chat_message_columns("chat_sessions_archive"),
+    UniqueConstraint("session_id", "position"),
+)

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 import msgspec
 
 from session_manager.core.errors import UsageError
-from session_manager.settings import Settings, read_settings
+from session_manager.settings import api_token, read_settings
 
 DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 8000
 DEFAULT_SYNC_SECONDS = 30.0
 DEFAULT_VOLUME = "default"
 
@@ -27,7 +26,6 @@ class Config(msgspec.Struct, frozen=True):
     """
 
     host: str
-    port: int
     database_url: str | None
     agents_dir: str | None
     volume: str
@@ -52,26 +50,22 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def read_config(environ: Mapping[str, str], host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> Config:
+def read_config(environ: Mapping[str, str], host: str = DEFAULT_HOST) -> Config:
     """Reads the environment.
 
     Raises UsageError (``bad_setting``, ``agents_dir_missing``) when a variable is set but unusable. An agents
     directory that nobody named and that does not exist is no error: a service may run where no volume is mounted.
     """
-    token = environ.get("ARIA_API_TOKEN", "").strip()
-    if token and not (token.isascii() and token.isprintable() and " " not in token):
-        raise UsageError("ARIA_API_TOKEN must be printable ASCII without spaces", code="bad_setting")
     volume = environ.get("ARIA_VOLUME", "").strip() or DEFAULT_VOLUME
     if len(volume) > 100 or not volume.isprintable():
         raise UsageError("ARIA_VOLUME must be a name of at most 100 printable characters", code="bad_setting")
     return Config(
         host=host,
-        port=port,
         database_url=database_url(environ),
         agents_dir=_agents_dir(environ),
         volume=volume,
         sync_seconds=_seconds(environ, "ARIA_SYNC_SECONDS", DEFAULT_SYNC_SECONDS),
-        api_token=token or None,
+        api_token=api_token(environ),
         allowed_hosts=_hosts(environ),
     )
 
@@ -114,12 +108,11 @@ def database_url(environ: Mapping[str, str]) -> str | None:
 
 def _agents_dir(environ: Mapping[str, str]) -> str | None:
     try:
-        settings: Settings = read_settings(environ)
+        return read_settings(environ).agents_dir
     except UsageError as error:
         if error.code == "agents_dir_missing" and "variable" not in error.details:
             return None
         raise
-    return settings.agents_dir
 
 
 def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:

@@ -16,7 +16,7 @@ def short(identifier: str) -> str:
     return identifier if len(identifier) <= 8 else f"{identifier[:8]}…"
 
 
-def configure(level: str = "INFO") -> None:
+def configure() -> None:
     """Sends log lines to standard error."""
     logging.config.dictConfig(
         {
@@ -24,7 +24,7 @@ def configure(level: str = "INFO") -> None:
             "disable_existing_loggers": False,
             "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-            "root": {"handlers": ["stderr"], "level": level},
+            "root": {"handlers": ["stderr"], "level": "INFO"},
             "loggers": {"alembic": {"level": "WARNING"}, "uvicorn.error": {"level": "WARNING"}},
         }
     )

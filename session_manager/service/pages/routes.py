@@ -115,7 +115,7 @@ async def dashboard(
         status=chosen["status"] or None, agent_id=chosen["agent_id"] or None, search=chosen["search"] or None
     )
     total = await queries.count(database, wanted)
-    rows = await _rows(database, wanted, page) if total else []
+    rows = await queries.page(database, wanted, "desc", ROWS, (page - 1) * ROWS) if total else []
     pages = max(1, -(-total // ROWS))
 
     def link(number: int) -> str:
@@ -144,10 +144,6 @@ async def _recent_stats(request: Request, database: AsyncConnection) -> queries.
         stats = await queries.stats(database)
         state.recent_stats = (time.monotonic(), stats)
     return dict(stats)
-
-
-async def _rows(database: AsyncConnection, wanted: queries.Filter, page: int) -> list[queries.Row]:
-    return await queries.page(database, wanted, "desc", ROWS, (page - 1) * ROWS)
 
 
 @router.get("/docs")

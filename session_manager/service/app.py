@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from session_manager.service import problems
 from session_manager.service.api import health, sessions
-from session_manager.service.auth import Auth, Authenticator
+from session_manager.service.auth import DESCRIBED, Auth, Authenticator
 from session_manager.service.config import Config
 from session_manager.service.db.engine import make_engine
 from session_manager.service.guard import Guard
@@ -44,8 +44,10 @@ def create_app(config: Config, database_url: str) -> FastAPI:
     app.state.authenticator = Authenticator(config, engine)
     app.state.syncing = asyncio.Lock()
     problems.install(app)
-    for router in (health.router, sessions.router, pages.router):
+    for router in (health.router, pages.router):
         app.include_router(router)
+    for router in (sessions.router,):
+        app.include_router(router, dependencies=[DESCRIBED])
     # The last one added is the first to see a request.
     app.add_middleware(Auth)
     app.add_middleware(Guard, config=config)

@@ -10,6 +10,8 @@ import hmac
 from urllib.parse import quote
 
 import msgspec
+from fastapi import Security
+from fastapi.security import HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.datastructures import Headers
@@ -25,6 +27,10 @@ COOKIE = "aria_token"
 OPEN = frozenset(("/healthz", "/readyz", "/login", "/style.css"))
 FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
 PAGES = frozenset(("/", "/sessions", "/docs"))
+# Decides nothing: it is what the API's description says about tokens.
+DESCRIBED = Security(
+    HTTPBearer(auto_error=False, scheme_name="token", description="`ARIA_API_TOKEN`, or one that was created.")
+)
 
 
 class Principal(msgspec.Struct, frozen=True):

@@ -23,11 +23,19 @@ def configure() -> None:
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+            "filters": {"refusals": {"()": _NoRefusals}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["refusals"]}},
             "root": {"handlers": ["stderr"], "level": "INFO"},
             "loggers": {"alembic": {"level": "WARNING"}, "uvicorn.error": {"level": "WARNING"}},
         }
     )
+
+
+class _NoRefusals(logging.Filter):
+    """Leaves out the error that uvicorn logs whenever a WebSocket's handshake is refused with an answer."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.msg != "ASGI callable returned without completing handshake."
 
 
 class AccessLog:
@@ -40,7 +48,8 @@ class AccessLog:
         """Hands the request on and notes its status."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        status = 0
+        # Whoever raises gets this answer from the server.
+        status = 500
         began = time.perf_counter()
 
         async def noting(message: Message) -> None:

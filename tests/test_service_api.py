@@ -414,6 +414,8 @@ def test_every_operation_is_described(client: httpx.Client) -> None:
         ("GET", "/api/sessions/stats"),
         ("GET", "/api/sessions/hourly"),
         ("POST", "/api/sessions/sync"),
+        ("GET", "/api/jobs"),
+        ("POST", "/api/jobs/{name}/run"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),
     } == set(operations)

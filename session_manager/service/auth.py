@@ -25,6 +25,7 @@ from session_manager.service.guard import SAFE_METHODS, refuse
 
 COOKIE = "aria_token"
 OPEN = frozenset(("/healthz", "/readyz", "/login", "/style.css"))
+ADMIN = ("/api/jobs/",)
 FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
 PAGES = frozenset(("/", "/sessions", "/docs"))
 # Decides nothing: it is what the API's description says about tokens.
@@ -117,6 +118,8 @@ def scope_needed(scope: Scope) -> str:
     if scope["type"] == "websocket":
         return "write"
     method = scope["method"]
+    if scope["path"].startswith(ADMIN) and method not in SAFE_METHODS:
+        return "admin"
     return "read" if method in SAFE_METHODS else "delete" if method == "DELETE" else "write"
 
 

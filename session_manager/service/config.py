@@ -13,8 +13,12 @@ from session_manager.core.errors import UsageError
 from session_manager.settings import api_token, read_settings
 
 DEFAULT_HOST = "127.0.0.1"
-DEFAULT_SYNC_SECONDS = 30.0
 DEFAULT_VOLUME = "default"
+# Of each job: the variable that says how often it runs, and the default, in seconds.
+INTERVALS = {
+    "volume_sync": ("ARIA_SYNC_SECONDS", 30.0),
+    "closing": ("ARIA_CLOSING_SECONDS", 600.0),
+}
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -22,14 +26,14 @@ class Config(msgspec.Struct, frozen=True):
 
     ``database_url`` None means the embedded PostgreSQL; otherwise it is an SQLAlchemy URL for psycopg. ``agents_dir``
     None means that there is no volume to sync. ``volume`` names that volume in history: replicas that see the same
-    agents directory share one name. ``sync_seconds`` 0 switches the background sync off.
+    agents directory share one name. ``intervals`` are the jobs' in seconds, by name; 0 switches a job off.
     """
 
     host: str
     database_url: str | None
     agents_dir: str | None
     volume: str
-    sync_seconds: float
+    intervals: Mapping[str, float]
     api_token: str | None
     allowed_hosts: frozenset[str]
 
@@ -64,7 +68,7 @@ def read_config(environ: Mapping[str, str], host: str = DEFAULT_HOST) -> Config:
         database_url=database_url(environ),
         agents_dir=_agents_dir(environ),
         volume=volume,
-        sync_seconds=_seconds(environ, "ARIA_SYNC_SECONDS", DEFAULT_SYNC_SECONDS),
+        intervals={job: _seconds(environ, *setting) for job, setting in INTERVALS.items()},
         api_token=api_token(environ),
         allowed_hosts=_hosts(environ),
     )

@@ -44,14 +44,14 @@ PAGE_LIMIT = 1000
 _LAST_PAGE = 2**40
 
 _Responses = dict[int | str, dict[str, Any]]
-_WHO: _Responses = {
+WHO: _Responses = {
     401: {"model": Problem, "description": "no valid token"},
     403: {"model": Problem, "description": "not allowed"},
 }
-_BUSY: _Responses = {
+BUSY: _Responses = {
     503: {"model": Problem, "description": "the database does not answer; `Retry-After` says when to ask again"}
 }
-_INVALID: _Responses = {422: {"model": Problem, "description": "a field is wrong; `field` names it"}}
+INVALID: _Responses = {422: {"model": Problem, "description": "a field is wrong; `field` names it"}}
 _TAKEN: _Responses = {409: {"model": Problem, "description": "another row has that session"}}
 _LARGE: _Responses = {413: {"model": Problem, "description": "the body is too large"}}
 _BY_ID: _Responses = {
@@ -59,7 +59,7 @@ _BY_ID: _Responses = {
     404: {"model": Problem, "description": "there is no such row"},
 }
 
-router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses={**_WHO, **_BUSY, **_INVALID})
+router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses={**WHO, **BUSY, **INVALID})
 
 
 async def transaction(request: Request) -> AsyncIterator[AsyncConnection]:

@@ -417,6 +417,7 @@ def test_every_operation_is_described(client: httpx.Client) -> None:
         ("GET", "/api/jobs"),
         ("POST", "/api/jobs/{name}/run"),
         ("GET", "/healthz"),
+        ("GET", "/metrics"),
         ("GET", "/readyz"),
     } == set(operations)
     for place, operation in operations.items():

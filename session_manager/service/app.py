@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 
 from session_manager.service import problems
-from session_manager.service.api import health, jobs, sessions
+from session_manager.service.api import health, jobs, metrics, sessions
 from session_manager.service.auth import DESCRIBED, Auth, Authenticator
 from session_manager.service.config import Config
 from session_manager.service.db.engine import make_engine
@@ -44,7 +44,7 @@ def create_app(config: Config, database_url: str) -> FastAPI:
     problems.install(app)
     for router in (health.router, pages.router):
         app.include_router(router)
-    for router in (sessions.router, jobs.router):
+    for router in (sessions.router, jobs.router, metrics.router):
         app.include_router(router, dependencies=[DESCRIBED])
     # The last one added is the first to see a request.
     app.add_middleware(Auth)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from session_manager.core.errors import UsageError
-from session_manager.settings import api_token, read_settings
+from session_manager.settings import Settings, api_token, read_settings
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_VOLUME = "default"
@@ -24,18 +24,24 @@ INTERVALS = {
 class Config(msgspec.Struct, frozen=True):
     """What the service runs with.
 
-    ``database_url`` None means the embedded PostgreSQL; otherwise it is an SQLAlchemy URL for psycopg. ``agents_dir``
-    None means that there is no volume to sync. ``volume`` names that volume in history: replicas that see the same
-    agents directory share one name. ``intervals`` are the jobs' in seconds, by name; 0 switches a job off.
+    ``database_url`` None means the embedded PostgreSQL; otherwise it is an SQLAlchemy URL for psycopg. ``live`` says
+    where the skill keeps what, None when there is no volume to sync. ``volume`` names that volume in history: replicas
+    that see the same agents directory share one name. ``intervals`` are the jobs' in seconds, by name; 0 switches a
+    job off.
     """
 
     host: str
     database_url: str | None
-    agents_dir: str | None
+    live: Settings | None
     volume: str
     intervals: Mapping[str, float]
     api_token: str | None
     allowed_hosts: frozenset[str]
+
+    @property
+    def agents_dir(self) -> str | None:
+        """The volume to sync, None when there is none."""
+        return None if self.live is None else self.live.agents_dir
 
     @property
     def on_loopback(self) -> bool:
@@ -66,7 +72,7 @@ def read_config(environ: Mapping[str, str], host: str = DEFAULT_HOST) -> Config:
     return Config(
         host=host,
         database_url=database_url(environ),
-        agents_dir=_agents_dir(environ),
+        live=_live(environ),
         volume=volume,
         intervals={job: _seconds(environ, *setting) for job, setting in INTERVALS.items()},
         api_token=api_token(environ),
@@ -110,9 +116,9 @@ def database_url(environ: Mapping[str, str]) -> str | None:
     )
 
 
-def _agents_dir(environ: Mapping[str, str]) -> str | None:
+def _live(environ: Mapping[str, str]) -> Settings | None:
     try:
-        return read_settings(environ).agents_dir
+        return read_settings(environ)
     except UsageError as error:
         if error.code == "agents_dir_missing" and "variable" not in error.details:
             return None

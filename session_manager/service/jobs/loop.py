@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from session_manager.core.errors import Failed, NotFound, Refused
+from session_manager.service import metrics
 from session_manager.service.config import Config
 from session_manager.service.db import jobs as queries
 from session_manager.service.db.engine import server_message
@@ -122,6 +124,7 @@ async def take_turn(engine: AsyncEngine, config: Config, job: Job, *, asked: boo
 
 
 async def _run(engine: AsyncEngine, config: Config, job: Job, holder: AsyncConnection, before: queries.Run) -> Turn:
+    began = time.monotonic()
     result: Any = None
     failures, failed = 0, None
     try:
@@ -129,6 +132,7 @@ async def _run(engine: AsyncEngine, config: Config, job: Job, holder: AsyncConne
     except Exception as error:
         failures, failed = before.failures + 1, _storable(describe(error))[:_ERROR_LIMIT]
         _log.warning("%s failed (%d in a row): %s", job.name, failures, failed)
+    metrics.job_ran(job.name, time.monotonic() - began, failed=failed is not None)
     pause = pause_s(job.interval_s, failures)
     await queries.note(holder, job.key, before.now, result, failed, failures, pause if job.enabled else None)
     return Turn(min(pause, LONGEST_PAUSE_S), ran=True, failed=failed)

@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from session_manager.core.errors import Refused
+from session_manager.service import metrics
 from session_manager.service.config import Config
 from session_manager.service.db import sync as queries
 from session_manager.service.db.locks import LIMITS
@@ -67,7 +68,7 @@ async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> Syn
         applied = queries.Applied()
         if read.versions:
             applied = await queries.apply(connection, config.volume, read_at, read.versions, read.rows)
-    return SyncResult(
+    result = SyncResult(
         ran=True,
         changed=len(read.versions),
         unchanged=read.unchanged,
@@ -79,6 +80,9 @@ async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> Syn
         seconds=round(time.monotonic() - began, 3),
         errors=read.errors,
     )
+    rows = {change: getattr(result, change) for change in ("created", "updated", "revived", "ended")}
+    metrics.synced(result.seconds, rows, len(result.errors))
+    return result
 
 
 class VolumeSync:

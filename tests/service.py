@@ -23,6 +23,8 @@ from session_manager.service.db.migrate import migrate
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_S = 60.0
+# What runs by itself would get in the way of tests that are about something else.
+QUIET = {"ARIA_CLOSING_SECONDS": "0"}
 
 
 class Databases:
@@ -87,7 +89,7 @@ class Service:
     def __init__(self, log: Path, *arguments: str, **env: str | None) -> None:
         self._log = log
         self.database_url = env.get("DATABASE_URL")
-        merged = {**os.environ, **env}
+        merged = {**os.environ, **QUIET, **env}
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "session_manager.faces.cli", "serve", "--port", "0", *arguments],

@@ -15,6 +15,7 @@ from support import ROOT, Skill, StoreBuilder
 from session_manager.faces.cli import ENVIRONMENT
 from session_manager.faces.runner import USAGE
 from session_manager.functions import NAMES, load
+from session_manager.service.config import INTERVALS
 
 SKILL = (ROOT / "skill.md").read_text()
 README = (ROOT / "README.md").read_text()
@@ -83,6 +84,11 @@ def test_commands_of_the_readme_run(line: str, database: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_job_is_documented() -> None:
+    for name in INTERVALS:
+        assert f"| `{name}` |" in README, name
 
 
 def test_environment_and_codes_are_documented() -> None:

@@ -419,7 +419,10 @@ def test_every_operation_is_described(client: httpx.Client) -> None:
         ("GET", "/api/sessions/stats"),
         ("GET", "/api/sessions/hourly"),
         ("POST", "/api/sessions/sync"),
+        ("GET", "/api/jobs"),
+        ("POST", "/api/jobs/{name}/run"),
         ("GET", "/healthz"),
+        ("GET", "/metrics"),
         ("GET", "/readyz"),
     } == set(operations)
     for place, operation in operations.items():

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
@@ -20,9 +21,10 @@ Exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 d
 ENVIRONMENT = """\
 Environment: DATABASE_URL (a PostgreSQL 15 or newer; unset: an embedded one, kept below XDG_STATE_HOME),
 ARIA_AGENTS_DIR (the volume to sync), ARIA_API_TOKEN (an admin token), ARIA_ALLOWED_HOSTS (names that the service goes
-by, with commas), ARIA_SYNC_SECONDS (default 30; 0: only on request), ARIA_VOLUME (the volume's name in history),
-SESSION_CLEANUP_TTL_MINUTES (default 30: how long a chat session may wait for its first message),
-SESSION_CLEANUP_ENABLED (default true; false keeps such sessions for ever).
+by, with commas), ARIA_SYNC_SECONDS (default 30; 0: only on request), ARIA_CLOSING_SECONDS (default 600; 0: only on
+request), ARIA_VOLUME (the volume's name in history), SESSION_CLEANUP_TTL_MINUTES (default 30: how long a chat session
+may wait for its first message), SESSION_CLEANUP_ENABLED (default true; false keeps such sessions for ever),
+ARIA_TRACEBACK (set: internal errors show their traceback).
 """
 
 app = typer.Typer(
@@ -55,6 +57,12 @@ def main() -> NoReturn:
         raise SystemExit(Failed.exit_code) from None
     except OSError as error:
         typer.echo(f"error: {error}", err=True)
+        raise SystemExit(Failed.exit_code) from None
+    except Exception as error:
+        if os.environ.get("ARIA_TRACEBACK"):
+            traceback.print_exc()
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        typer.echo(f"error: internal error ({said}); ARIA_TRACEBACK=1 shows where", err=True)
         raise SystemExit(Failed.exit_code) from None
     raise SystemExit(0)
 

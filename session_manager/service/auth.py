@@ -10,6 +10,8 @@ import hmac
 from urllib.parse import quote
 
 import msgspec
+from fastapi import Security
+from fastapi.security import HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.datastructures import Headers
@@ -24,8 +26,13 @@ from session_manager.service.guard import SAFE_METHODS, refuse
 
 COOKIE = "aria_token"
 OPEN = frozenset(("/healthz", "/readyz", "/login", "/style.css"))
+ADMIN = ("/api/jobs/",)
 FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
 PAGES = frozenset(("/", "/sessions", "/docs"))
+# Decides nothing: it is what the API's description says about tokens.
+DESCRIBED = Security(
+    HTTPBearer(auto_error=False, scheme_name="token", description="`ARIA_API_TOKEN`, or one that was created.")
+)
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -119,6 +126,8 @@ def scope_needed(scope: Scope) -> str:
     if scope["type"] == "websocket":
         return "write"
     method = scope["method"]
+    if scope["path"].startswith(ADMIN) and method not in SAFE_METHODS:
+        return "admin"
     return "read" if method in SAFE_METHODS else "delete" if method == "DELETE" else "write"
 
 

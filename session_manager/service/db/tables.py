@@ -27,7 +27,8 @@ STATUSES = ("active", "completed", "ended", "error")
 metadata = MetaData()
 
 # ``seq`` numbers rows in the order in which they became visible. ``status_at`` is when somebody last said what the
-# status is, and ``ended_by`` who: a request, or the volume sync. ``volume`` is the volume in which the sync saw it.
+# status is, and ``ended_by`` who: a request, the volume sync, or the job that closes what is idle. ``volume`` is the
+# volume in which the sync saw it.
 agent_sessions = Table(
     "agent_sessions",
     metadata,
@@ -55,6 +56,20 @@ volume_indexes = Table(
     Column("agent_id", Text, primary_key=True),
     Column("identity", Text, nullable=False),
     Column("read_at", DateTime(timezone=True), nullable=False),
+)
+
+job_runs = Table(
+    "job_runs",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("volume", Text, primary_key=True),
+    Column("started_at", DateTime(timezone=True), nullable=False),
+    Column("ended_at", DateTime(timezone=True), nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("result", JSONB),
+    Column("error", Text),
+    Column("failures", Integer, nullable=False),
+    Column("next_run_at", DateTime(timezone=True)),
 )
 
 api_tokens = Table(

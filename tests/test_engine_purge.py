@@ -266,8 +266,8 @@ def test_five_cleanups_at_once_share_the_work(shared_service: Service, chats: Ch
 
 async def first_message(engine: AsyncEngine, session_id: str) -> bool:
     async with engine.begin() as connection:
-        _, created = await chat_messages.add(connection, uuid.UUID(session_id), EVERYBODY, HELLO)
-        return created
+        added = await chat_messages.add(connection, uuid.UUID(session_id), EVERYBODY, HELLO)
+        return added.created
 
 
 def test_a_purge_passes_by_a_session_whose_message_is_not_committed_yet(chats: Chats) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,8 @@ from test_service_security import asks, created
 from session_manager.service import metrics
 
 Labels = tuple[tuple[str, str], ...]
+MADE = datetime(2026, 2, 15, 18, tzinfo=UTC)
+FIRST = {"message_count": 2, "created_at": MADE, "last_message_at": MADE + timedelta(seconds=2.5)}
 
 
 def read(service: Service) -> dict[tuple[str, Labels], float]:
@@ -140,8 +143,9 @@ def test_a_request_that_raises_is_counted_as_5xx(database: str, server: Database
     [
         (lambda: metrics.ghosts_purged(7), "aria_ghosts_purged_total", 7),
         (metrics.session_created, "aria_chat_sessions_created_total", 1),
-        (lambda: metrics.session_first_used(2.5), "aria_chat_sessions_used_total", 1),
-        (lambda: metrics.session_first_used(2.5), "aria_chat_first_message_seconds_sum", 2.5),
+        (lambda: metrics.messages_added(FIRST, 2), "aria_chat_sessions_used_total", 1),
+        (lambda: metrics.messages_added(FIRST, 2), "aria_chat_first_message_seconds_sum", 2.5),
+        (lambda: metrics.messages_added(FIRST, 1), "aria_chat_sessions_used_total", 0),
     ],
 )
 def test_what_others_tell_is_counted(tell: object, name: str, by: float) -> None:

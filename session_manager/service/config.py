@@ -18,6 +18,9 @@ DEFAULT_VOLUME = "default"
 INTERVALS = {
     "volume_sync": ("ARIA_SYNC_SECONDS", 30.0),
     "closing": ("ARIA_CLOSING_SECONDS", 600.0),
+    "ghost_purge": ("ARIA_GHOST_PURGE_SECONDS", 600.0),
+    "expiry": ("ARIA_EXPIRY_SECONDS", 60.0),
+    "idle_archive": ("ARIA_IDLE_ARCHIVE_SECONDS", 21_600.0),
 }
 DEFAULT_TTL_MINUTES = 30
 LONGEST_TTL_MINUTES = 43_200

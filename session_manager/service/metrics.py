@@ -6,6 +6,7 @@ Others tell what happened by calling these functions.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
@@ -62,10 +63,11 @@ def session_created() -> None:
     _created.inc()
 
 
-def session_first_used(seconds: float) -> None:
-    """Counts the first message of a chat session that was made ``seconds`` before, 0 when they came together."""
-    _used.inc()
-    _first.observe(seconds)
+def messages_added(session: Mapping[str, Any], count: int) -> None:
+    """Counts a chat session's first use, when the ``count`` messages that it has got just now are all it has."""
+    if session["message_count"] == count:
+        _used.inc()
+        _first.observe((session["last_message_at"] - session["created_at"]).total_seconds())
 
 
 def exposition() -> bytes:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AfterValidator, StringConstraints
 
+from session_manager.service import metrics
 from session_manager.service.api.answers import BUSY, BY_ID, INVALID, LARGE, WHO, Responses
 from session_manager.service.api.engine_schemas import (
     ChatChanges,
@@ -109,6 +110,7 @@ async def create_chat(request: Request, database: Database, asking: Asking, body
     row = await chat_sessions.create(
         database, {**values, "user_id": user_id}, ttl_minutes, body.kind or body.session_type
     )
+    request.state.then.append(metrics.session_created)
     return ChatSession.model_validate(row)
 
 
@@ -156,13 +158,15 @@ async def list_messages(
     },
 )
 async def add_message(
-    database: Database, asking: Asking, id: ChatId, body: NewChatMessage, response: Response
+    request: Request, database: Database, asking: Asking, id: ChatId, body: NewChatMessage, response: Response
 ) -> Message:
     """The first one makes the session stay. A message to an archived session brings it back."""
-    row, created = await chat_messages.add(database, id, asking, NewMessage(**body.model_dump()))
-    if not created:
+    added = await chat_messages.add(database, id, asking, NewMessage(**body.model_dump()))
+    if added.created:
+        request.state.then.append(lambda: metrics.messages_added(added.session, 1))
+    else:
         response.status_code = 200
-    return Message.model_validate(row)
+    return Message.model_validate(added.message)
 
 
 @router.patch("/{id}", summary="Change title or model", responses={**BY_ID, **_STATE, **LARGE})

@@ -55,7 +55,7 @@ async def list_jobs(request: Request, database: Database) -> JobList:
     summary="Run a job now",
     responses={
         404: {"model": Problem, "description": "there is no such job"},
-        409: {"model": Problem, "description": "it is running already, or this service lacks what it needs"},
+        409: {"model": Problem, "description": "it is running already, or this service's settings rule it out"},
         **INVALID,
     },
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Literal
 
 import msgspec
@@ -50,10 +50,17 @@ router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses={**WHO, 
 
 
 async def transaction(request: Request) -> AsyncIterator[AsyncConnection]:
-    """Gives a request one connection in one transaction, committed when its answer is made."""
+    """Gives a request one connection in one transaction, committed when its answer is made.
+
+    What is in ``request.state.then`` is called afterwards, unless the request has failed.
+    """
+    then: list[Callable[[], None]] = []
+    request.state.then = then
     async with request.app.state.engine.begin() as connection:
         await connection.execute(LIMITS)
         yield connection
+    for each in then:
+        each()
 
 
 Database = Annotated[AsyncConnection, Depends(transaction, scope="function")]

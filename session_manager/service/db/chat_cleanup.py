@@ -16,6 +16,7 @@ from sqlalchemy import Column, ColumnElement, Text, any_, cast, delete, exists, 
 from sqlalchemy.dialects.postgresql import ARRAY, UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from session_manager.service import metrics
 from session_manager.service.db import chat_archive
 from session_manager.service.db.chat_archive import Place
 from session_manager.service.db.locks import LIMITS
@@ -108,6 +109,7 @@ async def purge(engine: AsyncEngine, which: Empty, batch: int = BATCH) -> int:
             async with connection.begin():
                 await connection.execute(LIMITS)
                 done = await delete_empty(connection, which, batch, after)
+            metrics.ghosts_purged(done.deleted)
             _report(which.name, "deleted", done.deleted, done.some)
             deleted += done.deleted
             after = done.last

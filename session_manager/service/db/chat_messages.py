@@ -44,6 +44,14 @@ class NewMessage(msgspec.Struct, frozen=True):
         return (self.role, self.content, self.encrypted) == (row["role"], row["content"], row["encrypted"])
 
 
+class Added(msgspec.Struct, frozen=True):
+    """A message as it is stored, its session as it is now, and whether this call stored it (or an earlier)."""
+
+    message: Row
+    session: Row
+    created: bool
+
+
 async def look(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row | None:
     """Returns a session as it is, without holding it; None when it is not among the live ones."""
     found = await connection.execute(select(*ITEM).where(s.c.id == session_id, *viewer.sees(s)))
@@ -85,10 +93,8 @@ async def stored(connection: AsyncConnection, session_id: uuid.UUID, key: str | 
     return None if row is None else dict(row)
 
 
-async def add(
-    connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer, message: NewMessage
-) -> tuple[Row, bool]:
-    """Adds a message and returns it, and whether it is new: a retry with its idempotency key adds nothing.
+async def add(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer, message: NewMessage) -> Added:
+    """Adds a message; a retry with its idempotency key adds nothing.
 
     Raises NotFound, or Refused (``session_ended``, ``idempotency_conflict``).
     """
@@ -97,9 +103,9 @@ async def add(
     if before is not None:
         if not message.is_stored_as(before):
             raise conflict(message.idempotency_key)
-        return before, False
-    rows, _ = await append(connection, session, [message])
-    return rows[0], True
+        return Added(before, session, created=False)
+    rows, changed = await append(connection, session, [message])
+    return Added(rows[0], changed, created=True)
 
 
 async def append(connection: AsyncConnection, session: Row, messages: Sequence[NewMessage]) -> tuple[list[Row], Row]:

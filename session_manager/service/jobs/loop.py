@@ -78,7 +78,7 @@ class Runner:
         if job is None:
             raise NotFound(f"there is no job {name[:64]!r}; GET /api/jobs lists them", code="job_not_found")
         if not job.possible:
-            raise Refused(f"this service lacks a setting that {name} needs; see the README", code="job_not_possible")
+            raise Refused(f"the settings of this service rule {name} out; see the README", code="job_not_possible")
         # Who asked may go away; the run goes on, and the end of the service waits for it.
         task = asyncio.create_task(take_turn(self._engine, self._config, job, asked=True))
         self._tasks.add(task)

@@ -8,6 +8,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from session_manager.service.config import Config
+from session_manager.service.jobs.chats import archive_idle, purge_expired, purge_ghosts
 from session_manager.service.jobs.closing import close_idle
 from session_manager.service.jobs.sync import VolumeSync
 
@@ -19,7 +20,7 @@ class Job(msgspec.Struct, frozen=True):
 
     ``step`` does it once, in transactions of its own, and returns what it did. ``interval_s`` 0 means only on request.
     ``volume`` is the volume that it is about, empty when it is about the database; ``possible`` False means that this
-    service lacks what the step needs.
+    service lacks what the step needs, or is set not to do it.
     """
 
     name: str
@@ -45,4 +46,7 @@ def jobs(config: Config) -> tuple[Job, ...]:
     return (
         Job("volume_sync", VolumeSync(), every["volume_sync"], volume, has_volume),
         Job("closing", close_idle, every["closing"]),
+        Job("ghost_purge", purge_ghosts, every["ghost_purge"]),
+        Job("expiry", purge_expired, every["expiry"], possible=config.cleanup_enabled),
+        Job("idle_archive", archive_idle, every["idle_archive"]),
     )

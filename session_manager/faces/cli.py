@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -170,15 +172,50 @@ def revoke_token(
     typer.echo(f"token {token_id} is revoked" if revoked else f"token {token_id} was revoked before")
 
 
-def _in_database(work: Callable[[Any], Any]) -> Any:
+@app.command(epilog=ENVIRONMENT)
+def ghosts(
+    older_than_minutes: Annotated[
+        int, typer.Option(min=1, max=5_256_000, help="Their age, whatever their time to live.")
+    ] = 15,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete them. Without it nothing is changed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List chat sessions that have no message, with owner and creation time; --delete deletes them."""
+    from session_manager.service.db import chat_cleanup
+    from session_manager.service.db.migrate import on_engine
+
+    which = chat_cleanup.ghosts(older_than_minutes, whatever_ttl=True)
+    work = chat_cleanup.purge_and_list if delete else chat_cleanup.listed
+    with _database() as url:
+        found = on_engine(url, lambda engine: work(engine, which))
+    if as_json:
+        document = {"dry_run": not delete, "older_than_minutes": older_than_minutes, "ghost_count": len(found)}
+        typer.echo(json.dumps({**document, "deleted": len(found) if delete else 0, "ghosts": found}, default=str))
+        return
+    for ghost in found:
+        owners = [f"{kind} {ghost[name]}" for kind, name in (("user", "user_id"), ("org", "org_id")) if ghost[name]]
+        made = f"{ghost['created_at'].astimezone(UTC):%Y-%m-%d %H:%M}"
+        typer.echo("  ".join((str(ghost["id"]), made, ghost["agent_id"], *(owners or ["nobody's"]))))
+    done = "deleted" if delete else "to delete with --delete"
+    typer.echo(f"{len(found)} chat sessions without a message, {done}", err=True)
+
+
+@contextlib.contextmanager
+def _database() -> Iterator[str]:
+    """Gives the URL of the migrated database."""
     from session_manager.service.db.migrate import migrate as run
-    from session_manager.service.db.migrate import transaction
     from session_manager.service.server import reachable_database
 
     with reachable_database(os.environ) as url:
         run(url)
-        with transaction(url) as connection:
-            return work(connection)
+        yield url
+
+
+def _in_database(work: Callable[[Any], Any]) -> Any:
+    from session_manager.service.db.migrate import transaction
+
+    with _database() as url, transaction(url) as connection:
+        return work(connection)
 
 
 if __name__ == "__main__":

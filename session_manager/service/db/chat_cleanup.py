@@ -7,8 +7,7 @@ it. Rows that somebody holds are passed by. Each batch is a transaction, so its 
 from __future__ import annotations
 
 import logging
-import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
 import msgspec
@@ -19,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from session_manager.service import metrics
 from session_manager.service.db import chat_archive
 from session_manager.service.db.chat_archive import Place
+from session_manager.service.db.chat_sessions import Row
 from session_manager.service.db.locks import LIMITS
 from session_manager.service.db.ownership import EVERYBODY, Viewer
 from session_manager.service.db.tables import chat_messages as m
@@ -31,6 +31,10 @@ IDLE_DAYS = 30
 BATCH = 5000
 # These carry all their messages along.
 ARCHIVE_BATCH = 100
+# What a list of empty sessions says of each: whose it is, and since when.
+LISTED = tuple(
+    s.c[name] for name in ("id", "user_id", "org_id", "agent_id", "session_type", "created_at", "expires_at")
+)
 _SHOWN = 20
 _log = logging.getLogger(__name__)
 
@@ -62,15 +66,20 @@ def expired(viewer: Viewer = EVERYBODY) -> Empty:
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What one batch did: how many sessions went, some of their ids, and from where to go on, None at the end."""
+    """What one batch did: how many sessions went, some of them, and from where to go on, None at the end."""
 
     deleted: int
-    some: list[uuid.UUID]
+    some: list[Row]
     last: Place | None
 
 
-async def delete_empty(connection: AsyncConnection, which: Empty, limit: int, after: Place | None = None) -> Batch:
-    """Deletes one batch; ``after`` is the place (the time it goes by, id) where the batch before it ended."""
+async def delete_empty(
+    connection: AsyncConnection, which: Empty, limit: int, after: Place | None = None, shown: int = _SHOWN
+) -> Batch:
+    """Deletes one batch and returns up to ``shown`` of them.
+
+    ``after`` is the place (the time it goes by, id) where the batch before it ended.
+    """
     query = select(s.c.id, which.by.label("at")).where(*which.conditions).order_by(which.by, s.c.id).limit(limit)
     if after is not None:
         query = query.where(tuple_(which.by, s.c.id) > after)
@@ -88,33 +97,44 @@ async def delete_empty(connection: AsyncConnection, which: Empty, limit: int, af
     # Only a statement that begins when the rows are held sees every message that came before.
     unused = ~exists().where(m.c.session_id == s.c.id)
     these = s.c.id == any_(cast(literal(text_of_ids, Text), ARRAY(UUID(as_uuid=True))))
-    gone = delete(s).where(these, s.c.message_count == 0, unused).returning(s.c.id).cte("gone")
-    some = select(gone.c.id).limit(_SHOWN).subquery()
-    done = await connection.execute(
-        select(
-            select(func.count()).select_from(gone).scalar_subquery(),
-            select(func.array_agg(some.c.id)).scalar_subquery(),
-        )
-    )
-    deleted, shown = done.one()
-    return Batch(deleted, list(shown or ()), (at, last_id) if n == limit else None)
+    gone = delete(s).where(these, s.c.message_count == 0, unused).returning(*LISTED).cte("gone")
+    done = await connection.execute(select(func.count().over().label("deleted"), *gone.c).limit(shown))
+    rows = [dict(row) for row in done.mappings()]
+    deleted = max((row.pop("deleted") for row in rows), default=0)
+    return Batch(deleted, rows, (at, last_id) if n == limit else None)
 
 
 async def purge(engine: AsyncEngine, which: Empty, batch: int = BATCH) -> int:
     """Deletes empty sessions and returns how many; any number of purges may run at once and share the work."""
-    deleted = 0
+    return sum([done.deleted async for done in _purged(engine, which, batch, _SHOWN)])
+
+
+async def purge_and_list(engine: AsyncEngine, which: Empty) -> list[Row]:
+    """Deletes empty sessions and returns all of them, oldest first."""
+    gone = [row async for done in _purged(engine, which, BATCH, BATCH) for row in done.some]
+    return sorted(gone, key=lambda row: (row[which.by.name], row["id"]))
+
+
+async def listed(engine: AsyncEngine, which: Empty) -> list[Row]:
+    """Returns what a purge would delete, oldest first."""
+    async with engine.connect() as connection:
+        found = await connection.execute(select(*LISTED).where(*which.conditions).order_by(which.by, s.c.id))
+        return [dict(row) for row in found.mappings()]
+
+
+async def _purged(engine: AsyncEngine, which: Empty, batch: int, shown: int) -> AsyncIterator[Batch]:
     after: Place | None = None
     async with engine.connect() as connection:
         while True:
             async with connection.begin():
                 await connection.execute(LIMITS)
-                done = await delete_empty(connection, which, batch, after)
+                done = await delete_empty(connection, which, batch, after, shown)
             metrics.ghosts_purged(done.deleted)
             _report(which.name, "deleted", done.deleted, done.some)
-            deleted += done.deleted
+            yield done
             after = done.last
             if after is None:
-                return deleted
+                return
 
 
 async def archive_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewer = EVERYBODY) -> tuple[int, int]:
@@ -126,7 +146,7 @@ async def archive_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewe
             async with connection.begin():
                 await connection.execute(LIMITS)
                 rows = await chat_archive.archive_idle(connection, days, viewer, ARCHIVE_BATCH, after)
-            _report("idle archive", "archived", len(rows), [row["id"] for row in rows])
+            _report("idle archive", "archived", len(rows), rows)
             archived += len(rows)
             messages += sum(row["message_count"] for row in rows)
             if len(rows) < ARCHIVE_BATCH:
@@ -141,7 +161,7 @@ async def measure_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewe
         return await chat_archive.measure_idle(connection, days, viewer)
 
 
-def _report(name: str, done: str, n: int, ids: Sequence[uuid.UUID]) -> None:
+def _report(name: str, done: str, n: int, rows: Sequence[Row]) -> None:
     if n:
         more = f" and {n - _SHOWN} more" if n > _SHOWN else ""
-        _log.info("%s: %s %d: %s%s", name, done, n, ", ".join(short(str(i)) for i in ids[:_SHOWN]), more)
+        _log.info("%s: %s %d: %s%s", name, done, n, ", ".join(short(str(row["id"])) for row in rows[:_SHOWN]), more)

@@ -23,6 +23,7 @@ FUNCTIONS = [
     "deliver_history",
     "cleanup_orphans",
     "readopt_orphans",
+    "cleanup_ghosts",
     "list_deleted",
     "verify_ledger",
 ]

@@ -21,6 +21,7 @@ NAMES = (
     "deliver_history",
     "cleanup_orphans",
     "readopt_orphans",
+    "cleanup_ghosts",
     "list_deleted",
     "verify_ledger",
 )

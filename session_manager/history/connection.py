@@ -112,8 +112,10 @@ class Connection:
                 break
             self._postpone(answer, attempt)
         status = answer.status
-        if status in (401, 403):
-            raise self.give_up(f"aria-api refused the token ({status}): set ARIA_API_TOKEN to one that it knows")
+        if status == 401:
+            raise self.give_up("aria-api refused the token (401): set ARIA_API_TOKEN to one that it knows")
+        if status == 403:
+            raise self.give_up(f"aria-api refused {method} {path} (403): set ARIA_API_TOKEN to one with that scope")
         if status in _BUSY:
             raise self.give_up(f"aria-api is busy ({status}) and stayed so; the next call tries again")
         if status >= 500 and status != 501:

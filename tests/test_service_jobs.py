@@ -28,7 +28,7 @@ from session_manager.service.db.engine import make_engine
 from session_manager.service.db.locks import JOBS, WRITERS
 from session_manager.service.jobs import closing
 from session_manager.service.jobs.closing import Closed, close_idle
-from session_manager.service.jobs.loop import LONGEST_PAUSE_S, Runner, pause_s, take_turn
+from session_manager.service.jobs.loop import AT_ONCE, LONGEST_PAUSE_S, Runner, pause_s, take_turn
 from session_manager.service.jobs.registry import Job, jobs
 
 CONFIG = read_config({"HOME": "/nonexistent"})
@@ -266,6 +266,39 @@ def test_the_end_waits_for_the_step_in_hand_asked_for_or_due(database: str) -> N
         await ending
         assert sorted(finished) == ["asked", "due"]
         assert [(await last_run(engine, job)).outcome for job in runner.jobs] == ["ok", "ok"]
+
+    on(database, work)
+
+
+def test_few_jobs_run_at_once_and_those_that_wait_do_not_begin_after_the_end(database: str) -> None:
+    """Each run takes two connections; if all jobs began together, a small pooler would have none for their steps."""
+
+    async def work(engine: AsyncEngine) -> None:
+        leave = asyncio.Event()
+        begun: list[str] = []
+
+        def job(name: str) -> Job:
+            async def step(engine: AsyncEngine, config: Config) -> Done:
+                begun.append(name)
+                await leave.wait()
+                return Done(1)
+
+            return Job(name, step, 600.0)
+
+        runner = Runner(engine, CONFIG, [job(f"job{n}") for n in range(AT_ONCE + 3)])
+        runner.start()
+        async with asyncio.timeout(30):
+            while len(begun) < AT_ONCE:
+                await asyncio.sleep(0.01)
+        async with engine.connect() as connection:
+            for _ in range(20):
+                await connection.exec_driver_sql("SELECT 1")
+        assert len(begun) == AT_ONCE
+        stopping = asyncio.create_task(runner.stop())
+        await asyncio.sleep(0)
+        leave.set()
+        await stopping
+        assert len(begun) == AT_ONCE
 
     on(database, work)
 

@@ -25,6 +25,8 @@ from session_manager.service.db.engine import server_message
 from session_manager.service.jobs.registry import Job
 from session_manager.service.volume_reader import storable_text
 
+# A run takes two connections, its own and its step's: together they must not take all that a small pooler has.
+AT_ONCE = 2
 GRACE_S = 30.0
 LONGEST_PAUSE_S = 300.0
 _ERROR_LIMIT = 500
@@ -51,6 +53,7 @@ class Runner:
         self._engine = engine
         self._config = config
         self._stop = asyncio.Event()
+        self._turns = asyncio.Semaphore(AT_ONCE)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
@@ -80,7 +83,7 @@ class Runner:
         if not job.possible:
             raise Refused(f"the settings of this service rule {name} out; see the README", code="job_not_possible")
         # Who asked may go away; the run goes on, and the end of the service waits for it.
-        task = asyncio.create_task(take_turn(self._engine, self._config, job, asked=True))
+        task = asyncio.create_task(self._turn(job, asked=True))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         turn = await asyncio.shield(task)
@@ -90,11 +93,17 @@ class Runner:
             raise Failed(f"{name} failed: {turn.failed}", code="job_failed")
         return job
 
+    async def _turn(self, job: Job, *, asked: bool = False) -> Turn:
+        async with self._turns:
+            if self._stop.is_set() and not asked:
+                return Turn(0)
+            return await take_turn(self._engine, self._config, job, asked=asked)
+
     async def _repeat(self, job: Job) -> None:
         lost = 0
         while not self._stop.is_set():
             try:
-                wait_s = (await take_turn(self._engine, self._config, job)).wait_s
+                wait_s = (await self._turn(job)).wait_s
                 lost = 0
             except Exception as error:
                 lost += 1

@@ -128,13 +128,13 @@ class Chats:
         return self.run(main)
 
 
-async def until_somebody_waits(engine: AsyncEngine) -> None:
-    """Waits until a connection to this database waits for a row that another holds."""
+async def until_somebody_waits(engine: AsyncEngine, many: int = 1) -> None:
+    """Waits until so many connections to this database wait for a row that another holds."""
     query = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
     async with asyncio.timeout(30), engine.connect() as connection:
-        while not await connection.scalar(query):
+        while (await connection.scalar(query) or 0) < many:
             await connection.rollback()
             await asyncio.sleep(0.02)
 

@@ -139,6 +139,9 @@ def test_a_session_whose_words_may_lie_elsewhere_is_no_ghost(agents: Path, skill
     piped = haunt(store, "cron:piped")
     (store.dir / f"{piped}.jsonl").unlink()
     os.mkfifo(store.dir / f"{piped}.jsonl")
+    # Their times prove that nothing new is inside, so that only what they are can keep their sessions.
+    for session_id in (linked, piped):
+        os.utime(store.dir / f"{session_id}.jsonl", (0, 0), follow_symlinks=False)
     store.write()
     answer = skill(GHOSTS, REAL, **OFF)
     assert (answer.exit_code, answer.document["deleted_ids"], answer.document["kept"]) == (0, [], [])

@@ -295,13 +295,14 @@ def test_a_message_that_arrives_while_a_purge_holds_its_session_wins(chats: Chat
         async with engine.connect() as purging:
             batch = await chat_cleanup.delete_empty(purging, which, 10)
             assert [str(each["id"]) for each in batch.some] == [session_id]
-            messages = [asyncio.create_task(first_message(engine, session_id)) for _ in range(3)]
-            await until_somebody_waits(engine)
+            messages = [asyncio.create_task(first_message(engine, session_id)) for _ in range(2)]
+            # Behind a small pooler no more than two can wait beside the purge and who looks at them.
+            await until_somebody_waits(engine, 2)
             await purging.commit()
-        assert await asyncio.gather(*messages) == [True] * 3
+        assert await asyncio.gather(*messages) == [True] * 2
 
     chats.run(work)
-    assert chats.counts() == (1, 3)
+    assert chats.counts() == (1, 2)
     ((metadata,),) = chats.execute("SELECT metadata FROM chat_sessions WHERE id = %s", session_id)
     assert (metadata["kind"], metadata["has_messages"]) == ("page", True)
     chats.check()

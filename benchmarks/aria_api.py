@@ -25,6 +25,8 @@ from session_manager.service.embedded.programs import shipped
 ROOT = Path(__file__).resolve().parents[1]
 # Dead rows are cleared away between the measurements, and never during one.
 SETTINGS = {"autovacuum": "off"}
+# Nothing runs by itself.
+QUIET = {"ARIA_SYNC_SECONDS": "0", "ARIA_CLOSING_SECONDS": "0"}
 _FILL = """
     INSERT INTO agent_sessions (agent_id, session_type, started_at, last_activity_at, ended_at, status, volume,
                                 messages_count, tokens_used, cost_usd, metadata)
@@ -95,7 +97,7 @@ class Database:
         with subprocess.Popen(
             [sys.executable, "-m", "session_manager.faces.cli", "serve", "--port", "0"],
             cwd=ROOT,
-            env={**inherited, "DATABASE_URL": self.url, "ARIA_SYNC_SECONDS": "0", **variables},
+            env={**inherited, "DATABASE_URL": self.url, **QUIET, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

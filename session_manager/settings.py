@@ -62,7 +62,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         agents_dir=agents_dir,
         state_dir=os.path.abspath(os.path.expanduser(state_dir)),
         api_url=_api_url(environ.get("ARIA_API_URL", DEFAULT_API_URL).strip()),
-        api_token=_token(environ.get("ARIA_API_TOKEN", "").strip()),
+        api_token=api_token(environ),
         api_timeout=_number(environ, "ARIA_API_TIMEOUT", DEFAULT_API_TIMEOUT, least=0.1, most=3600.0),
         lock_timeout=_number(environ, "ARIA_LOCK_TIMEOUT", DEFAULT_LOCK_TIMEOUT, least=0.0, most=3600.0),
         keep_days=int(_number(environ, "ARIA_KEEP_DAYS", DEFAULT_KEEP_DAYS, least=1, most=36500)),
@@ -117,7 +117,9 @@ def _api_url(text: str) -> str | None:
     return text.rstrip("/")
 
 
-def _token(text: str) -> str | None:
+def api_token(environ: Mapping[str, str]) -> str | None:
+    """Returns ``ARIA_API_TOKEN``, None when it is unset or empty. Raises UsageError (``bad_setting``)."""
+    text = environ.get("ARIA_API_TOKEN", "").strip()
     if not all("!" <= character <= "~" for character in text):
         raise UsageError(
             "ARIA_API_TOKEN holds blanks, control characters or letters beyond ASCII; set it to the token alone",

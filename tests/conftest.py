@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(("ARIA_", "OPENCLAW_", "CLAWDBOT_", "XDG_")) or name == "DATABASE_URL":
+        if name.startswith(("ARIA_", "OPENCLAW_", "CLAWDBOT_", "XDG_", "SESSION_CLEANUP_")) or name == "DATABASE_URL":
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()

@@ -15,6 +15,7 @@ from support import ROOT, Skill, StoreBuilder
 from session_manager.faces.cli import ENVIRONMENT
 from session_manager.faces.runner import USAGE
 from session_manager.functions import NAMES, load
+from session_manager.service.config import INTERVALS
 
 SKILL = (ROOT / "skill.md").read_text()
 README = (ROOT / "README.md").read_text()
@@ -89,12 +90,17 @@ def test_commands_of_the_readme_run(line: str, database: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_every_job_is_documented() -> None:
+    for name in INTERVALS:
+        assert f"| `{name}` |" in README, name
+
+
 def test_environment_and_codes_are_documented() -> None:
     package = ROOT / "session_manager"
     service = "".join(p.read_text() for p in [*package.glob("service/**/*.py"), package / "faces" / "cli.py"])
     skill = "".join(p.read_text() for p in package.rglob("*.py") if "service" not in p.parts and p.name != "cli.py")
     for sources, pages in ((skill, (USAGE,)), (service, (ENVIRONMENT, README))):
-        for variable in set(re.findall(r'"((?:ARIA|OPENCLAW)_[A-Z_]+|DATABASE_URL)"', sources)):
+        for variable in set(re.findall(r'"((?:ARIA|OPENCLAW|SESSION_CLEANUP)_[A-Z_]+|DATABASE_URL)"', sources)):
             assert all(variable in page for page in pages), variable
     sources = skill
     for cell in re.findall(r"^\| (`[^|]+`) \|", SKILL, re.MULTILINE):

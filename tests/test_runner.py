@@ -25,6 +25,7 @@ FUNCTIONS = [
     "readopt_orphans",
     "purge_archives",
     "erase_session",
+    "cleanup_ghosts",
     "list_deleted",
     "restore_session",
     "restore_run",

@@ -183,11 +183,11 @@ def test_a_configured_name_is_answered_and_may_ask(server: Databases, database: 
         assert client.post("/api/sessions", json=NEW, headers={"Origin": "https://evil.example"}).status_code == 403
 
 
-def handshake(url: str, *headers: str) -> str:
+def handshake(url: str, *headers: str, path: str = "/api/engine/chat/ws") -> str:
     key = base64.b64encode(os.urandom(16)).decode()
     host = urlsplit(url).netloc
     lines = [
-        "GET /api/engine/chat/ws HTTP/1.1",
+        f"GET {path} HTTP/1.1",
         f"Host: {host}",
         "Connection: Upgrade",
         "Upgrade: websocket",

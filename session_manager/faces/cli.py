@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import UTC
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -20,7 +23,11 @@ Exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 d
 ENVIRONMENT = """\
 Environment: DATABASE_URL (a PostgreSQL 15 or newer; unset: an embedded one, kept below XDG_STATE_HOME),
 ARIA_AGENTS_DIR (the volume to sync), ARIA_API_TOKEN (an admin token), ARIA_ALLOWED_HOSTS (names that the service goes
-by, with commas), ARIA_SYNC_SECONDS (default 30; 0: only on request), ARIA_VOLUME (the volume's name in history).
+by, with commas), ARIA_VOLUME (the volume's name in history), SESSION_CLEANUP_TTL_MINUTES (default 30: how long a chat
+session may wait for its first message), SESSION_CLEANUP_ENABLED (default true; false keeps such sessions for ever),
+ARIA_TRACEBACK (set: internal errors show their traceback). How often the jobs run, in seconds, 0: only on request:
+ARIA_SYNC_SECONDS (default 30), ARIA_CLOSING_SECONDS (600), ARIA_GHOST_PURGE_SECONDS (600), ARIA_EXPIRY_SECONDS (60),
+ARIA_IDLE_ARCHIVE_SECONDS (21600).
 """
 
 app = typer.Typer(
@@ -53,6 +60,12 @@ def main() -> NoReturn:
         raise SystemExit(Failed.exit_code) from None
     except OSError as error:
         typer.echo(f"error: {error}", err=True)
+        raise SystemExit(Failed.exit_code) from None
+    except Exception as error:
+        if os.environ.get("ARIA_TRACEBACK"):
+            traceback.print_exc()
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        typer.echo(f"error: internal error ({said}); ARIA_TRACEBACK=1 shows where", err=True)
         raise SystemExit(Failed.exit_code) from None
     raise SystemExit(0)
 
@@ -89,7 +102,15 @@ def migrate() -> None:
 
 @token_app.command("create", epilog=ENVIRONMENT)
 def create_token(
-    name: Annotated[str, typer.Option(help="Who will use it; shown in the log.")],
+    name: Annotated[
+        str | None, typer.Option(help="Who will use it; shown in the log. The user's name when left out.")
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Whose chat sessions it sees and makes. Without one: those that are nobody's.")
+    ] = None,
+    org: Annotated[
+        list[str] | None, typer.Option(help="An organisation whose chat sessions it sees, too; may be given again.")
+    ] = None,
     scope: Annotated[
         str, typer.Option(help="What it may do, with commas: read, write, delete, admin (all of them).")
     ] = "read,write",
@@ -104,10 +125,21 @@ def create_token(
         raise UsageError(
             f"--scope takes {', '.join(tokens.SCOPES)}, with commas; not {', '.join(unknown) or 'nothing'}"
         )
-    if not name.strip() or len(name) > 100 or not name.isprintable():
-        raise UsageError("--name must be 1 to 100 printable characters")
-    token = _in_database(lambda connection: tokens.create(connection, name.strip(), scopes))
-    typer.echo(json.dumps({"token": token, "name": name.strip(), "scopes": sorted(set(scopes))}) if as_json else token)
+    if name is None and user is None:
+        raise UsageError("give --name, who will use the token, or --user, whose chat sessions it sees")
+    shown = _name("--name", name if name is not None else user)
+    user_id = None if user is None else _name("--user", user)
+    orgs = sorted({_name("--org", each) for each in org or ()})
+    token = _in_database(lambda connection: tokens.create(connection, shown, scopes, user_id, orgs))
+    made = {"token": token, "name": shown, "scopes": sorted(set(scopes)), "user_id": user_id, "orgs": orgs}
+    typer.echo(json.dumps(made) if as_json else token)
+
+
+def _name(option: str, value: str | None) -> str:
+    name = (value or "").strip()
+    if not name or len(name) > 100 or not name.isprintable():
+        raise UsageError(f"{option} must be 1 to 100 printable characters")
+    return name
 
 
 @token_app.command("list", epilog=ENVIRONMENT)
@@ -124,7 +156,9 @@ def list_tokens(as_json: AsJson = False) -> None:
     for token in found:
         state = f"revoked {token['revoked_at']:%Y-%m-%d %H:%M}" if token["revoked_at"] else "valid"
         made, scopes = f"{token['created_at']:%Y-%m-%d %H:%M}", ",".join(token["scopes"])
-        typer.echo(f"{token['id']}  {made}  {scopes}  {state}  {token['name']}")
+        whose = [f"user {token['user_id']}"] if token["user_id"] else []
+        whose += [f"org {org}" for org in token["orgs"]]
+        typer.echo("  ".join((token["id"], made, scopes, state, token["name"], *whose)))
 
 
 @token_app.command("revoke", epilog=ENVIRONMENT)
@@ -138,15 +172,50 @@ def revoke_token(
     typer.echo(f"token {token_id} is revoked" if revoked else f"token {token_id} was revoked before")
 
 
-def _in_database(work: Callable[[Any], Any]) -> Any:
+@app.command(epilog=ENVIRONMENT)
+def ghosts(
+    older_than_minutes: Annotated[
+        int, typer.Option(min=1, max=5_256_000, help="Their age, whatever their time to live.")
+    ] = 15,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete them. Without it nothing is changed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List chat sessions that have no message, with owner and creation time; --delete deletes them."""
+    from session_manager.service.db import chat_cleanup
+    from session_manager.service.db.migrate import on_engine
+
+    which = chat_cleanup.ghosts(older_than_minutes, whatever_ttl=True)
+    work = chat_cleanup.purge_and_list if delete else chat_cleanup.listed
+    with _database() as url:
+        found = on_engine(url, lambda engine: work(engine, which))
+    if as_json:
+        document = {"dry_run": not delete, "older_than_minutes": older_than_minutes, "ghost_count": len(found)}
+        typer.echo(json.dumps({**document, "deleted": len(found) if delete else 0, "ghosts": found}, default=str))
+        return
+    for ghost in found:
+        owners = [f"{kind} {ghost[name]}" for kind, name in (("user", "user_id"), ("org", "org_id")) if ghost[name]]
+        made = f"{ghost['created_at'].astimezone(UTC):%Y-%m-%d %H:%M}"
+        typer.echo("  ".join((str(ghost["id"]), made, ghost["agent_id"], *(owners or ["nobody's"]))))
+    done = "deleted" if delete else "to delete with --delete"
+    typer.echo(f"{len(found)} chat sessions without a message, {done}", err=True)
+
+
+@contextlib.contextmanager
+def _database() -> Iterator[str]:
+    """Gives the URL of the migrated database."""
     from session_manager.service.db.migrate import migrate as run
-    from session_manager.service.db.migrate import transaction
     from session_manager.service.server import reachable_database
 
     with reachable_database(os.environ) as url:
         run(url)
-        with transaction(url) as connection:
-            return work(connection)
+        yield url
+
+
+def _in_database(work: Callable[[Any], Any]) -> Any:
+    from session_manager.service.db.migrate import transaction
+
+    with _database() as url, transaction(url) as connection:
+        return work(connection)
 
 
 if __name__ == "__main__":

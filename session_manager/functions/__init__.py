@@ -23,6 +23,7 @@ NAMES = (
     "readopt_orphans",
     "purge_archives",
     "erase_session",
+    "cleanup_ghosts",
     "list_deleted",
     "restore_session",
     "restore_run",

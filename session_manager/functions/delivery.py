@@ -21,6 +21,7 @@ from session_manager.live.volume import read_snapshot
 
 if TYPE_CHECKING:
     from session_manager.history.client import Client
+    from session_manager.history.ghosts import Ghosts
     from session_manager.history.marks import Mark as Told
     from session_manager.history.rows import Row
 
@@ -95,6 +96,13 @@ class History:
             return self._connected().find(session_id)
         except NoConversation as error:
             return [], str(error)
+
+    def ghosts(self, older_than_minutes: int, most: int, *, delete: bool) -> tuple[Ghosts | None, str | None]:
+        """Counts aria-api's own conversations without a message, or deletes them; None and why it was not possible."""
+        try:
+            return self._connected().ghosts(older_than_minutes, most, delete=delete)
+        except NoConversation as error:
+            return None, str(error)
 
     def deliver(self, removed: Collection[Name] = ()) -> Delivery:
         """Delivers all marks that wait, of this run and of earlier ones, and notes which arrived.
@@ -230,7 +238,11 @@ def tell(context: Context, run: Run, removed: Collection[Name]) -> dict[str, Any
     if context.settings.api_url is None:
         return {"pg_status_updated": False, "pg_updated": 0, "pg_pending": 0}
     with History(context, run) as history:
-        delivery = history.deliver(removed)
+        return counted(history.deliver(removed), removed)
+
+
+def counted(delivery: Delivery, removed: Collection[Name]) -> dict[str, Any]:
+    """Returns the members of a document that count the marks of ``removed`` that arrived, and those that wait."""
     updated = sum(delivery.arrived(name) for name in removed)
     document: dict[str, Any] = {
         "pg_status_updated": bool(removed) and updated == len(removed),

@@ -18,6 +18,7 @@ import msgspec
 
 from session_manager.history.connection import CONNECT_S, Connection, Unavailable
 from session_manager.history.erasing import MANY, UNKNOWN_REQUEST, Marked, erase_many, read_missing
+from session_manager.history.ghosts import Ghosts, delete_ghosts, list_ghosts
 from session_manager.history.marks import Mark, Name, Results, Status, Tally
 from session_manager.history.older import mark_one_by_one
 from session_manager.history.rows import PATH, Row, read_rows
@@ -92,6 +93,22 @@ class Client:
 
         error = self._in_time(work)
         return ([], error) if error is not None else (found, None)
+
+    def ghosts(self, older_than_minutes: int, most: int, *, delete: bool) -> tuple[Ghosts | None, str | None]:
+        """Counts conversations without a message, with the first ``most`` of them, or deletes them.
+
+        Returns None and why aria-api could not be asked, when that is so.
+        """
+        found: list[Ghosts] = []
+
+        def work() -> None:
+            if delete:
+                found.append(delete_ghosts(self._connection, older_than_minutes))
+            else:
+                found.append(list_ghosts(self._connection, older_than_minutes, most))
+
+        error = self._in_time(work)
+        return (found[0], None) if error is None else (None, error)
 
     def _in_time(self, work: Callable[[], None]) -> str | None:
         """Does ``work`` in a thread and waits while there is budget; returns what went wrong, as a sentence."""

@@ -112,9 +112,11 @@ class Connection:
                 break
             self._postpone(answer, attempt)
         status = answer.status
-        if status in (401, 403):
-            better = "one that it knows" if status == 401 else "one that may do this (read, write; delete to erase)"
-            raise self.give_up(f"aria-api refused the token ({status}): set ARIA_API_TOKEN to {better}")
+        if status == 401:
+            raise self.give_up("aria-api refused the token (401): set ARIA_API_TOKEN to one that it knows")
+        if status == 403:
+            better = "one that may do this (read, write; delete to erase)"
+            raise self.give_up(f"aria-api refused {method} {path} (403): set ARIA_API_TOKEN to {better}")
         if status in _BUSY:
             raise self.give_up(f"aria-api is busy ({status}) and stayed so; the next call tries again")
         if status >= 500 and status != 501:

@@ -10,6 +10,8 @@ import hmac
 from urllib.parse import quote
 
 import msgspec
+from fastapi import Security
+from fastapi.security import HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.datastructures import Headers
@@ -19,24 +21,37 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from session_manager.service.config import Config
 from session_manager.service.db import tokens
+from session_manager.service.db.ownership import Viewer
 from session_manager.service.guard import SAFE_METHODS, refuse
 
 COOKIE = "aria_token"
 OPEN = frozenset(("/healthz", "/readyz", "/login", "/style.css"))
+ADMIN = ("/api/jobs/",)
 FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
 ERASES = "/api/sessions/erase"
 PAGES = frozenset(("/", "/sessions", "/docs"))
+# Decides nothing: it is what the API's description says about tokens.
+DESCRIBED = Security(
+    HTTPBearer(auto_error=False, scheme_name="token", description="`ARIA_API_TOKEN`, or one that was created.")
+)
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who is asking, and what they may do; ``admin`` may do everything."""
+    """Who is asking, and what they may do; ``admin`` may do everything, and sees everybody's conversations."""
 
     name: str
     scopes: frozenset[str]
+    user_id: str | None = None
+    orgs: frozenset[str] = frozenset()
 
     def may(self, scope: str) -> bool:
         """Says whether the token has a scope."""
         return scope in self.scopes or "admin" in self.scopes
+
+    @property
+    def viewer(self) -> Viewer:
+        """Whose conversations they see."""
+        return Viewer(self.user_id, self.orgs, sees_all=self.may("admin"))
 
 
 LOCAL = Principal("local", frozenset(("admin",)))
@@ -59,7 +74,7 @@ class Authenticator:
         async with self._engine.connect() as connection:
             held = await tokens.holder(connection, token) if token else None
             if held is not None:
-                return Principal(*held)
+                return Principal(held.name, held.scopes, held.user_id, held.orgs)
             if self._admin or not self._config.on_loopback or await tokens.any_made(connection):
                 return None
             return LOCAL
@@ -114,6 +129,8 @@ def scope_needed(scope: Scope) -> str:
     method = scope["method"]
     if method in SAFE_METHODS:
         return "read"
+    if scope["path"].startswith(ADMIN):
+        return "admin"
     return "delete" if method == "DELETE" or scope["path"] == ERASES else "write"
 
 

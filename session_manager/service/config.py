@@ -10,30 +10,47 @@ from collections.abc import Mapping
 import msgspec
 
 from session_manager.core.errors import UsageError
-from session_manager.settings import Settings, read_settings
+from session_manager.settings import Settings, api_token, read_settings
 
 DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 8000
-DEFAULT_SYNC_SECONDS = 30.0
 DEFAULT_VOLUME = "default"
+# Of each job: the variable that says how often it runs, and the default, in seconds.
+INTERVALS = {
+    "volume_sync": ("ARIA_SYNC_SECONDS", 30.0),
+    "closing": ("ARIA_CLOSING_SECONDS", 600.0),
+    "ghost_purge": ("ARIA_GHOST_PURGE_SECONDS", 600.0),
+    "expiry": ("ARIA_EXPIRY_SECONDS", 60.0),
+    "idle_archive": ("ARIA_IDLE_ARCHIVE_SECONDS", 21_600.0),
+}
+DEFAULT_TTL_MINUTES = 30
+LONGEST_TTL_MINUTES = 43_200
+_SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
 class Config(msgspec.Struct, frozen=True):
     """What the service runs with.
 
-    ``database_url`` None means the embedded PostgreSQL; otherwise it is an SQLAlchemy URL for psycopg. ``agents_dir``
-    None means that there is no volume to sync. ``volume`` names that volume in history: replicas that see the same
-    agents directory share one name. ``sync_seconds`` 0 switches the background sync off.
+    ``database_url`` None means the embedded PostgreSQL; otherwise it is an SQLAlchemy URL for psycopg. ``live`` says
+    where the skill keeps what, None when there is no volume to sync. ``volume`` names that volume in history: replicas
+    that see the same agents directory share one name. ``intervals`` are the jobs' in seconds, by name; 0 switches a
+    job off. Chat sessions that are made before their first message live for ``cleanup_ttl_minutes`` without one;
+    unless ``cleanup_enabled`` they are kept.
     """
 
     host: str
-    port: int
     database_url: str | None
-    agents_dir: str | None
+    live: Settings | None
     volume: str
-    sync_seconds: float
+    intervals: Mapping[str, float]
     api_token: str | None
     allowed_hosts: frozenset[str]
+    cleanup_enabled: bool
+    cleanup_ttl_minutes: int
+
+    @property
+    def agents_dir(self) -> str | None:
+        """The volume to sync, None when there is none."""
+        return None if self.live is None else self.live.agents_dir
 
     @property
     def on_loopback(self) -> bool:
@@ -52,27 +69,25 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def read_config(environ: Mapping[str, str], host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> Config:
+def read_config(environ: Mapping[str, str], host: str = DEFAULT_HOST) -> Config:
     """Reads the environment.
 
     Raises UsageError (``bad_setting``, ``agents_dir_missing``) when a variable is set but unusable. An agents
     directory that nobody named and that does not exist is no error: a service may run where no volume is mounted.
     """
-    token = environ.get("ARIA_API_TOKEN", "").strip()
-    if token and not (token.isascii() and token.isprintable() and " " not in token):
-        raise UsageError("ARIA_API_TOKEN must be printable ASCII without spaces", code="bad_setting")
     volume = environ.get("ARIA_VOLUME", "").strip() or DEFAULT_VOLUME
     if len(volume) > 100 or not volume.isprintable():
         raise UsageError("ARIA_VOLUME must be a name of at most 100 printable characters", code="bad_setting")
     return Config(
         host=host,
-        port=port,
         database_url=database_url(environ),
-        agents_dir=_agents_dir(environ),
+        live=_live(environ),
         volume=volume,
-        sync_seconds=_seconds(environ, "ARIA_SYNC_SECONDS", DEFAULT_SYNC_SECONDS),
-        api_token=token or None,
+        intervals={job: _seconds(environ, *setting) for job, setting in INTERVALS.items()},
+        api_token=api_token(environ),
         allowed_hosts=_hosts(environ),
+        cleanup_enabled=_switch(environ, "SESSION_CLEANUP_ENABLED", default=True),
+        cleanup_ttl_minutes=_minutes(environ, "SESSION_CLEANUP_TTL_MINUTES", DEFAULT_TTL_MINUTES),
     )
 
 
@@ -112,14 +127,13 @@ def database_url(environ: Mapping[str, str]) -> str | None:
     )
 
 
-def _agents_dir(environ: Mapping[str, str]) -> str | None:
+def _live(environ: Mapping[str, str]) -> Settings | None:
     try:
-        settings: Settings = read_settings(environ)
+        return read_settings(environ)
     except UsageError as error:
         if error.code == "agents_dir_missing" and "variable" not in error.details:
             return None
         raise
-    return settings.agents_dir
 
 
 def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
@@ -130,4 +144,22 @@ def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
         value = -1.0
     if not (value == 0 or 1 <= value <= 86_400):
         raise UsageError(f"{name} is {text!r}; it must be seconds from 1 to 86400, or 0 for never", code="bad_setting")
+    return value
+
+
+def _switch(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
+    text = environ.get(name, "").strip().lower()
+    value = _SWITCH.get(text) if text else default
+    if value is None:
+        raise UsageError(f"{name} is {text!r}; it must be true or false", code="bad_setting")
+    return value
+
+
+def _minutes(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name, "").strip()
+    value = int(text) if text.isdecimal() and len(text) < 10 else 0 if text else default
+    if not 1 <= value <= LONGEST_TTL_MINUTES:
+        raise UsageError(
+            f"{name} is {text!r}; it must be whole minutes from 1 to {LONGEST_TTL_MINUTES}", code="bad_setting"
+        )
     return value

@@ -8,6 +8,8 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from session_manager.service import metrics
+
 _log = logging.getLogger("session_manager.access")
 
 
@@ -16,22 +18,30 @@ def short(identifier: str) -> str:
     return identifier if len(identifier) <= 8 else f"{identifier[:8]}…"
 
 
-def configure(level: str = "INFO") -> None:
+def configure() -> None:
     """Sends log lines to standard error."""
     logging.config.dictConfig(
         {
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-            "root": {"handlers": ["stderr"], "level": level},
+            "filters": {"refusals": {"()": _NoRefusals}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["refusals"]}},
+            "root": {"handlers": ["stderr"], "level": "INFO"},
             "loggers": {"alembic": {"level": "WARNING"}, "uvicorn.error": {"level": "WARNING"}},
         }
     )
 
 
+class _NoRefusals(logging.Filter):
+    """Leaves out the error that uvicorn logs whenever a WebSocket's handshake is refused with an answer."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.msg != "ASGI callable returned without completing handshake."
+
+
 class AccessLog:
-    """ASGI middleware that logs each request when it is answered."""
+    """ASGI middleware that logs and counts each request when it is answered."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -40,7 +50,8 @@ class AccessLog:
         """Hands the request on and notes its status."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        status = 0
+        # Whoever raises gets this answer from the server.
+        status = 500
         began = time.perf_counter()
 
         async def noting(message: Message) -> None:
@@ -53,17 +64,24 @@ class AccessLog:
             await self._app(scope, receive, noting)
         finally:
             who = scope.get("principal")
-            milliseconds = (time.perf_counter() - began) * 1000
+            seconds = time.perf_counter() - began
+            metrics.answered(scope["method"], _template(scope), status, seconds)
             _log.info(
-                "%s %s %d %.0f ms %s", scope["method"], _path(scope), status, milliseconds, who.name if who else "-"
+                "%s %s %d %.0f ms %s", scope["method"], _path(scope), status, seconds * 1000, who.name if who else "-"
             )
         return None
+
+
+def _template(scope: Scope) -> str | None:
+    """Returns the path as its route writes it, None when no route has been found."""
+    path = getattr(scope.get("route"), "path", None)
+    return path if isinstance(path, str) else None
 
 
 def _path(scope: Scope) -> str:
     """Returns the path with its ids cut; the query string, which may hold ids and text, is left out."""
     parts = scope["path"].split("/")
-    known = getattr(scope.get("route"), "path", "").split("/")
+    known = (_template(scope) or "").split("/")
     fixed = known if len(known) == len(parts) else ["{}"] * len(parts)
     cut = (short(part) if pattern.startswith("{") else part for part, pattern in zip(parts, fixed, strict=True))
     # A path may hold anything, line breaks included.

@@ -1,4 +1,4 @@
-"""Every failure as ``{"error", "code"}`` with its HTTP status."""
+"""Every failure as ``{"error", "code"}`` with its HTTP status; for a browser that asked for a page, as a page."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from session_manager.core.errors import SessionManagerError
 from session_manager.service.db.engine import server_message
+from session_manager.service.pages.render import render
 
 _log = logging.getLogger(__name__)
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "bad_media_type"}
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 RETRY_AFTER_S = 2
 
 
@@ -26,6 +29,13 @@ class BadId(SessionManagerError):
 
     http_status = 400
     default_code = "bad_id"
+
+
+class Forbidden(SessionManagerError):
+    """The sender is known, and may not do this."""
+
+    http_status = 403
+    default_code = "forbidden"
 
 
 class Unavailable(SessionManagerError):
@@ -37,9 +47,22 @@ class Unavailable(SessionManagerError):
 
 def problem(status: int, error: str, code: str, headers: dict[str, str] | None = None, **details: Any) -> Response:
     """Returns a problem answer."""
-    if status == 503:
-        headers = {"Retry-After": str(RETRY_AFTER_S), **(headers or {})}
-    return JSONResponse({"error": error, "code": code, **details}, status, headers)
+    return JSONResponse({"error": error, "code": code, **details}, status, _headers(status, headers))
+
+
+def _answer(
+    request: Request, status: int, error: str, code: str, headers: dict[str, str] | None = None, **details: Any
+) -> Response:
+    """Returns a problem answer as whoever asks can read it."""
+    if "text/html" not in request.headers.get("accept", "") or request.url.path.startswith("/api/"):
+        return problem(status, error, code, headers, **details)
+    page = render("problem.html", status, error=error)
+    page.headers.update(_headers(status, headers))
+    return page
+
+
+def _headers(status: int, headers: dict[str, str] | None) -> dict[str, str]:
+    return ({"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}) | (headers or {})
 
 
 def install(app: FastAPI) -> None:
@@ -53,7 +76,7 @@ def install(app: FastAPI) -> None:
 
 async def _ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, SessionManagerError)
-    return problem(error.http_status, error.message, error.code, **error.details)
+    return _answer(request, error.http_status, error.message, error.code, **error.details)
 
 
 def _field(location: Sequence[object]) -> str:
@@ -66,7 +89,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = [{"field": _field(e["loc"]), "error": e["msg"].removeprefix("Value error, ")} for e in error.errors()[:20]]
     first = found[0]
-    return problem(422, f"{first['field']}: {first['error']}", "invalid", field=first["field"], fields=found)
+    return _answer(request, 422, f"{first['field']}: {first['error']}", "invalid", field=first["field"], fields=found)
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -74,13 +97,23 @@ async def _http(request: Request, error: Exception) -> Response:
     if error.status_code == 400:
         # FastAPI's answer to a body that no JSON parser takes (depth, digits, encoding).
         sentence = "body: not readable as JSON"
-        return problem(422, sentence, "invalid", field="body", fields=[{"field": "body", "error": sentence}])
+        return _answer(request, 422, sentence, "invalid", field="body", fields=[{"field": "body", "error": sentence}])
     code = _CODES.get(error.status_code, "http_error")
     sentence = {
         404: "there is nothing at this address; /docs lists what there is",
         405: f"{request.method} is not possible here; /docs lists what is",
     }.get(error.status_code, str(error.detail))
-    return problem(error.status_code, sentence, code, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_allowed(request))
+    return _answer(request, error.status_code, sentence, code, headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Returns the methods that the address knows; what the router says of it is one route's alone."""
+    routes = request.app.router.routes
+    asked = ({**request.scope, "method": method} for method in _METHODS)
+    return [s["method"] for s in asked if any(route.matches(s)[0] is Match.FULL for route in routes)]
 
 
 async def _database(request: Request, error: Exception) -> Response:
@@ -89,7 +122,7 @@ async def _database(request: Request, error: Exception) -> Response:
         isinstance(error, DBAPIError) and error.connection_invalidated
     ):
         _log.warning("the database does not answer: %s", server_message(error))
-        return problem(503, "the database does not answer; try again in a moment", "database_unavailable")
+        return _answer(request, 503, "the database does not answer; try again in a moment", "database_unavailable")
     return await _internal(request, error)
 
 
@@ -97,4 +130,4 @@ async def _internal(request: Request, error: Exception) -> Response:
     # Anything but a database error goes on to the server, which logs its traceback.
     if isinstance(error, SQLAlchemyError):
         _log.error("internal error: %s: %s", type(error).__name__, server_message(error))
-    return problem(500, "internal error; the service's log says more", "internal_error")
+    return _answer(request, 500, "internal error; the service's log says more", "internal_error")

@@ -27,9 +27,9 @@ def serve(environ: Mapping[str, str], host: str, port: int, announce: Callable[[
     Raises UsageError, Refused (``token_needed`` for an address that is not loopback, and what the database says) or
     Failed (``address_unusable``) before anything is served.
     """
-    config = read_config(environ, host, port)
+    config = read_config(environ, host)
     logs.configure()
-    with _listening(host, port) as listener, running_database(environ, config.agents_dir) as url:
+    with _listening(host, port) as listener, running_database(environ, config) as url:
         migrate(url)
         # What was bound counts, not the name that led there.
         config = msgspec.structs.replace(config, host=listener.getsockname()[0])
@@ -93,13 +93,12 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def running_database(environ: Mapping[str, str], agents_dir: str | None) -> Iterator[str]:
-    """Gives the URL of the database: ``DATABASE_URL``, or the embedded PostgreSQL, which runs while this does."""
-    url = database_url(environ)
-    if url is not None:
-        yield url
+def running_database(environ: Mapping[str, str], config: Config) -> Iterator[str]:
+    """Gives the URL of the database: the configured one, or the embedded PostgreSQL's, which runs while this does."""
+    if config.database_url is not None:
+        yield config.database_url
         return
-    with EmbeddedPostgres.start(default_base(environ), agents_dir) as embedded:
+    with EmbeddedPostgres.start(default_base(environ), config.agents_dir) as embedded:
         yield embedded.url
 
 
@@ -110,7 +109,7 @@ def reachable_database(environ: Mapping[str, str]) -> Iterator[str]:
     if running is not None:
         yield running
         return
-    with running_database(environ, read_config(environ).agents_dir) as url:
+    with running_database(environ, read_config(environ)) as url:
         yield url
 
 

@@ -117,9 +117,9 @@ def _row(session: Session, raw: Any, now: int) -> dict[str, Any]:
         "cost_usd": _cost(counters.estimated_cost_usd),
         "metadata": {
             "aria_session_id": session.id,
-            "key": _text(session.key),
-            "label": _text(session.label),
-            "model": _text(session.model),
+            "key": storable_text(session.key),
+            "label": _text_or_none(session.label),
+            "model": _text_or_none(session.model),
             "context_tokens": session.context_tokens,
         },
     }
@@ -152,12 +152,15 @@ def _moment(epoch: int | None) -> str | None:
     return None if epoch is None else datetime.fromtimestamp(epoch / 1000, UTC).isoformat(timespec="milliseconds")
 
 
-def _text(value: str | None) -> str | None:
+def storable_text(value: str) -> str:
     """Returns text that PostgreSQL stores: U+FFFD stands for NUL and for halves of a surrogate pair."""
-    if value is None or value.isascii():
-        return value.replace("\0", "\ufffd") if value else value
-    return value.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    value = value.replace("\0", "\ufffd")
+    return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _text_or_none(value: str | None) -> str | None:
+    return None if value is None else storable_text(value)
 
 
 def _storable(name: str) -> bool:
-    return 0 < len(name) <= ID_LIMIT and _text(name) == name
+    return 0 < len(name) <= ID_LIMIT and storable_text(name) == name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -56,7 +55,7 @@ def _storable_metadata(value: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"cannot be stored as JSON: {error}") from error
     if len(data) > METADATA_LIMIT:
         raise ValueError(f"must not be longer than {METADATA_LIMIT} bytes of JSON")
-    if _holds(value, _is_no_json):
+    if not _is_storable(value):
         raise ValueError("must not hold the character U+0000, NaN or an infinite number")
     sid = value.get("aria_session_id")
     if sid is not None and not (isinstance(sid, str) and 0 < len(sid) <= ID_LIMIT):
@@ -64,16 +63,15 @@ def _storable_metadata(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _is_no_json(value: object) -> bool:
-    return (isinstance(value, str) and "\0" in value) or (isinstance(value, float) and not math.isfinite(value))
-
-
-def _holds(value: Any, wrong: Callable[[object], bool]) -> bool:
+def _is_storable(value: object) -> bool:
+    """Says whether ``jsonb`` holds a value that orjson has written."""
     if isinstance(value, dict):
-        return any(wrong(key) or _holds(member, wrong) for key, member in value.items())
+        return all(_is_storable(key) and _is_storable(member) for key, member in value.items())
     if isinstance(value, list):
-        return any(_holds(member, wrong) for member in value)
-    return wrong(value)
+        return all(map(_is_storable, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not (isinstance(value, str) and "\0" in value)
 
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(storable)]

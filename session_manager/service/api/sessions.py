@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.core.errors import Failed, NotFound, Refused
+from session_manager.service.api.answers import BUSY, BY_ID, INVALID, LARGE, WHO, Responses
 from session_manager.service.api.schemas import (
     BulkErase,
     BulkErased,
@@ -45,30 +46,23 @@ PAGE_LIMIT = 1000
 # With OFFSET behind it, a page number must stay a bigint.
 _LAST_PAGE = 2**40
 
-_Responses = dict[int | str, dict[str, Any]]
-_WHO: _Responses = {
-    401: {"model": Problem, "description": "no valid token"},
-    403: {"model": Problem, "description": "not allowed"},
-}
-_BUSY: _Responses = {
-    503: {"model": Problem, "description": "the database does not answer; `Retry-After` says when to ask again"}
-}
-_INVALID: _Responses = {422: {"model": Problem, "description": "a field is wrong; `field` names it"}}
-_TAKEN: _Responses = {409: {"model": Problem, "description": "another row has that session"}}
-_LARGE: _Responses = {413: {"model": Problem, "description": "the body is too large"}}
-_BY_ID: _Responses = {
-    400: {"model": Problem, "description": "the id is no UUID"},
-    404: {"model": Problem, "description": "there is no such row"},
-}
+_TAKEN: Responses = {409: {"model": Problem, "description": "another row has that session"}}
 
-router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses={**_WHO, **_BUSY, **_INVALID})
+router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses={**WHO, **BUSY, **INVALID})
 
 
 async def transaction(request: Request) -> AsyncIterator[AsyncConnection]:
-    """Gives a request one connection in one transaction, committed when its answer is made."""
+    """Gives a request one connection in one transaction, committed when its answer is made.
+
+    What is in ``request.state.then`` is called afterwards, unless the request has failed.
+    """
+    then: list[Callable[[], None]] = []
+    request.state.then = then
     async with request.app.state.engine.begin() as connection:
         await connection.execute(LIMITS)
         yield connection
+    for each in then:
+        each()
 
 
 Database = Annotated[AsyncConnection, Depends(transaction, scope="function")]
@@ -124,7 +118,7 @@ async def list_sessions(
     )
 
 
-@router.post("", status_code=201, summary="Create a row", responses={200: {"model": Created}, **_TAKEN, **_LARGE})
+@router.post("", status_code=201, summary="Create a row", responses={200: {"model": Created}, **_TAKEN, **LARGE})
 async def create_session(database: Database, body: NewSession, response: Response) -> Created:
     """A session that has a row already is left as it is: 200, `created` false, and the id of its row."""
     try:
@@ -136,7 +130,7 @@ async def create_session(database: Database, body: NewSession, response: Respons
     return Created(id=found, created=created)
 
 
-@router.patch("", summary="Mark many sessions at once", responses=_LARGE)
+@router.patch("", summary="Mark many sessions at once", responses=LARGE)
 async def mark_sessions(database: Database, body: BulkMark) -> BulkMarked:
     """All or nothing, in one statement. Asking twice does no harm: `ended_at` is set once."""
     pairs = [(ref.agent_id, ref.aria_session_id) for ref in body.sessions]
@@ -146,7 +140,7 @@ async def mark_sessions(database: Database, body: BulkMark) -> BulkMarked:
     )
 
 
-@router.post("/erase", summary="Erase many sessions' details", responses=_LARGE)
+@router.post("/erase", summary="Erase many sessions' details", responses=LARGE)
 async def erase_sessions(database: Database, body: BulkErase) -> BulkErased:
     """For privacy; needs the scope `delete`. The rows are ended; of their metadata only `aria_session_id` and
     `erased_at` stay, and the counters. No snapshot of the volume fills them again, unless the session has done
@@ -192,7 +186,7 @@ async def sync_now(request: Request) -> Synced:
     return Synced.model_validate(msgspec.structs.asdict(result))
 
 
-@router.patch("/{id}", summary="Change one row", responses={**_BY_ID, **_TAKEN, **_LARGE})
+@router.patch("/{id}", summary="Change one row", responses={**BY_ID, **_TAKEN, **LARGE})
 async def change_session(database: Database, id: RowId, body: SessionChanges) -> Updated:
     """`ended` sets `ended_at` by itself, once; counters are set, not added; metadata is merged."""
     try:
@@ -204,7 +198,7 @@ async def change_session(database: Database, id: RowId, body: SessionChanges) ->
     return Updated()
 
 
-@router.delete("/{id}", summary="Delete one row", responses=_BY_ID)
+@router.delete("/{id}", summary="Delete one row", responses=BY_ID)
 async def delete_session(database: Database, id: RowId) -> Deleted:
     """For administrators: a cleanup never deletes rows, it ends them."""
     if not await queries.remove(database, id):

@@ -17,3 +17,5 @@ LIMITS = text("""
 MIGRATIONS: Final = 0x5E55_0001
 SYNC: Final = 0x5E55_0002
 WRITERS: Final = 0x5E55_0003
+# Of the keys that have two parts; the second one is the job.
+JOBS: Final = 0x5E55_0004

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config as AlembicConfig
@@ -14,10 +16,11 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
 
 from session_manager.core.errors import Failed, Refused
-from session_manager.service.db.engine import CONNECT_ARGUMENTS, server_message
+from session_manager.service.db.engine import CONNECT_ARGUMENTS, make_engine, server_message
 from session_manager.service.db.locks import MIGRATIONS
 
 OLDEST_POSTGRESQL = 150000
@@ -25,6 +28,8 @@ OLDEST_POSTGRESQL = 150000
 VERSION_TABLE = "session_manager_version"
 _WAIT_S = 15.0
 _POLL_S = 0.5
+
+Done = TypeVar("Done")
 
 
 @functools.cache
@@ -85,6 +90,25 @@ def transaction(url: str) -> Iterator[Connection]:
         raise Failed(f"the database failed: {server_message(error)}", code="database_unavailable") from error
     finally:
         engine.dispose()
+
+
+def on_engine(url: str, work: Callable[[AsyncEngine], Coroutine[Any, Any, Done]]) -> Done:
+    """Gives tools an engine for work that has transactions of its own, and returns what comes of it.
+
+    Raises Failed (``database_unavailable``).
+    """
+
+    async def main() -> Done:
+        engine = make_engine(url, pool_size=1)
+        try:
+            return await work(engine)
+        finally:
+            await engine.dispose()
+
+    try:
+        return asyncio.run(main())
+    except SQLAlchemyError as error:
+        raise Failed(f"the database failed: {server_message(error)}", code="database_unavailable") from error
 
 
 def _engine(url: str) -> Engine:

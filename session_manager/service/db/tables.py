@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Column,
+    Computed,
     DateTime,
+    ForeignKey,
     Identity,
     Integer,
     LargeBinary,
@@ -13,6 +17,7 @@ from sqlalchemy import (
     Numeric,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
@@ -22,7 +27,8 @@ STATUSES = ("active", "completed", "ended", "error")
 metadata = MetaData()
 
 # ``seq`` numbers rows in the order in which they became visible. ``status_at`` is when somebody last said what the
-# status is, and ``ended_by`` who: a request, or the volume sync. ``volume`` is the volume in which the sync saw it.
+# status is, and ``ended_by`` who: a request, the volume sync, or the job that closes what is idle. ``volume`` is the
+# volume in which the sync saw it.
 agent_sessions = Table(
     "agent_sessions",
     metadata,
@@ -52,6 +58,20 @@ volume_indexes = Table(
     Column("read_at", DateTime(timezone=True), nullable=False),
 )
 
+job_runs = Table(
+    "job_runs",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("volume", Text, primary_key=True),
+    Column("started_at", DateTime(timezone=True), nullable=False),
+    Column("ended_at", DateTime(timezone=True), nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("result", JSONB),
+    Column("error", Text),
+    Column("failures", Integer, nullable=False),
+    Column("next_run_at", DateTime(timezone=True)),
+)
+
 api_tokens = Table(
     "api_tokens",
     metadata,
@@ -59,6 +79,72 @@ api_tokens = Table(
     Column("name", Text, nullable=False),
     Column("token_hash", LargeBinary, nullable=False),
     Column("scopes", ARRAY(Text), nullable=False),
+    Column("user_id", Text),
+    Column("orgs", ARRAY(Text), nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
     Column("revoked_at", DateTime(timezone=True)),
+)
+
+
+def _chat_session_columns() -> list[Column[Any]]:
+    return [
+        Column("id", UUID(as_uuid=True), primary_key=True, server_default=text("gen_random_uuid()")),
+        Column("title", Text),
+        Column("agent_id", Text, nullable=False),
+        Column("session_type", Text, nullable=False),
+        Column("model", Text),
+        Column("status", Text, nullable=False),
+        Column("message_count", Integer, nullable=False),
+        Column("tokens", BigInteger, nullable=False),
+        Column("user_id", Text),
+        Column("org_id", Text),
+        Column("created_at", DateTime(timezone=True), nullable=False),
+        Column("updated_at", DateTime(timezone=True), nullable=False),
+        Column("last_message_at", DateTime(timezone=True)),
+        Column("ended_at", DateTime(timezone=True)),
+        Column("metadata", JSONB, nullable=False),
+    ]
+
+
+def _chat_message_columns(sessions: str) -> list[Column[Any]]:
+    return [
+        Column("id", UUID(as_uuid=True), primary_key=True, server_default=text("gen_random_uuid()")),
+        Column("session_id", UUID(as_uuid=True), ForeignKey(f"{sessions}.id", ondelete="CASCADE"), nullable=False),
+        Column("position", Integer, nullable=False),
+        Column("role", Text, nullable=False),
+        Column("content", Text),
+        Column("encrypted", JSONB(none_as_null=True)),
+        Column("tokens", BigInteger, nullable=False),
+        Column("created_at", DateTime(timezone=True), nullable=False),
+        Column("idempotency_key", Text),
+    ]
+
+
+# ``expires_at`` follows from the ``ttl_minutes`` of the metadata. ``creation_key`` is the idempotency key of the
+# exchange that made the session. What has either is in use, so the archive has neither.
+chat_sessions = Table(
+    "chat_sessions",
+    metadata,
+    *_chat_session_columns(),
+    Column("creation_key", Text),
+    Column("expires_at", DateTime(timezone=True), Computed("", persisted=True)),
+)
+
+# Positions count from 1, in the order in which the messages were committed.
+chat_messages = Table(
+    "chat_messages", metadata, *_chat_message_columns("chat_sessions"), UniqueConstraint("session_id", "position")
+)
+
+chat_sessions_archive = Table(
+    "chat_sessions_archive",
+    metadata,
+    *_chat_session_columns(),
+    Column("archived_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+)
+
+chat_messages_archive = Table(
+    "chat_messages_archive",
+    metadata,
+    *_chat_message_columns("chat_sessions_archive"),
+    UniqueConstraint("session_id", "position"),
 )

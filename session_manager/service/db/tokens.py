@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -23,18 +24,38 @@ def digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def create(connection: Connection, name: str, scopes: Iterable[str]) -> str:
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds a token: its name, what it may do, and whose conversations it may see."""
+
+    name: str
+    scopes: frozenset[str]
+    user_id: str | None
+    orgs: frozenset[str]
+
+
+def create(
+    connection: Connection, name: str, scopes: Iterable[str], user_id: str | None = None, orgs: Iterable[str] = ()
+) -> str:
     """Makes a token and returns it: ``smt_<id>_<secret>``, the only time that it can be seen."""
     token_id = secrets.token_hex(4)
     token = f"{PREFIX}_{token_id}_{secrets.token_urlsafe(32)}"
-    connection.execute(insert(t).values(id=token_id, name=name, token_hash=digest(token), scopes=sorted(set(scopes))))
+    connection.execute(
+        insert(t).values(
+            id=token_id,
+            name=name,
+            token_hash=digest(token),
+            scopes=sorted(set(scopes)),
+            user_id=user_id,
+            orgs=sorted(set(orgs)),
+        )
+    )
     return token
 
 
 def listed(connection: Connection) -> list[dict[str, Any]]:
-    """Returns all tokens, oldest first, as dicts of id, name, scopes, created_at and revoked_at."""
-    query = select(t.c.id, t.c.name, t.c.scopes, t.c.created_at, t.c.revoked_at).order_by(t.c.created_at, t.c.id)
-    return [dict(row) for row in connection.execute(query).mappings()]
+    """Returns all tokens, oldest first, as dicts of id, name, scopes, user_id, orgs, created_at and revoked_at."""
+    columns = (t.c.id, t.c.name, t.c.scopes, t.c.user_id, t.c.orgs, t.c.created_at, t.c.revoked_at)
+    return [dict(row) for row in connection.execute(select(*columns).order_by(t.c.created_at, t.c.id)).mappings()]
 
 
 def revoke(connection: Connection, token_id: str) -> bool:
@@ -55,14 +76,14 @@ async def any_made(connection: AsyncConnection) -> bool:
     return bool(await connection.scalar(text("SELECT EXISTS (SELECT FROM api_tokens)")))
 
 
-async def holder(connection: AsyncConnection, token: str) -> tuple[str, frozenset[str]] | None:
-    """Returns the name and the scopes of a valid token, None for any other."""
+async def holder(connection: AsyncConnection, token: str) -> Holder | None:
+    """Returns who holds a valid token, None for any other."""
     prefix, _, rest = token.partition("_")
     token_id = rest.partition("_")[0]
     if prefix != PREFIX or not (token_id.isascii() and token_id.isalnum()):
         return None
-    query = select(t.c.name, t.c.token_hash, t.c.scopes).where(t.c.id == token_id, t.c.revoked_at.is_(None))
+    query = select(t).where(t.c.id == token_id, t.c.revoked_at.is_(None))
     row = (await connection.execute(query)).first()
     if row is None or not hmac.compare_digest(bytes(row.token_hash), digest(token)):
         return None
-    return row.name, frozenset(row.scopes)
+    return Holder(row.name, frozenset(row.scopes), row.user_id, frozenset(row.orgs))

@@ -1,42 +1,182 @@
-"""The loop around a job's step: it goes on after failures, with longer pauses, and ends when it is told to."""
+"""Runs jobs: each in one replica at a time, when it is due by the database's clock, and again after failures.
+
+Whoever runs a job holds its lock in a transaction of its own, and writes the run down in that same transaction. A
+replica that dies in the middle leaves no trace of the run, and the others take over.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import random
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Sequence
+from typing import Any
 
+import msgspec
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from session_manager.core.errors import Failed, NotFound, Refused
+from session_manager.service import metrics
+from session_manager.service.config import Config
+from session_manager.service.db import jobs as queries
+from session_manager.service.db.engine import server_message
+from session_manager.service.jobs.registry import Job
+from session_manager.service.volume_reader import storable_text
+
+# A run takes two connections, its own and its step's: together they must not take all that a small pooler has.
+AT_ONCE = 2
+GRACE_S = 30.0
 LONGEST_PAUSE_S = 300.0
+_ERROR_LIMIT = 500
 _log = logging.getLogger(__name__)
 
 
-async def repeat(name: str, step: Callable[[], Awaitable[None]], interval_s: float, stop: asyncio.Event) -> None:
-    """Runs ``step`` now and then every ``interval_s`` seconds until ``stop`` is set; a step in hand is finished.
+class Turn(msgspec.Struct, frozen=True):
+    """What came of one look at a job: ``busy`` when another replica is at it, ``failed`` why its run failed.
 
-    A step that raises is logged; after each failure in a row the pause doubles, up to five minutes.
+    ``wait_s`` is when to look again, in seconds.
     """
-    failures = 0
-    while not stop.is_set():
-        try:
-            await step()
-            failures = 0
-        except Exception as error:
-            failures += 1
-            _log.warning("%s failed (%d in a row): %s", name, failures, describe(error))
-        pause = min(interval_s * 2 ** min(failures, 10), max(LONGEST_PAUSE_S, interval_s))
-        # Replicas that started together need not all ask at the same moment for ever.
-        pause *= random.uniform(0.95, 1.05)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), pause)
+
+    wait_s: float
+    ran: bool = False
+    busy: bool = False
+    failed: str | None = None
+
+
+class Runner:
+    """The jobs of one service, from its start to its end."""
+
+    def __init__(self, engine: AsyncEngine, config: Config, jobs: Sequence[Job]) -> None:
+        self.jobs = jobs
+        self._engine = engine
+        self._config = config
+        self._stop = asyncio.Event()
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self) -> None:
+        """Starts a loop for each job that is enabled."""
+        for job in self.jobs:
+            if job.enabled:
+                self._tasks.add(asyncio.create_task(self._repeat(job)))
+
+    async def stop(self) -> None:
+        """Ends the loops; a step in hand is finished, unless it hangs: then its transaction is rolled back."""
+        self._stop.set()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=GRACE_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def run_now(self, name: str) -> Job:
+        """Runs a job, due or not, and returns it when it is done.
+
+        Raises NotFound (``job_not_found``), Refused (``job_not_possible``, ``job_running``), Failed (``job_failed``),
+        and what the database raises.
+        """
+        job = next((job for job in self.jobs if job.name == name), None)
+        if job is None:
+            raise NotFound(f"there is no job {name[:64]!r}; GET /api/jobs lists them", code="job_not_found")
+        if not job.possible:
+            raise Refused(f"the settings of this service rule {name} out; see the README", code="job_not_possible")
+        # Who asked may go away; the run goes on, and the end of the service waits for it.
+        task = asyncio.create_task(self._turn(job, asked=True))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        turn = await asyncio.shield(task)
+        if turn.busy:
+            raise Refused(f"{name} is running now; GET /api/jobs shows what came of it", code="job_running")
+        if turn.failed is not None:
+            raise Failed(f"{name} failed: {turn.failed}", code="job_failed")
+        return job
+
+    async def _turn(self, job: Job, *, asked: bool = False) -> Turn:
+        async with self._turns:
+            if self._stop.is_set() and not asked:
+                return Turn(0)
+            return await take_turn(self._engine, self._config, job, asked=asked)
+
+    async def _repeat(self, job: Job) -> None:
+        lost = 0
+        while not self._stop.is_set():
+            try:
+                wait_s = (await self._turn(job)).wait_s
+                lost = 0
+            except Exception as error:
+                lost += 1
+                wait_s = pause_s(job.interval_s, lost)
+                _log.warning("%s could not be run or noted (%d in a row): %s", job.name, lost, describe(error))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), wait_s)
+
+
+async def take_turn(engine: AsyncEngine, config: Config, job: Job, *, asked: bool = False) -> Turn:
+    """Runs a job once if it is due, or somebody ``asked``, and no other replica is at it.
+
+    A step that fails is noted and logged. Raises what the database raises when it cannot be asked, or told.
+    """
+    async with engine.begin() as connection:
+        # Looked at before the lock is taken, too: a lock says that the job is running.
+        wait_s = due_in_s(job, await _last_run(connection, job))
+        if wait_s > 0 and not asked:
+            return Turn(wait_s)
+        if not await queries.lock(connection, job.key):
+            return Turn(min(job.interval_s, LONGEST_PAUSE_S), busy=True)
+        before = await _last_run(connection, job)
+        wait_s = due_in_s(job, before)
+        if wait_s > 0 and not asked:
+            return Turn(wait_s)
+        return await _run(engine, config, job, connection, before)
+
+
+async def _run(engine: AsyncEngine, config: Config, job: Job, holder: AsyncConnection, before: queries.Run) -> Turn:
+    began = time.monotonic()
+    result: Any = None
+    failures, failed = 0, None
+    try:
+        result = _storable(msgspec.to_builtins(await job.step(engine, config)))
+    except Exception as error:
+        failures, failed = before.failures + 1, _storable(describe(error))[:_ERROR_LIMIT]
+        _log.warning("%s failed (%d in a row): %s", job.name, failures, failed)
+    metrics.job_ran(job.name, time.monotonic() - began, failed=failed is not None)
+    pause = pause_s(job.interval_s, failures)
+    await queries.note(holder, job.key, before.now, result, failed, failures, pause if job.enabled else None)
+    return Turn(min(pause, LONGEST_PAUSE_S), ran=True, failed=failed)
+
+
+async def _last_run(connection: AsyncConnection, job: Job) -> queries.Run:
+    (found,) = await queries.runs(connection, [job.key])
+    return found
+
+
+def pause_s(interval_s: float, failures: int) -> float:
+    """Returns the seconds between two runs: after each failure in a row twice as long, up to five minutes."""
+    return min(interval_s * 2.0 ** min(failures, 10), max(LONGEST_PAUSE_S, interval_s))
+
+
+def due_in_s(job: Job, run: queries.Run) -> float:
+    """Returns in how many seconds to look at a job again, 0 when it is due.
+
+    A next run that lies further ahead than this service's interval was noted under another setting.
+    """
+    if run.next_run_at is None:
+        return 0.0
+    left = (run.next_run_at - run.now).total_seconds()
+    return min(left, LONGEST_PAUSE_S) if 0 < left <= pause_s(job.interval_s, run.failures) else 0.0
 
 
 def describe(error: BaseException) -> str:
     """Returns an error in one line that holds no statement and no values."""
-    from sqlalchemy.exc import SQLAlchemyError
+    said = server_message(error) if isinstance(error, SQLAlchemyError) else str(error)
+    return f"{type(error).__name__}: {said}"
 
-    from session_manager.service.db.engine import server_message
 
-    text = server_message(error) if isinstance(error, SQLAlchemyError) else str(error)
-    return f"{type(error).__name__}: {text}"
+def _storable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_storable(key): _storable(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [_storable(member) for member in value]
+    return storable_text(value) if isinstance(value, str) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any
 
@@ -10,10 +11,13 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from session_manager.core.errors import Refused
+from session_manager.service import metrics
 from session_manager.service.config import Config
 from session_manager.service.db import sync as queries
 from session_manager.service.db.locks import LIMITS
 from session_manager.service.volume_reader import VolumeRead, read_volume
+
+_log = logging.getLogger(__name__)
 
 
 class SyncResult(msgspec.Struct, frozen=True):
@@ -64,7 +68,7 @@ async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> Syn
         applied = queries.Applied()
         if read.versions:
             applied = await queries.apply(connection, config.volume, read_at, read.versions, read.rows)
-    return SyncResult(
+    result = SyncResult(
         ran=True,
         changed=len(read.versions),
         unchanged=read.unchanged,
@@ -76,3 +80,32 @@ async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> Syn
         seconds=round(time.monotonic() - began, 3),
         errors=read.errors,
     )
+    rows = {change: getattr(result, change) for change in ("created", "updated", "revived", "ended")}
+    metrics.synced(result.seconds, rows, len(result.errors))
+    return result
+
+
+class VolumeSync:
+    """The job's step: says in the log what was written, and of each agent once what is wrong with it."""
+
+    def __init__(self) -> None:
+        self._known: set[tuple[str | None, str]] = set()
+
+    async def __call__(self, engine: AsyncEngine, config: Config) -> SyncResult:
+        """Syncs, unless somebody else is at it."""
+        result = await sync_volume(engine, config, wait=False)
+        if result.ran:
+            found = {(error["agentId"], error["code"]) for error in result.errors}
+            for agent_id, code in sorted(found - self._known, key=str):
+                _log.warning("volume sync: agent %s: %s", agent_id, code)
+            self._known = found
+        if result.wrote:
+            _log.info(
+                "volume sync: %d created, %d updated, %d revived, %d ended in %.3f s",
+                result.created,
+                result.updated,
+                result.revived,
+                result.ended,
+                result.seconds,
+            )
+        return result

@@ -1,0 +1,187 @@
+"""cleanup_ghosts: removes what was begun and never used, in both layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from session_manager.core.errors import SessionManagerError, failure, with_errors
+from session_manager.core.retention import Decision, Policy, decide
+from session_manager.core.session import Session
+from session_manager.functions.context import Context, Minutes
+from session_manager.functions.reading import (
+    errors_or_raise,
+    foreign_references,
+    kin_by_agent,
+    names_referred_to,
+    observe,
+    read_view,
+)
+from session_manager.live.emptiness import empty_sessions
+from session_manager.live.volume import Snapshot, Store
+
+if TYPE_CHECKING:
+    from session_manager.functions.delivery import History
+    from session_manager.live.removal import Remover
+
+DESCRIPTION = (
+    "Removes ghosts: aria-api's own conversations without a message, and live sessions of prunable types whose "
+    "transcript holds no message, when they are old enough. A dry run unless dry_run is false."
+)
+REASON = "ghost"
+ACTIVE = "active"
+_SHOWN = 100
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of cleanup_ghosts."""
+
+    older_than_minutes: Minutes = 15
+    dry_run: bool = True
+
+
+def run(context: Context, arguments: Arguments) -> dict[str, Any]:
+    """Returns how many ghosts each layer had, what was removed, and which live ones stay, with their reasons.
+
+    ``database_ghosts`` is None when aria-api could not be asked; ``pg_error`` says why. Raises the first failure when
+    every agent failed, with what came of the database in its details.
+    """
+    from session_manager.functions.delivery import History, counted
+    from session_manager.live.ledger import start_run
+
+    run_info = start_run("cleanup_ghosts", context.settings)
+    cleanup = Cleanup(context, arguments)
+    extra: dict[str, Any] = {}
+    if arguments.dry_run:
+        cleanup.preview()
+    else:
+        from session_manager.live.removal import Remover
+
+        with Remover(context.settings, run_info) as remover:
+            cleanup.clean(remover)
+        extra |= remover.at_risk.document() | {"run_id": run_info.shown_id}
+    with History(context, run_info) as history:
+        if not arguments.dry_run:
+            extra |= counted(history.deliver(cleanup.removed), cleanup.removed)
+        extra |= _database(history, arguments)
+    try:
+        cleanup.errors += errors_or_raise(cleanup.failed, any_done=cleanup.any_read)
+    except SessionManagerError as error:
+        error.details |= extra
+        raise
+    return with_errors(cleanup.document() | extra, cleanup.errors)
+
+
+def _database(history: History, arguments: Arguments) -> dict[str, Any]:
+    found, error = history.ghosts(arguments.older_than_minutes, _SHOWN, delete=not arguments.dry_run)
+    if found is None:
+        return {"database_ghosts": None, "pg_error": error}
+    document: dict[str, Any] = {"database_ghosts": found.total}
+    if arguments.dry_run:
+        document["database"] = msgspec.to_builtins(found.sessions)
+    return document
+
+
+class Cleanup:
+    """The live part of one call: one look at all agents, and what came of it. ``removed``: (agent id, session id)."""
+
+    def __init__(self, context: Context, arguments: Arguments) -> None:
+        self._context = context
+        self._arguments = arguments
+        self._policy = Policy(arguments.older_than_minutes)
+        # Families and sessionFiles may cross agents.
+        view = read_view(context, None, self._policy.cutoff(context.clock()))
+        self._agents = view.agents
+        self._kin = kin_by_agent(view)
+        self.failed = view.failed
+        self.removed: list[tuple[str, str]] = []
+        self.errors: list[dict[str, object]] = []
+        self._kept: list[dict[str, str]] = []
+        self._also: dict[str, list[dict[str, object]]] = {}
+
+    @property
+    def any_read(self) -> bool:
+        """Says whether anything could be done in some agent."""
+        failed = {agent_id for agent_id, _ in self.failed}
+        return any(agent.agent_id not in failed for agent in self._agents)
+
+    def preview(self) -> None:
+        """Decides, and does nothing."""
+        for agent in self._agents:
+            if agent.store is not None:
+                for decision in self._judge(agent.store, agent.sessions, agent.names):
+                    self._note(decision, decision.reason)
+
+    def clean(self, remover: Remover) -> None:
+        """Removes ghosts as a prune removes what is old: decided again under the lock, for those found before."""
+        references = foreign_references(self._agents)
+        for agent in self._agents:
+            store = agent.store
+            if store is None:
+                continue
+            found = self._judge(store, agent.sessions, agent.names)
+            going = {d.session.id: d for d in found if d.prune}
+            for decision in found:
+                if not decision.prune:
+                    self._note(decision, decision.reason)
+            if going:
+                try:
+                    self._remove(remover, store, going, names_referred_to(references, store, set(self.removed)))
+                except SessionManagerError as error:
+                    self.failed.append((agent.agent_id, error))
+
+    def _remove(self, remover: Remover, store: Store, going: dict[str, Decision], shared: Collection[str]) -> None:
+        from session_manager.live.reappeared import reported
+
+        last: dict[str, Decision] = {}
+        outcome = remover.remove(store, self._chooser(going, last), shared)
+        gone = {removal.session_id for removal in outcome.removed}
+        for session_id, decision in going.items():
+            reason = last[session_id].reason if session_id in last else ACTIVE
+            self._note(decision, None if session_id in gone else reason or ACTIVE)
+        self.errors += [failure(error, store.agent_id, session_id) for session_id, error in outcome.failures]
+        self._also.setdefault("recovered", []).extend(outcome.recovered)
+        self._also.setdefault("reappeared", []).extend(reported(store.agent_id, outcome.reappeared))
+
+    def _chooser(
+        self, going: Collection[str], last: dict[str, Decision]
+    ) -> Callable[[Snapshot, Sequence[str]], list[tuple[Session, str]]]:
+        def choose(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
+            now = self._context.clock()
+            observe(snapshot, names, now, self._policy.cutoff(now))
+            last.clear()
+            last.update({d.session.id: d for d in self._judge(snapshot.store, snapshot.sessions, names, going)})
+            return [(d.session, REASON) for d in last.values() if d.prune]
+
+        return choose
+
+    def _judge(
+        self, store: Store, sessions: Sequence[Session], names: Sequence[str], among: Collection[str] | None = None
+    ) -> list[Decision]:
+        """Decides, as a prune would, about sessions (``among`` these ids) without a message that are not young."""
+        kin = self._kin.get(store.agent_id, ())
+        decisions = decide(sessions, self._policy, self._context.clock(), self._context.settings.current, kin)
+        old = [d for d in decisions if (d.prune or d.reason is not None) and (among is None or d.session.id in among)]
+        empty = empty_sessions(store, sessions, names, (d.session for d in old))
+        return [d for d in old if d.session.id in empty]
+
+    def _note(self, decision: Decision, reason: str | None) -> None:
+        session = decision.session
+        if reason is None:
+            self.removed.append((session.agent_id, session.id))
+        else:
+            self._kept.append({"id": session.id, "agentId": session.agent_id, "reason": reason})
+
+    def document(self) -> dict[str, Any]:
+        """Returns the live part of the function's document; in a dry run what it calls deleted would be."""
+        return {
+            "dry_run": self._arguments.dry_run,
+            "older_than_minutes": self._arguments.older_than_minutes,
+            "live_ghosts": len(self.removed),
+            "deleted_ids": [session_id for _, session_id in self.removed],
+            "kept_count": len(self._kept),
+            "kept": self._kept[:_SHOWN],
+            "errors": self.errors,
+        } | {name: found for name, found in self._also.items() if found}

@@ -1,0 +1,84 @@
+"""Tells sessions in which nobody has said anything yet from all others, reading as little as that takes.
+
+Whatever is not known to say nothing counts as said: a line that cannot be read, a kind of line that is new, a long
+file. Line types: gateway 2026.2.17 to 2026.7.1 (``SessionEntry`` of its transcripts).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from session_manager.core.session import Session
+from session_manager.live.transcripts import files_by_session, is_transcript, local_name
+from session_manager.live.volume import Store
+
+# Lines that say nothing are short, and few stand before the first message.
+LONGEST = 64 * 1024
+_SILENT = frozenset({"session", "model_change", "thinking_level_change", "custom", "label", "session_info"})
+
+
+def empty_sessions(
+    store: Store, sessions: Sequence[Session], names: Iterable[str], asked: Iterable[Session]
+) -> set[str]:
+    """Returns the ids of those ``asked`` about whose transcripts are here and hold no message.
+
+    ``sessions`` are all of the store, ``names`` lie in its folder. A session without a transcript may have one that
+    was not written yet, and one with counted tokens may be kept by another program: those are not empty.
+    """
+    waiting = [s for s in asked if not _was_used(s)]
+    if not waiting:
+        return set()
+    files = files_by_session(names, sessions, store.sessions_dir)
+    found = set()
+    for session in waiting:
+        transcripts = [name for name in files.get(session.id, ()) if is_transcript(name)]
+        elsewhere = any(local_name(file, store.sessions_dir) is None for file in session.session_files)
+        if transcripts and not elsewhere and all(_is_silent(os.path.join(store.sessions_dir, n)) for n in transcripts):
+            found.add(session.id)
+    return found
+
+
+def _was_used(session: Session) -> bool:
+    return any(isinstance(tokens, int | float) and tokens > 0 for tokens in session.usage[:3])
+
+
+def _is_silent(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > LONGEST:
+                return False
+            text = file.read(LONGEST + 1)
+    except OSError:
+        return False
+    return len(text) <= LONGEST and all(_says_nothing(line) for line in text.split(b"\n") if line.strip())
+
+
+def _decoded(line: bytes) -> Any:
+    try:
+        return msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        # JavaScript writes half an emoji, which strict parsers refuse.
+        import json
+
+        return json.loads(line.decode())
+
+
+def _says_nothing(line: bytes) -> bool:
+    try:
+        found = _decoded(line)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(found, dict):
+        return False
+    if found.get("type") == "message":
+        message = found.get("message")
+        return isinstance(message, dict) and message.get("role") == "system"
+    # A fork goes on with what was said in the session that it names.
+    return found.get("type") in _SILENT and not found.get("parentSession")

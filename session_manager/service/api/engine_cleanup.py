@@ -1,0 +1,102 @@
+"""/api/engine/sessions/stats, /archived and the cleanups: conversations, many at a time.
+
+A cleanup reaches what the token may see: everything for an admin, else one's own and one's organisations'.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from session_manager.service.api.answers import BUSY, INVALID, WHO
+from session_manager.service.api.engine import Asking, Limit, Offset, page_of
+from session_manager.service.api.engine_schemas import (
+    ArchivedSession,
+    ArchivedSessions,
+    ChatSessions,
+    ChatStats,
+    CleanedUp,
+    Purged,
+)
+from session_manager.service.api.schemas import Name
+from session_manager.service.api.sessions import Database
+from session_manager.service.db import chat_archive, chat_cleanup, chat_sessions
+from session_manager.service.db.chat_cleanup import GHOST_MINUTES, IDLE_DAYS
+
+# Ten years: nothing is older, and no date of that age is out of range.
+_LONGEST_MINUTES = 5_256_000
+
+# Included before the routes with {id}, which would take these names for ids.
+router = APIRouter(prefix="/api/engine/sessions", tags=["engine"], responses={**WHO, **BUSY, **INVALID})
+
+OlderThan = Annotated[int, Query(ge=0, le=_LONGEST_MINUTES, description="age in minutes; 0: all, also those just made")]
+
+
+@router.get("/stats", summary="Totals of conversations")
+async def chat_stats(database: Database, asking: Asking) -> ChatStats:
+    """Counts over what the token may see."""
+    return ChatStats.model_validate(await chat_sessions.stats(database, asking))
+
+
+@router.get("/archived", summary="List the archive, a page at a time")
+async def list_archived(
+    database: Database,
+    asking: Asking,
+    agent_id: Annotated[Name | None, Query()] = None,
+    limit: Limit = 50,
+    offset: Offset = 0,
+) -> ArchivedSessions:
+    """Archived conversations, last archived first."""
+    rows, total = await chat_archive.archived(database, agent_id, asking, limit, offset)
+    return ArchivedSessions(
+        sessions=[ArchivedSession.model_validate(row) for row in rows],
+        total=total,
+        limit=limit,
+        offset=offset,
+        has_more=offset + len(rows) < total,
+    )
+
+
+@router.get("/ghosts", summary="List sessions without messages")
+async def list_ghosts(
+    database: Database,
+    asking: Asking,
+    older_than_minutes: OlderThan = GHOST_MINUTES,
+    limit: Limit = 50,
+    offset: Offset = 0,
+) -> ChatSessions:
+    """What a purge with the same age would delete, oldest first."""
+    which = chat_cleanup.ghosts(older_than_minutes, asking, whatever_ttl=True)
+    total = await chat_sessions.count(database, which.conditions)
+    rows = await chat_sessions.page(database, which.conditions, which.by.name, "asc", limit, offset)
+    return page_of(rows, total, limit, offset)
+
+
+@router.delete("/ghosts", summary="Delete sessions without messages now")
+async def purge_ghosts(request: Request, asking: Asking, older_than_minutes: OlderThan = GHOST_MINUTES) -> Purged:
+    """Whatever their time to live. A message that arrives meanwhile wins: its session stays."""
+    which = chat_cleanup.ghosts(older_than_minutes, asking, whatever_ttl=True)
+    return Purged(deleted=await chat_cleanup.purge(request.app.state.engine, which))
+
+
+@router.delete("/expired", summary="Delete sessions that waited too long for their first message")
+async def purge_expired(request: Request, asking: Asking) -> Purged:
+    """Those that are still empty when their `ttl_minutes` have passed."""
+    if not request.app.state.config.cleanup_enabled:
+        return Purged(deleted=0, status="disabled")
+    return Purged(deleted=await chat_cleanup.purge(request.app.state.engine, chat_cleanup.expired(asking)))
+
+
+@router.post("/cleanup", summary="Archive idle conversations")
+async def archive_idle(
+    request: Request,
+    asking: Asking,
+    days: Annotated[int, Query(ge=1, le=36_500, description="days without activity")] = IDLE_DAYS,
+    dry_run: Annotated[bool, Query(description="true: only count them")] = True,
+) -> CleanedUp:
+    """Moves them to the archive with all their messages. Sessions without messages are left to the purge."""
+    engine = request.app.state.engine
+    act = chat_cleanup.measure_idle if dry_run else chat_cleanup.archive_idle
+    found = await act(engine, days, asking)
+    return CleanedUp(pruned_count=found[0], message_count=found[1], days=days, dry_run=dry_run)

@@ -1,0 +1,227 @@
+"""What goes into /api/engine and what comes out, checked and described."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from session_manager.service.api.schemas import GivenMoment, Metadata, Moment, Name, SmallCount, storable
+from session_manager.service.config import LONGEST_TTL_MINUTES
+
+CONTENT_LIMIT = 2**18
+CIPHERTEXT_LIMIT = 2**18
+# What the service says about a session; a client's word on it does not count.
+_FACTS = ("created_at", "has_messages", "first_message_at", "backend_created")
+
+_HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
+
+Role = Literal["user", "assistant", "system", "tool"]
+Title = Annotated[str, StringConstraints(min_length=1, max_length=300), AfterValidator(storable)]
+Key = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(storable)]
+Content = Annotated[str, StringConstraints(min_length=1, max_length=CONTENT_LIMIT), AfterValidator(storable)]
+
+
+def _bytes_in_hex(text: str) -> str:
+    if not _HEX.fullmatch(text):
+        raise ValueError("must be hex digits, two for each byte")
+    return text
+
+
+def _sized(least: int, most: int) -> StringConstraints:
+    return StringConstraints(min_length=2 * least, max_length=2 * most)
+
+
+PublicKey = Annotated[str, _sized(32, 133), AfterValidator(_bytes_in_hex)]
+Iv = Annotated[str, _sized(8, 32), AfterValidator(_bytes_in_hex)]
+Ciphertext = Annotated[str, _sized(1, CIPHERTEXT_LIMIT), AfterValidator(_bytes_in_hex)]
+Tag = Annotated[str, _sized(8, 64), AfterValidator(_bytes_in_hex)]
+Salt = Annotated[str, _sized(8, 128), AfterValidator(_bytes_in_hex)]
+
+
+def _whole_day(value: object) -> object:
+    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+        return f"{value}T23:59:59.999999Z"
+    return value
+
+
+LastMoment = Annotated[GivenMoment, BeforeValidator(_whole_day)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Encrypted(_Body):
+    """A message that only its ends can read: all fields are hex. It is stored as it is and never read."""
+
+    ephemeral_public_key: PublicKey = Field(description="32 to 133 bytes: X25519 to P-521")
+    iv: Iv = Field(description="8 to 32 bytes")
+    ciphertext: Ciphertext = Field(description=f"1 to {CIPHERTEXT_LIMIT} bytes")
+    auth_tag: Tag = Field(description="8 to 64 bytes")
+    hkdf_salt: Salt = Field(description="8 to 128 bytes")
+
+
+class ChatSession(BaseModel):
+    """One conversation."""
+
+    id: uuid.UUID
+    session_id: uuid.UUID = Field(description="the same as `id`")
+    title: str | None
+    agent_id: str
+    session_type: str
+    model: str | None
+    status: str = Field(description="active, ended or archived")
+    message_count: int
+    tokens: int
+    user_id: str | None
+    org_id: str | None
+    created_at: Moment
+    updated_at: Moment
+    last_message_at: Moment | None
+    ended_at: Moment | None
+    metadata: dict[str, Any]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _both_names(cls, row: Any) -> Any:
+        return {**row, "session_id": row["id"]}
+
+
+class ArchivedSession(ChatSession):
+    """One conversation in the archive."""
+
+    archived_at: Moment
+
+
+class _Page(BaseModel):
+    total: int = Field(description="all that match")
+    limit: int
+    offset: int
+    has_more: bool
+
+
+class ChatSessions(_Page):
+    """One page of conversations."""
+
+    sessions: list[ChatSession]
+
+
+class ArchivedSessions(_Page):
+    """One page of the archive."""
+
+    sessions: list[ArchivedSession]
+
+
+class Message(BaseModel):
+    """One message; either `content` or `encrypted` is null."""
+
+    id: uuid.UUID
+    session_id: uuid.UUID
+    position: int = Field(description="counts from 1 in each session")
+    role: Role
+    content: str | None
+    encrypted: dict[str, Any] | None = Field(description="as it was sent")
+    tokens: int
+    created_at: Moment
+
+
+class ChatDetail(ChatSession):
+    """One conversation with its last messages, oldest first."""
+
+    recent_messages: list[Message]
+
+
+class NewChatSession(_Body):
+    """A session before its first message. It is deleted when it is still empty after `ttl_minutes`."""
+
+    agent_id: Name = "main"
+    session_type: Name = "chat"
+    title: Title | None = None
+    model: Name | None = None
+    user_id: Name | None = Field(default=None, description="the token's user; an admin may name anybody")
+    org_id: Name | None = Field(default=None, description="an organisation that the token names")
+    ttl_minutes: Annotated[int, Field(ge=1, le=LONGEST_TTL_MINUTES)] | None = Field(
+        default=None, description="SESSION_CLEANUP_TTL_MINUTES when left out, which is 30 by default"
+    )
+    kind: Name | None = Field(default=None, description="what it is for; `session_type` when left out")
+    metadata: Metadata = Field(
+        default_factory=dict, description=f"{', '.join(f'`{name}`' for name in _FACTS)} are the service's own"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_metadata(cls, body: Any) -> Any:
+        """Takes a time to live and a kind that stand in the metadata for the fields that they become."""
+        if not isinstance(body, dict) or not isinstance(body.get("metadata"), dict):
+            return body
+        rest = {name: value for name, value in body["metadata"].items() if name not in _FACTS}
+        lifted = {name: rest.pop(name) for name in ("ttl_minutes", "kind") if name in rest}
+        return {**lifted, **body, "metadata": rest}
+
+
+class ChatChanges(_Body):
+    """What to change; at least one field."""
+
+    title: Title | None = None
+    model: Name | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> ChatChanges:
+        if self.title is None and self.model is None:
+            raise ValueError("nothing to change; give one of: title, model")
+        return self
+
+
+class NewTitle(_Body):
+    """A session's new title."""
+
+    title: Title
+
+
+class NewChatMessage(_Body):
+    """A message: either `content` or `encrypted`."""
+
+    role: Role = "user"
+    content: Content | None = None
+    encrypted: Encrypted | None = None
+    tokens: SmallCount = 0
+    idempotency_key: Key | None = Field(
+        default=None, description="a retry with the same key and message stores nothing and answers what is stored"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> NewChatMessage:
+        if (self.content is None) == (self.encrypted is None):
+            raise ValueError("give either content, a text, or encrypted, an encrypted payload")
+        return self
+
+
+class ChatStats(BaseModel):
+    """Totals over the conversations that the token may see; the archive is not counted."""
+
+    total_sessions: int
+    total_messages: int
+    active_agents: int = Field(description="agents with a session that has not ended")
+    ghost_sessions: int = Field(description="sessions without messages")
+    oldest_session: Moment | None
+    newest_activity: Moment | None
+
+
+class Purged(BaseModel):
+    """How many empty sessions were deleted. `disabled`: SESSION_CLEANUP_ENABLED is false."""
+
+    deleted: int
+    status: Literal["ok", "disabled"] = "ok"
+
+
+class CleanedUp(BaseModel):
+    """How many conversations were archived, with how many messages; in a dry run, how many would be."""
+
+    pruned_count: int
+    message_count: int
+    days: int
+    dry_run: bool
+    status: Literal["ok"] = "ok"

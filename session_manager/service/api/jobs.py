@@ -1,0 +1,95 @@
+"""/api/jobs: the background jobs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from session_manager.core.errors import Failed
+from session_manager.service.api.answers import BUSY, INVALID, WHO
+from session_manager.service.api.schemas import Moment, Problem
+from session_manager.service.api.sessions import Database
+from session_manager.service.db import jobs as queries
+from session_manager.service.jobs.loop import Runner
+from session_manager.service.jobs.registry import Job
+from session_manager.service.problems import Unavailable
+
+router = APIRouter(prefix="/api/jobs", tags=["jobs"], responses={**WHO, **BUSY})
+
+
+class JobItem(BaseModel):
+    """A job, and its last run in whichever replica."""
+
+    name: str
+    volume: str | None = Field(description="the volume that it is about; null: the database")
+    enabled: bool = Field(description="whether this service runs it by itself")
+    interval_seconds: float = Field(description="0: only on request")
+    running: bool = Field(description="whether a replica is at it now")
+    started_at: Moment | None
+    ended_at: Moment | None
+    outcome: Literal["ok", "failed"] | None = Field(description="null: it has never run")
+    result: dict[str, Any] | None = Field(description="what the last run did, when it was ok")
+    error: str | None = Field(description="why it failed")
+    failures: int = Field(description="failures in a row")
+    next_run_at: Moment | None
+
+
+class JobList(BaseModel):
+    """All jobs."""
+
+    items: list[JobItem]
+
+
+@router.get("", summary="List the jobs with their last runs")
+async def list_jobs(request: Request, database: Database) -> JobList:
+    """The runs are those of all replicas; what is `enabled`, and how often, is this service's."""
+    runner: Runner = request.app.state.jobs
+    return JobList(items=await _items(database, list(runner.jobs)))
+
+
+@router.post(
+    "/{name}/run",
+    summary="Run a job now",
+    responses={
+        404: {"model": Problem, "description": "there is no such job"},
+        409: {"model": Problem, "description": "it is running already, or this service's settings rule it out"},
+        **INVALID,
+    },
+)
+async def run_job(request: Request, name: str) -> JobItem:
+    """Answers when the run has ended; whoever stops waiting does not stop it. Needs the scope `admin`."""
+    runner: Runner = request.app.state.jobs
+    try:
+        job = await runner.run_now(name)
+    except Failed as error:
+        raise Unavailable(error.message, code=error.code) from error
+    async with request.app.state.engine.connect() as connection:
+        (item,) = await _items(connection, [job])
+    return item
+
+
+async def _items(connection: AsyncConnection, jobs: list[Job]) -> list[JobItem]:
+    runs = await queries.runs(connection, [job.key for job in jobs])
+    return [_item(job, run) for job, run in zip(jobs, runs, strict=True)]
+
+
+def _item(job: Job, run: queries.Run) -> JobItem:
+    # What nobody runs any more has no next run.
+    planned = run.next_run_at if run.next_run_at and (job.enabled or run.next_run_at > run.now) else None
+    return JobItem(
+        name=job.name,
+        volume=job.volume or None,
+        enabled=job.enabled,
+        interval_seconds=job.interval_s,
+        running=run.running,
+        started_at=run.started_at,
+        ended_at=run.ended_at,
+        outcome=run.outcome,
+        result=run.result,
+        error=run.error,
+        failures=run.failures,
+        next_run_at=planned,
+    )

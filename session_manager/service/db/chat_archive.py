@@ -1,0 +1,103 @@
+"""Conversations into the archive, and out of it again: session and messages move together, in one transaction.
+
+Whoever moves a session holds its row FOR UPDATE. Adding a message takes that row, too, so a message is either there
+before the move and moves along, or comes after it and brings the session back.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Column, ColumnElement, Table, delete, func, insert, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from session_manager.service.db import chat_sessions
+from session_manager.service.db.chat_sessions import KEPT, Row
+from session_manager.service.db.ownership import Viewer
+from session_manager.service.db.tables import chat_messages as messages
+from session_manager.service.db.tables import chat_messages_archive as archived_messages
+from session_manager.service.db.tables import chat_sessions as s
+from session_manager.service.db.tables import chat_sessions_archive as archive
+
+Place = tuple[datetime, uuid.UUID]
+
+
+def idle(days: int, viewer: Viewer) -> list[ColumnElement[bool]]:
+    """Returns the conditions for conversations without activity for some days; empty sessions are none."""
+    return [s.c.message_count > 0, s.c.updated_at < func.now() - func.make_interval(0, 0, 0, days), *viewer.sees(s)]
+
+
+async def measure_idle(connection: AsyncConnection, days: int, viewer: Viewer) -> tuple[int, int]:
+    """Returns how many conversations are idle, and how many messages they hold."""
+    query = select(func.count(), func.coalesce(func.sum(s.c.message_count), 0)).where(*idle(days, viewer))
+    sessions, messages_in_them = (await connection.execute(query)).one()
+    return int(sessions), int(messages_in_them)
+
+
+async def archive_idle(
+    connection: AsyncConnection, days: int, viewer: Viewer, limit: int, after: Place | None = None
+) -> list[Row]:
+    """Archives one batch of idle conversations, longest idle first, and returns them.
+
+    Rows that somebody else holds are left for the next time. ``after`` is the place (``updated_at``, id) of the last
+    one of the batch before: what it left behind is not looked at again.
+    """
+    query = select(s.c.id).where(*idle(days, viewer)).order_by(s.c.updated_at, s.c.id).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(s.c.updated_at, s.c.id) > after)
+    locked = await connection.execute(query.with_for_update(skip_locked=True))
+    return await _archive(connection, [row.id for row in locked])
+
+
+async def archive_one(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row:
+    """Archives one session and returns it; one that is in the archive stays there. Raises NotFound."""
+    query = select(s.c.id).where(s.c.id == session_id, *viewer.sees(s)).with_for_update()
+    if await connection.scalar(query) is not None:
+        await _archive(connection, [session_id])
+    return await chat_sessions.find(connection, session_id, viewer)
+
+
+async def revive(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> bool:
+    """Brings a session back from the archive; False when it is not there."""
+    query = select(archive.c.id).where(archive.c.id == session_id, *viewer.sees(archive)).with_for_update()
+    if await connection.scalar(query) is None:
+        return False
+    await _copy(connection, archive, s, KEPT, archive.c.id == session_id)
+    await _copy(
+        connection, archived_messages, messages, messages.c.keys(), archived_messages.c.session_id == session_id
+    )
+    await connection.execute(delete(archive).where(archive.c.id == session_id))
+    return True
+
+
+async def archived(
+    connection: AsyncConnection, agent_id: str | None, viewer: Viewer, limit: int, offset: int
+) -> tuple[list[Row], int]:
+    """Returns one page of the archive, last archived first, and how many sessions match."""
+    conditions = viewer.sees(archive)
+    if agent_id is not None:
+        conditions.append(archive.c.agent_id == agent_id)
+    total = await connection.scalar(select(func.count()).select_from(archive).where(*conditions))
+    by = (archive.c.archived_at.desc(), archive.c.id.desc())
+    query = select(*chat_sessions.archived_columns()).where(*conditions).order_by(*by).limit(limit).offset(offset)
+    return [dict(row) for row in (await connection.execute(query)).mappings()], int(total or 0)
+
+
+async def _archive(connection: AsyncConnection, ids: Sequence[uuid.UUID]) -> list[Row]:
+    """Moves sessions whose rows this transaction holds."""
+    if not ids:
+        return []
+    await _copy(connection, s, archive, KEPT, s.c.id.in_(ids))
+    await _copy(connection, messages, archived_messages, messages.c.keys(), messages.c.session_id.in_(ids))
+    moved = await connection.execute(delete(s).where(s.c.id.in_(ids)).returning(*chat_sessions.ITEM))
+    return [dict(row) for row in moved.mappings()]
+
+
+async def _copy(
+    connection: AsyncConnection, source: Table, target: Table, names: Sequence[str], which: ColumnElement[bool]
+) -> None:
+    columns: list[Column[Any]] = [source.c[name] for name in names]
+    await connection.execute(insert(target).from_select(list(names), select(*columns).where(which)))

@@ -1,0 +1,167 @@
+"""Cleanups of conversations: empty ones are deleted, idle ones archived, in batches that block no writer.
+
+An empty session is deleted only when it still is empty on its own row, held FOR UPDATE, and when no message refers to
+it. Rows that somebody holds are passed by. Each batch is a transaction, so its rows are held for moments.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import Column, ColumnElement, Text, any_, cast, delete, exists, func, literal, select, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY, UUID
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from session_manager.service import metrics
+from session_manager.service.db import chat_archive
+from session_manager.service.db.chat_archive import Place
+from session_manager.service.db.chat_sessions import Row
+from session_manager.service.db.locks import LIMITS
+from session_manager.service.db.ownership import EVERYBODY, Viewer
+from session_manager.service.db.tables import chat_messages as m
+from session_manager.service.db.tables import chat_sessions as s
+from session_manager.service.logs import short
+
+GHOST_MINUTES = 15
+IDLE_DAYS = 30
+# A tenth of a second's work: a first message waits that long for the batch that holds its session.
+BATCH = 5000
+# These carry all their messages along.
+ARCHIVE_BATCH = 100
+# What a list of empty sessions says of each: whose it is, and since when.
+LISTED = tuple(
+    s.c[name] for name in ("id", "user_id", "org_id", "agent_id", "session_type", "created_at", "expires_at")
+)
+_SHOWN = 20
+_log = logging.getLogger(__name__)
+
+
+class Empty(msgspec.Struct, frozen=True):
+    """Which empty sessions: conditions, and the time by which an index finds them, oldest first."""
+
+    name: str
+    by: Column[datetime]
+    conditions: list[ColumnElement[bool]]
+
+
+def ghosts(older_than_minutes: int, viewer: Viewer = EVERYBODY, *, whatever_ttl: bool) -> Empty:
+    """Returns the sessions without messages that are older than some minutes; 0 is all of them.
+
+    Those that carry a time to live expire by that, and are left out unless ``whatever_ttl``.
+    """
+    conditions = [s.c.message_count == 0, *viewer.sees(s)]
+    if older_than_minutes:
+        conditions.append(s.c.created_at < func.now() - func.make_interval(0, 0, 0, 0, 0, older_than_minutes))
+    if not whatever_ttl:
+        conditions.append(s.c.expires_at.is_(None))
+    return Empty("ghost purge", s.c.created_at, conditions)
+
+
+def expired(viewer: Viewer = EVERYBODY) -> Empty:
+    """Returns the sessions that still have no message when their time to live has passed."""
+    return Empty("expiry", s.c.expires_at, [s.c.message_count == 0, s.c.expires_at < func.now(), *viewer.sees(s)])
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What one batch did: how many sessions went, some of them, and from where to go on, None at the end."""
+
+    deleted: int
+    some: list[Row]
+    last: Place | None
+
+
+async def delete_empty(
+    connection: AsyncConnection, which: Empty, limit: int, after: Place | None = None, shown: int = _SHOWN
+) -> Batch:
+    """Deletes one batch and returns up to ``shown`` of them.
+
+    ``after`` is the place (the time it goes by, id) where the batch before it ended.
+    """
+    query = select(s.c.id, which.by.label("at")).where(*which.conditions).order_by(which.by, s.c.id).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(which.by, s.c.id) > after)
+    held = query.with_for_update(skip_locked=True).subquery("held")
+    ids = func.array_agg(held.c.id)
+    # The ids stay one text here: what a purge costs is what the database does.
+    found = await connection.execute(
+        select(
+            func.count().label("n"), cast(ids, Text).label("ids"), func.max(held.c.at).label("at"), ids[func.count()]
+        )
+    )
+    n, text_of_ids, at, last_id = found.one()
+    if not n:
+        return Batch(0, [], None)
+    # Only a statement that begins when the rows are held sees every message that came before.
+    unused = ~exists().where(m.c.session_id == s.c.id)
+    these = s.c.id == any_(cast(literal(text_of_ids, Text), ARRAY(UUID(as_uuid=True))))
+    gone = delete(s).where(these, s.c.message_count == 0, unused).returning(*LISTED).cte("gone")
+    done = await connection.execute(select(func.count().over().label("deleted"), *gone.c).limit(shown))
+    rows = [dict(row) for row in done.mappings()]
+    deleted = max((row.pop("deleted") for row in rows), default=0)
+    return Batch(deleted, rows, (at, last_id) if n == limit else None)
+
+
+async def purge(engine: AsyncEngine, which: Empty, batch: int = BATCH) -> int:
+    """Deletes empty sessions and returns how many; any number of purges may run at once and share the work."""
+    return sum([done.deleted async for done in _purged(engine, which, batch, _SHOWN)])
+
+
+async def purge_and_list(engine: AsyncEngine, which: Empty) -> list[Row]:
+    """Deletes empty sessions and returns all of them, oldest first."""
+    gone = [row async for done in _purged(engine, which, BATCH, BATCH) for row in done.some]
+    return sorted(gone, key=lambda row: (row[which.by.name], row["id"]))
+
+
+async def listed(engine: AsyncEngine, which: Empty) -> list[Row]:
+    """Returns what a purge would delete, oldest first."""
+    async with engine.connect() as connection:
+        found = await connection.execute(select(*LISTED).where(*which.conditions).order_by(which.by, s.c.id))
+        return [dict(row) for row in found.mappings()]
+
+
+async def _purged(engine: AsyncEngine, which: Empty, batch: int, shown: int) -> AsyncIterator[Batch]:
+    after: Place | None = None
+    async with engine.connect() as connection:
+        while True:
+            async with connection.begin():
+                await connection.execute(LIMITS)
+                done = await delete_empty(connection, which, batch, after, shown)
+            metrics.ghosts_purged(done.deleted)
+            _report(which.name, "deleted", done.deleted, done.some)
+            yield done
+            after = done.last
+            if after is None:
+                return
+
+
+async def archive_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewer = EVERYBODY) -> tuple[int, int]:
+    """Archives conversations without activity for some days; returns how many, and how many messages they hold."""
+    archived, messages = 0, 0
+    after: Place | None = None
+    async with engine.connect() as connection:
+        while True:
+            async with connection.begin():
+                await connection.execute(LIMITS)
+                rows = await chat_archive.archive_idle(connection, days, viewer, ARCHIVE_BATCH, after)
+            _report("idle archive", "archived", len(rows), rows)
+            archived += len(rows)
+            messages += sum(row["message_count"] for row in rows)
+            if len(rows) < ARCHIVE_BATCH:
+                return archived, messages
+            after = max((row["updated_at"], row["id"]) for row in rows)
+
+
+async def measure_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewer = EVERYBODY) -> tuple[int, int]:
+    """Returns what ``archive_idle`` would."""
+    async with engine.begin() as connection:
+        await connection.execute(LIMITS)
+        return await chat_archive.measure_idle(connection, days, viewer)
+
+
+def _report(name: str, done: str, n: int, rows: Sequence[Row]) -> None:
+    if n:
+        more = f" and {n - _SHOWN} more" if n > _SHOWN else ""
+        _log.info("%s: %s %d: %s%s", name, done, n, ", ".join(short(str(row["id"])) for row in rows[:_SHOWN]), more)

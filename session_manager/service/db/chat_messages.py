@@ -1,0 +1,180 @@
+"""Queries over ``chat_messages``: a message takes its session's row, and the session survives it.
+
+Purges, the archive and other writers hold the row, too, so all of them are ordered. Whoever finds the row gone under
+their hands knows from the look before that it was there when the message arrived: an empty session that a purge has
+deleted is made anew, as it was, and an archived one comes back. The message wins.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import case, func, insert, literal, select, text, update
+from sqlalchemy.dialects.postgresql import insert as insert_or_not
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from session_manager.core.errors import Refused
+from session_manager.service.db import chat_archive
+from session_manager.service.db.chat_sessions import ITEM, KEPT, Row, unknown
+from session_manager.service.db.ownership import Viewer
+from session_manager.service.db.tables import chat_messages as m
+from session_manager.service.db.tables import chat_messages_archive as archived
+from session_manager.service.db.tables import chat_sessions as s
+
+TITLE_LENGTH = 80
+_ATTEMPTS = 5
+_TICK = text("interval '1 microsecond'")
+
+
+class NewMessage(msgspec.Struct, frozen=True):
+    """A message to add: plain ``content``, or ``encrypted``, which nobody here reads."""
+
+    role: str
+    content: str | None = None
+    encrypted: dict[str, str] | None = None
+    tokens: int = 0
+    idempotency_key: str | None = None
+
+    def is_stored_as(self, row: Row) -> bool:
+        """Says whether a stored message is this one."""
+        return (self.role, self.content, self.encrypted) == (row["role"], row["content"], row["encrypted"])
+
+
+class Added(msgspec.Struct, frozen=True):
+    """A message as it is stored, its session as it is now, and whether this call stored it (or an earlier)."""
+
+    message: Row
+    session: Row
+    created: bool
+
+
+async def look(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row | None:
+    """Returns a session as it is, without holding it; None when it is not among the live ones."""
+    found = await connection.execute(select(*ITEM).where(s.c.id == session_id, *viewer.sees(s)))
+    row = found.mappings().first()
+    return None if row is None else dict(row)
+
+
+async def hold(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer, seen: Row | None = None) -> Row:
+    """Holds a session's row until the transaction ends, so that a message can be added, and returns it.
+
+    ``seen`` is the session as it was when the message arrived, where that was earlier than now: a session that was open
+    then takes the message although it has been ended since. Raises NotFound, or Refused (``session_ended``).
+    """
+    known = seen or await look(connection, session_id, viewer)
+    query = select(*ITEM).where(s.c.id == session_id, *viewer.sees(s)).with_for_update(key_share=True)
+    for attempt in range(_ATTEMPTS):
+        row = (await connection.execute(query)).mappings().first()
+        if row is not None:
+            if row["status"] == "ended" and seen is None:
+                raise ended(session_id)
+            return dict(row)
+        if await chat_archive.revive(connection, session_id, viewer):
+            continue
+        if known is not None and known["status"] == "active" and not known["message_count"]:
+            again = insert_or_not(s).values({name: known[name] for name in KEPT})
+            await connection.execute(again.on_conflict_do_nothing())
+        elif attempt:
+            # Missed in both places twice; once may mean that it moved in between.
+            break
+    raise unknown(session_id)
+
+
+async def stored(connection: AsyncConnection, session_id: uuid.UUID, key: str | None) -> Row | None:
+    """Returns the message of a session that has an idempotency key."""
+    if key is None:
+        return None
+    found = await connection.execute(select(m).where(m.c.session_id == session_id, m.c.idempotency_key == key))
+    row = found.mappings().first()
+    return None if row is None else dict(row)
+
+
+async def add(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer, message: NewMessage) -> Added:
+    """Adds a message; a retry with its idempotency key adds nothing.
+
+    Raises NotFound, or Refused (``session_ended``, ``idempotency_conflict``).
+    """
+    session = await hold(connection, session_id, viewer)
+    before = await stored(connection, session_id, message.idempotency_key)
+    if before is not None:
+        if not message.is_stored_as(before):
+            raise conflict(message.idempotency_key)
+        return Added(before, session, created=False)
+    rows, changed = await append(connection, session, [message])
+    return Added(rows[0], changed, created=True)
+
+
+async def append(connection: AsyncConnection, session: Row, messages: Sequence[NewMessage]) -> tuple[list[Row], Row]:
+    """Adds messages to a session that ``hold`` has returned, and returns them and the session as it is then."""
+    last = await connection.scalar(select(func.max(m.c.position)).where(m.c.session_id == session["id"])) or 0
+    # Times follow the positions, whatever the clock does: readers ask for what came since.
+    at = func.greatest(func.clock_timestamp(), literal(session["last_message_at"], m.c.created_at.type) + _TICK)
+    values = [
+        {"session_id": session["id"], "position": last + n, "created_at": at, **msgspec.structs.asdict(message)}
+        for n, message in enumerate(messages, 1)
+    ]
+    found = await connection.execute(insert(m).values(values).returning(m))
+    rows = sorted((dict(row) for row in found.mappings()), key=lambda row: row["position"])
+    return rows, await _touch(connection, session["id"], rows)
+
+
+async def _touch(connection: AsyncConnection, session_id: uuid.UUID, rows: Sequence[Row]) -> Row:
+    used = {"has_messages": True, "first_message_at": rows[0]["created_at"].isoformat()}
+    at = rows[-1]["created_at"]
+    changed = await connection.execute(
+        update(s)
+        .where(s.c.id == session_id)
+        .values(
+            message_count=s.c.message_count + len(rows),
+            tokens=s.c.tokens + sum(row["tokens"] for row in rows),
+            updated_at=at,
+            last_message_at=at,
+            title=func.coalesce(s.c.title, title_of(rows[0])),
+            metadata=case((s.c.message_count == 0, s.c.metadata.op("||")(used)), else_=s.c.metadata),
+        )
+        .returning(*ITEM)
+    )
+    return dict(changed.mappings().one())
+
+
+def title_of(message: Row) -> str | None:
+    """Returns the beginning of what a user said, as a title; None when there is nothing that may be read."""
+    words = (message["content"] or "").split() if message["role"] == "user" else []
+    title = " ".join(words)
+    return None if not title else title if len(title) <= TITLE_LENGTH else f"{title[: TITLE_LENGTH - 1]}…"
+
+
+async def listed(
+    connection: AsyncConnection, session: Row, limit: int, offset: int = 0, since: datetime | None = None
+) -> list[Row]:
+    """Returns messages of a session that ``chat_sessions.find`` has returned, in their order."""
+    table = archived if session["status"] == "archived" else m
+    conditions = [table.c.session_id == session["id"]]
+    if since is not None:
+        conditions.append(table.c.created_at > since)
+    query = select(table).where(*conditions).order_by(table.c.position).limit(limit).offset(offset)
+    return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def last_ones(connection: AsyncConnection, session: Row, limit: int) -> list[Row]:
+    """Returns the last messages of such a session, in their order."""
+    table = archived if session["status"] == "archived" else m
+    query = select(table).where(table.c.session_id == session["id"]).order_by(table.c.position.desc()).limit(limit)
+    return [dict(row) for row in (await connection.execute(query)).mappings()][::-1]
+
+
+def ended(session_id: uuid.UUID) -> Refused:
+    """Returns the error for a message to a session that has ended."""
+    return Refused(f"chat session {session_id} has ended; begin a new one", code="session_ended")
+
+
+def conflict(key: Any) -> Refused:
+    """Returns the error for an idempotency key that another message has."""
+    return Refused(
+        f"idempotency_key {str(key)[:64]!r} was used for another message; a new message needs a new key",
+        code="idempotency_conflict",
+    )

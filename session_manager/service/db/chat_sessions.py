@@ -1,0 +1,196 @@
+"""Queries over ``chat_sessions``. Each takes a connection inside a transaction that its caller owns.
+
+What the viewer may not see is as if it did not exist. What is in the archive can be read, and its status is
+``archived``; it is changed by nothing but a new message, which brings it back, and its deletion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Table,
+    and_,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from session_manager.core.errors import NotFound, Refused, SessionManagerError
+from session_manager.service.db.ownership import Viewer
+from session_manager.service.db.sync import database_time
+from session_manager.service.db.tables import chat_sessions as s
+from session_manager.service.db.tables import chat_sessions_archive as archive
+
+SORTS = ("updated_at", "created_at", "last_message_at", "message_count", "title")
+# What a session keeps on its way into the archive and out of it.
+KEPT = tuple(column.name for column in archive.c if column.name != "archived_at")
+ITEM: tuple[Column[Any], ...] = tuple(s.c[name] for name in KEPT)
+_TRIGRAM = 3
+_RARE = 1000
+
+Row = dict[str, Any]
+
+
+class ChatFilter(msgspec.Struct, frozen=True):
+    """Which sessions; None is any. Dates are of creation, both inclusive."""
+
+    agent_id: str | None = None
+    session_type: str | None = None
+    date_from: datetime | None = None
+    date_to: datetime | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Returns the filter as SQL conditions."""
+        found: list[ColumnElement[bool]] = []
+        if self.agent_id is not None:
+            found.append(s.c.agent_id == self.agent_id)
+        if self.session_type is not None:
+            found.append(s.c.session_type == self.session_type)
+        if self.date_from is not None:
+            found.append(s.c.created_at >= self.date_from)
+        if self.date_to is not None:
+            found.append(s.c.created_at <= self.date_to)
+        return found
+
+
+async def search(connection: AsyncConnection, term: str, viewer: Viewer) -> ColumnElement[bool]:
+    """Returns the condition for sessions whose title holds ``term``, whatever its case, or whose id it is.
+
+    A rare term is looked up in the index first, so that a list needs to read only what the index names. A common one
+    fills its pages at once, and is only counted title by title.
+    """
+    inside: ColumnElement[bool] = s.c.title.icontains(term, autoescape=True)
+    with contextlib.suppress(ValueError):
+        return or_(inside, s.c.id == uuid.UUID(term.strip()))
+    if viewer.sees_all and len(term) >= _TRIGRAM:
+        holds = func.chat_trigrams(s.c.title).op("@>")(func.chat_trigrams(term))
+        found = await connection.scalars(select(s.c.id).where(s.c.title.is_not(None), holds).limit(_RARE + 1))
+        ids = found.all()
+        if len(ids) <= _RARE:
+            return and_(s.c.id.in_(ids), inside)
+    return inside
+
+
+async def count(connection: AsyncConnection, conditions: Sequence[ColumnElement[bool]]) -> int:
+    """Returns how many sessions match."""
+    return int(await connection.scalar(select(func.count()).select_from(s).where(*conditions)) or 0)
+
+
+async def page(
+    connection: AsyncConnection,
+    conditions: Sequence[ColumnElement[bool]],
+    sort: str,
+    order: Literal["asc", "desc"],
+    limit: int,
+    offset: int,
+) -> list[Row]:
+    """Returns one page of sessions, by one of SORTS; those that have no such value come last."""
+    column = s.c[sort]
+    by = [column.asc(), s.c.id.asc()] if order == "asc" else [column.desc(), s.c.id.desc()]
+    if column.nullable:
+        by[0] = by[0].nulls_last()
+    found = await connection.execute(select(*ITEM).where(*conditions).order_by(*by).limit(limit).offset(offset))
+    return [dict(row) for row in found.mappings()]
+
+
+async def find(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row:
+    """Returns one session, from the archive if it is there. Raises NotFound."""
+    found = await connection.execute(select(*ITEM).where(s.c.id == session_id, *viewer.sees(s)))
+    row = found.mappings().first()
+    if row is None:
+        query = select(*archived_columns()).where(archive.c.id == session_id, *viewer.sees(archive))
+        row = (await connection.execute(query)).mappings().first()
+    if row is None:
+        raise unknown(session_id)
+    return dict(row)
+
+
+def archived_columns() -> list[ColumnElement[Any]]:
+    """Returns the columns of a session in the archive, as it is shown."""
+    return [
+        literal("archived").label("status") if column.name == "status" else column
+        for column in archive.c
+        if column.name in KEPT or column.name == "archived_at"
+    ]
+
+
+async def create(connection: AsyncConnection, values: Row, ttl_minutes: int, kind: str) -> Row:
+    """Makes a session before its first message, with a time to live, and returns it."""
+    now = await database_time(connection)
+    facts = {
+        "created_at": now.isoformat(),
+        "ttl_minutes": ttl_minutes,
+        "has_messages": False,
+        "backend_created": True,
+        "kind": kind,
+    }
+    values = {**values, "created_at": now, "updated_at": now, "metadata": {**values["metadata"], **facts}}
+    return dict((await connection.execute(insert(s).values(**values).returning(*ITEM))).mappings().one())
+
+
+async def change(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer, changes: Row) -> Row:
+    """Updates one session and returns it. Raises NotFound, or Refused (``session_archived``)."""
+    query = update(s).where(s.c.id == session_id, *viewer.sees(s))
+    changed = await connection.execute(query.values(updated_at=func.clock_timestamp(), **changes).returning(*ITEM))
+    row = changed.mappings().first()
+    if row is None:
+        raise await missing(connection, session_id, viewer)
+    return dict(row)
+
+
+async def end(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row:
+    """Ends a session, once, and returns it. Raises NotFound, or Refused (``session_archived``)."""
+    ended_at = func.coalesce(s.c.ended_at, func.clock_timestamp())
+    return await change(connection, session_id, viewer, {"status": "ended", "ended_at": ended_at})
+
+
+async def remove(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> None:
+    """Deletes a session with its messages, from the archive if it is there. Raises NotFound."""
+    for table in (s, archive):
+        if await _removed(connection, table, session_id, viewer):
+            return
+    raise unknown(session_id)
+
+
+async def _removed(connection: AsyncConnection, table: Table, session_id: uuid.UUID, viewer: Viewer) -> bool:
+    query = delete(table).where(table.c.id == session_id, *viewer.sees(table)).returning(table.c.id)
+    return (await connection.execute(query)).first() is not None
+
+
+async def stats(connection: AsyncConnection, viewer: Viewer) -> Row:
+    """Returns totals over the sessions that are not archived."""
+    query = select(
+        func.count().label("total_sessions"),
+        func.coalesce(func.sum(s.c.message_count), 0).label("total_messages"),
+        func.count(s.c.agent_id.distinct()).filter(s.c.status == "active").label("active_agents"),
+        func.count().filter(s.c.message_count == 0).label("ghost_sessions"),
+        func.min(s.c.created_at).label("oldest_session"),
+        func.max(s.c.updated_at).label("newest_activity"),
+    ).where(*viewer.sees(s))
+    return dict((await connection.execute(query)).mappings().one())
+
+
+async def missing(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> SessionManagerError:
+    """Returns why a session cannot be changed: it is in the archive, or it is not there."""
+    query = select(archive.c.id).where(archive.c.id == session_id, *viewer.sees(archive))
+    if await connection.scalar(query) is None:
+        return unknown(session_id)
+    return Refused(f"chat session {session_id} is archived; a new message brings it back", code="session_archived")
+
+
+def unknown(session_id: uuid.UUID) -> NotFound:
+    """Returns the error for a session that is not there, or not the viewer's."""
+    return NotFound(f"there is no chat session {session_id}")

@@ -1,0 +1,103 @@
+"""Queries over ``job_runs``: one row a job, written by whoever holds the job's lock.
+
+A job that is about a volume has a row and a lock for each; all others have the empty name in ``volume``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from session_manager.service.db.engine import dump_json
+from session_manager.service.db.locks import JOBS
+
+Key = tuple[str, str]
+
+
+class Run(msgspec.Struct, frozen=True):
+    """The last run of a job that has ended, as the database knows it at its own time ``now``.
+
+    All None and ``failures`` 0 when it has never run. ``failures`` counts those in a row; ``running`` says whether
+    a replica is at it now; ``result`` is JSON.
+    """
+
+    now: datetime
+    running: bool = False
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    outcome: Literal["ok", "failed"] | None = None
+    result: Any = None
+    error: str | None = None
+    failures: int = 0
+    next_run_at: datetime | None = None
+
+
+# A replica that hangs in a job must not keep the others from it for ever.
+_HOLD = text("SELECT set_config('idle_in_transaction_session_timeout', '1h', true)")
+_LOCK = text("SELECT pg_try_advisory_xact_lock(CAST(:space AS int), hashtext(:key))")
+_RUNS = text("""
+    SELECT clock_timestamp() AS now, r.started_at, r.ended_at, r.outcome, r.result, r.error,
+           coalesce(r.failures, 0) AS failures, r.next_run_at,
+           EXISTS (
+             SELECT FROM pg_locks l
+             WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = CAST(:space AS int)::oid
+               AND l.objid = hashtext(concat(k.name, ':', k.volume))::oid AND l.granted
+               AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+           ) AS running
+    FROM unnest(CAST(:names AS text[]), CAST(:volumes AS text[])) WITH ORDINALITY AS k (name, volume, place)
+    LEFT JOIN job_runs r USING (name, volume)
+    ORDER BY place
+""")
+_NOTE = text("""
+    INSERT INTO job_runs AS r (name, volume, started_at, ended_at, outcome, result, error, failures, next_run_at)
+    VALUES (:name, :volume, :started_at, clock_timestamp(), :outcome, CAST(:result AS jsonb), :error, :failures,
+            clock_timestamp() + make_interval(secs => CAST(:pause_s AS float8)))
+    ON CONFLICT (name, volume) DO UPDATE SET
+      started_at = excluded.started_at, ended_at = excluded.ended_at, outcome = excluded.outcome,
+      result = excluded.result, error = excluded.error, failures = excluded.failures,
+      next_run_at = coalesce(excluded.next_run_at, r.next_run_at)
+""")
+
+
+async def lock(connection: AsyncConnection, key: Key) -> bool:
+    """Makes this transaction the one that runs the job; False when another one is at it, in any replica."""
+    await connection.execute(_HOLD)
+    return bool(await connection.scalar(_LOCK, {"space": JOBS, "key": ":".join(key)}))
+
+
+async def runs(connection: AsyncConnection, keys: Sequence[Key]) -> list[Run]:
+    """Returns the last run of each of these jobs, in their order."""
+    names, volumes = [name for name, _ in keys], [volume for _, volume in keys]
+    found = await connection.execute(_RUNS, {"space": JOBS, "names": names, "volumes": volumes})
+    return [Run(**row) for row in found.mappings()]
+
+
+async def note(
+    connection: AsyncConnection,
+    key: Key,
+    started_at: datetime,
+    result: Any,
+    error: str | None,
+    failures: int,
+    pause_s: float | None,
+) -> None:
+    """Writes down a run that ends now, in one statement; a failed one has an ``error``.
+
+    The next run is ``pause_s`` seconds ahead; None leaves that as it is.
+    """
+    values = {
+        "name": key[0],
+        "volume": key[1],
+        "started_at": started_at,
+        "outcome": "ok" if error is None else "failed",
+        "result": None if result is None else dump_json(result),
+        "error": error,
+        "failures": failures,
+        "pause_s": pause_s,
+    }
+    await connection.execute(_NOTE, values)

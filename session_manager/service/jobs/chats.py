@@ -1,0 +1,42 @@
+"""Cleanups of conversations: empty ones go when their time is up, idle ones into the archive.
+
+What goes is decided row by row in the database, so a run that is killed has done a part of the work, and nothing else.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from session_manager.service.config import Config
+from session_manager.service.db import chat_cleanup
+
+
+class Purged(msgspec.Struct, frozen=True):
+    """How many empty sessions were deleted."""
+
+    deleted: int
+
+
+class Archived(msgspec.Struct, frozen=True):
+    """How many conversations were archived, with how many messages."""
+
+    archived: int
+    messages: int
+
+
+async def purge_ghosts(engine: AsyncEngine, config: Config) -> Purged:
+    """Deletes what is empty for a quarter of an hour and carries no time to live."""
+    ghosts = chat_cleanup.ghosts(chat_cleanup.GHOST_MINUTES, whatever_ttl=False)
+    return Purged(await chat_cleanup.purge(engine, ghosts))
+
+
+async def purge_expired(engine: AsyncEngine, config: Config) -> Purged:
+    """Deletes what is still empty when its time to live has passed."""
+    return Purged(await chat_cleanup.purge(engine, chat_cleanup.expired()))
+
+
+async def archive_idle(engine: AsyncEngine, config: Config) -> Archived:
+    """Archives conversations without activity for thirty days."""
+    archived, messages = await chat_cleanup.archive_idle(engine)
+    return Archived(archived, messages)

@@ -1,0 +1,52 @@
+"""Which jobs there are. One more is a line in ``jobs``, and its interval's in ``config.INTERVALS``."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from session_manager.service.config import Config
+from session_manager.service.jobs.chats import archive_idle, purge_expired, purge_ghosts
+from session_manager.service.jobs.closing import close_idle
+from session_manager.service.jobs.sync import VolumeSync
+
+Step = Callable[[AsyncEngine, Config], Awaitable[msgspec.Struct]]
+
+
+class Job(msgspec.Struct, frozen=True):
+    """Work that is done again and again, in one replica at a time.
+
+    ``step`` does it once, in transactions of its own, and returns what it did. ``interval_s`` 0 means only on request.
+    ``volume`` is the volume that it is about, empty when it is about the database; ``possible`` False means that this
+    service lacks what the step needs, or is set not to do it.
+    """
+
+    name: str
+    step: Step
+    interval_s: float
+    volume: str = ""
+    possible: bool = True
+
+    @property
+    def enabled(self) -> bool:
+        """Says whether this service runs it by itself."""
+        return self.possible and self.interval_s > 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What its lock and its row go by."""
+        return self.name, self.volume
+
+
+def jobs(config: Config) -> tuple[Job, ...]:
+    """Returns the jobs of a service."""
+    every, volume, has_volume = config.intervals, config.volume, config.agents_dir is not None
+    return (
+        Job("volume_sync", VolumeSync(), every["volume_sync"], volume, has_volume),
+        Job("closing", close_idle, every["closing"]),
+        Job("ghost_purge", purge_ghosts, every["ghost_purge"]),
+        Job("expiry", purge_expired, every["expiry"], possible=config.cleanup_enabled),
+        Job("idle_archive", archive_idle, every["idle_archive"]),
+    )

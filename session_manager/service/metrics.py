@@ -1,0 +1,75 @@
+"""What is measured, for Prometheus at /metrics. Each process counts for itself, from its start; labels are few.
+
+Others tell what happened by calling these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_METHODS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
+_LONG = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+
+_requests = Histogram("aria_http_request_seconds", "Time until a request was answered", ("method", "route", "status"))
+_runs = Histogram("aria_job_seconds", "Time that a run of a job took", ("job",), buckets=_LONG)
+_failures = Counter("aria_job_failures", "Runs of a job that failed", ("job",))
+_syncs = Histogram("aria_sync_seconds", "Time that a volume sync took", buckets=_LONG)
+_synced = Counter("aria_sync_rows", "Rows that volume syncs wrote", ("change",))
+_unreadable = Gauge("aria_sync_unreadable_agents", "Agents that the last volume sync could not read")
+_marks = Gauge("aria_marks_pending", "Marks that history has still to hear; NaN: the ledger cannot be read")
+_purged = Counter("aria_ghosts_purged", "Chat sessions without a message that were deleted")
+_created = Counter("aria_chat_sessions_created", "Chat sessions that were created")
+_used = Counter("aria_chat_sessions_used", "Chat sessions that got their first message")
+_first = Histogram("aria_chat_first_message_seconds", "Age of a chat session at its first message", buckets=_LONG)
+
+
+def answered(method: str, route: str | None, status: int, seconds: float) -> None:
+    """Counts a request; ``route`` is the template of its path, None when none matched."""
+    method = method if method in _METHODS else "other"
+    _requests.labels(method, route or "none", f"{status // 100}xx").observe(seconds)
+
+
+def job_ran(name: str, seconds: float, *, failed: bool) -> None:
+    """Counts a run of a job."""
+    _runs.labels(name).observe(seconds)
+    # A counter that is there from the first run on shows its first failure as a change.
+    _failures.labels(name).inc(int(failed))
+
+
+def synced(seconds: float, rows: Mapping[str, int], unreadable: int) -> None:
+    """Counts a volume sync, its ``rows`` by kind of change, and the agents that it could not read."""
+    _syncs.observe(seconds)
+    for change, count in rows.items():
+        _synced.labels(change).inc(count)
+    _unreadable.set(unreadable)
+
+
+def marks_pending(count: float) -> None:
+    """Says how many marks wait in the ledger; NaN when nobody knows."""
+    _marks.set(count)
+
+
+def ghosts_purged(count: int) -> None:
+    """Counts chat sessions that were deleted because they had no message."""
+    _purged.inc(count)
+
+
+def session_created() -> None:
+    """Counts a chat session that came into being, with or without a message."""
+    _created.inc()
+
+
+def messages_added(session: Mapping[str, Any], count: int) -> None:
+    """Counts a chat session's first use, when the ``count`` messages that it has got just now are all it has."""
+    if session["message_count"] == count:
+        _used.inc()
+        _first.observe((session["last_message_at"] - session["created_at"]).total_seconds())
+
+
+def exposition() -> bytes:
+    """Returns all metrics in Prometheus's text format, with those of the process and of Python."""
+    return generate_latest()

@@ -1,0 +1,128 @@
+"""What the service answers when something is wrong: to programs, to browsers, and to its own log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from service import ROOT, Service, running, wait_until
+from test_service_security import TOKEN, handshake, status_of
+
+from session_manager.service.app import create_app
+from session_manager.service.config import read_config
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize("path", ["/sessions?page=0", "/sessions?page=x", f"/sessions?search={'x' * 201}"])
+def test_a_bad_query_of_a_page_is_a_page_for_browsers_and_json_for_programs(shared_service: Service, path: str) -> None:
+    field = path.partition("?")[2].partition("=")[0]
+    page = shared_service.client.get(path, headers=BROWSER)
+    assert (page.status_code, page.headers["content-type"]) == (422, "text/html; charset=utf-8")
+    assert f"{field}: " in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    document = shared_service.client.get(path).json()
+    assert (document["code"], document["field"]) == ("invalid", field)
+    assert document["error"] in page.text
+
+
+def test_an_address_of_nothing_is_a_page_for_browsers_but_never_below_the_api(shared_service: Service) -> None:
+    page = shared_service.client.get("/nothing/<b>", headers=BROWSER)
+    assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "<b>" not in page.text
+    assert shared_service.client.get("/api/nothing", headers=BROWSER).json()["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/api/sessions", {"GET", "PATCH", "POST"}),
+        ("GET", "/api/sessions/00000000-0000-4000-8000-000000000000", {"DELETE", "PATCH"}),
+        ("DELETE", "/healthz", {"GET", "HEAD"}),
+        ("DELETE", "/login", {"GET", "POST"}),
+        ("PATCH", "/sessions", {"GET"}),
+    ],
+)
+def test_405_names_every_method_that_the_address_knows(
+    shared_service: Service, method: str, path: str, allowed: set[str]
+) -> None:
+    for headers in ({}, BROWSER):
+        answer = shared_service.client.request(method, path, headers=headers)
+        assert (answer.status_code, set(answer.headers["allow"].split(", "))) == (405, allowed)
+
+
+def test_the_description_says_how_to_authenticate(shared_service: Service) -> None:
+    api: dict[str, dict[str, dict[str, dict[str, object]]]] = shared_service.client.get("/openapi.json").json()
+    schemes = api["components"]["securitySchemes"]
+    assert [(s["type"], s["scheme"]) for s in schemes.values()] == [("http", "bearer")]
+    needed = [{name: []} for name in schemes]
+    for path, operations in api["paths"].items():
+        for operation in operations.values():
+            assert operation.get("security") == (None if path in ("/healthz", "/readyz") else needed), path
+
+
+def test_a_request_that_ends_in_an_exception_is_noted_as_500(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    app = create_app(read_config({"HOME": "/nonexistent"}), database)
+
+    @app.get("/fails")
+    async def fails() -> None:
+        raise ZeroDivisionError
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            answer = await client.get("/fails")
+        await app.state.engine.dispose()
+        return answer
+
+    with caplog.at_level(logging.INFO, "session_manager.access"):
+        answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert [record.getMessage().split()[:3] for record in caplog.records if record.name.endswith("access")] == [
+        ["GET", "/fails", "500"]
+    ]
+
+
+def test_a_websocket_that_is_refused_or_leads_nowhere_is_closed_quietly(database: str, tmp_path: Path) -> None:
+    with running(tmp_path / "log", DATABASE_URL=database, ARIA_API_TOKEN=TOKEN) as service:
+        bearer = f"Authorization: Bearer {TOKEN}"
+        assert status_of(handshake(service.url, bearer, path="/nothing")) in (403, 404)
+        assert status_of(handshake(service.url, bearer, path="/api/sessions")) in (403, 404)
+        assert status_of(handshake(service.url, path="/nothing")) == 401
+        assert status_of(handshake(service.url, bearer, "Origin: https://evil.example")) == 403
+        service.client.get("/healthz")
+        wait_until(lambda: "GET /healthz 200" in service.log)
+    assert "ERROR" not in service.log
+
+
+BROKEN = """
+import sys
+from session_manager.faces import cli
+from session_manager.service import server
+
+def fail(*arguments):
+    raise ZeroDivisionError("first line\\nsecond line")
+
+server.serve = fail
+sys.argv[1:] = ["serve"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("traceback", [None, "1"])
+def test_an_unforeseen_error_of_the_command_line_is_one_sentence(traceback: str | None) -> None:
+    env = {**os.environ, **({"ARIA_TRACEBACK": traceback} if traceback else {})}
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (70, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: internal error (ZeroDivisionError: first line)")
+    assert (done.stderr.count("\n") == 1) == (traceback is None)
+    assert ("Traceback" in done.stderr) == (traceback is not None)

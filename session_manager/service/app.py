@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from fastapi import FastAPI
 
 from session_manager.service import problems
-from session_manager.service.api import engine_cleanup, health, sessions
+from session_manager.service.api import chat, chat_ws, engine_cleanup, health, sessions
 from session_manager.service.api.engine import router as engine_router
 from session_manager.service.auth import Auth, Authenticator
 from session_manager.service.config import Config
@@ -19,15 +19,17 @@ from session_manager.service.guard import Guard
 from session_manager.service.jobs.loop import repeat
 from session_manager.service.jobs.sync import SyncResult, sync_volume
 from session_manager.service.logs import AccessLog
+from session_manager.service.pages import chat as chat_page
 from session_manager.service.pages import routes as pages
+from session_manager.service.talk.talks import talking
 
 _log = logging.getLogger(__name__)
 GRACE_S = 30.0
 DESCRIPTION = """\
 The history of an AI agent's sessions. `/api/sessions` is brought up to date from the gateway's files by the volume
 sync; cleanups mark rows ended and never delete them. `/api/engine/sessions` are conversations that the service holds
-itself: an empty one goes after a while, an idle one into the archive. Every answer that is not a success is
-`{"error", "code"}`.
+itself: an empty one goes after a while, an idle one into the archive. `/api/engine/chat` talks in them. Every answer
+that is not a success is `{"error", "code"}`.
 """
 
 
@@ -49,6 +51,8 @@ def create_app(config: Config, database_url: str) -> FastAPI:
     problems.install(app)
     for router in (health.router, sessions.router, engine_cleanup.router, engine_router, pages.router):
         app.include_router(router)
+    for router in (chat.router, chat_ws.router, chat_page.router):
+        app.include_router(router)
     # The last one added is the first to see a request.
     app.add_middleware(Auth)
     app.add_middleware(Guard, config=config)
@@ -65,7 +69,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         step = repeat("volume sync", _sync_step(app), config.sync_seconds, stop)
         jobs.append(asyncio.create_task(step))
     try:
-        yield
+        async with talking(app):
+            yield
     finally:
         stop.set()
         if jobs:

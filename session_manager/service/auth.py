@@ -25,7 +25,7 @@ from session_manager.service.guard import SAFE_METHODS, refuse
 COOKIE = "aria_token"
 OPEN = frozenset(("/healthz", "/readyz", "/login", "/style.css"))
 FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
-PAGES = frozenset(("/", "/sessions", "/docs"))
+PAGES = frozenset(("/", "/sessions", "/chat", "/docs"))
 
 
 class Principal(msgspec.Struct, frozen=True):

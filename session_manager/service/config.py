@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from session_manager.core.errors import UsageError
+from session_manager.service.model.settings import ModelSettings, read_model_settings
 from session_manager.settings import Settings, read_settings
 
 DEFAULT_HOST = "127.0.0.1"
@@ -28,6 +29,7 @@ class Config(msgspec.Struct, frozen=True):
     None means that there is no volume to sync. ``volume`` names that volume in history: replicas that see the same
     agents directory share one name. ``sync_seconds`` 0 switches the background sync off. Chat sessions that are made
     before their first message live for ``cleanup_ttl_minutes`` without one; unless ``cleanup_enabled`` they are kept.
+    ``llm`` says which model replies.
     """
 
     host: str
@@ -40,6 +42,7 @@ class Config(msgspec.Struct, frozen=True):
     allowed_hosts: frozenset[str]
     cleanup_enabled: bool
     cleanup_ttl_minutes: int
+    llm: ModelSettings
 
     @property
     def on_loopback(self) -> bool:
@@ -81,6 +84,7 @@ def read_config(environ: Mapping[str, str], host: str = DEFAULT_HOST, port: int 
         allowed_hosts=_hosts(environ),
         cleanup_enabled=_switch(environ, "SESSION_CLEANUP_ENABLED", default=True),
         cleanup_ttl_minutes=_minutes(environ, "SESSION_CLEANUP_TTL_MINUTES", DEFAULT_TTL_MINUTES),
+        llm=read_model_settings(environ),
     )
 
 

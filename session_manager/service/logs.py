@@ -25,7 +25,11 @@ def configure(level: str = "INFO") -> None:
             "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
             "root": {"handlers": ["stderr"], "level": level},
-            "loggers": {"alembic": {"level": "WARNING"}, "uvicorn.error": {"level": "WARNING"}},
+            "loggers": {
+                "alembic": {"level": "WARNING"},
+                "uvicorn.error": {"level": "WARNING"},
+                "httpx": {"level": "WARNING"},
+            },
         }
     )
 

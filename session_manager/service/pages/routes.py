@@ -4,41 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form, Query, Request
-from jinja2 import Environment, FileSystemLoader
 from sqlalchemy.ext.asyncio import AsyncConnection
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
 from session_manager.service.api.sessions import Database
 from session_manager.service.auth import COOKIE, Authenticator
 from session_manager.service.db import sessions as queries
 from session_manager.service.db.tables import STATUSES
+from session_manager.service.pages.render import FOLDER, render
 
 ROWS = 50
 STATS_AGE_S = 10.0
-_FOLDER = os.path.dirname(__file__)
-_CSP = (
-    "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-_templates = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 router = APIRouter(include_in_schema=False)
-
-
-def _page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    return HTMLResponse(
-        _templates.get_template(template).render(**values),
-        status,
-        {
-            "Content-Security-Policy": _CSP,
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "same-origin",
-            "Cache-Control": "no-store",
-        },
-    )
 
 
 @router.get("/")
@@ -50,14 +32,14 @@ async def home() -> Response:
 @router.get("/style.css")
 async def style() -> Response:
     """The one style sheet."""
-    with open(os.path.join(_FOLDER, "style.css"), encoding="utf-8") as file:
+    with open(os.path.join(FOLDER, "style.css"), encoding="utf-8") as file:
         return Response(file.read(), media_type="text/css", headers={"Cache-Control": "max-age=3600"})
 
 
 @router.get("/login")
 async def login_page(next: str = "/sessions") -> Response:
     """Asks for a token."""
-    return _page("login.html", next=_local(next), error=None)
+    return render("login.html", next=_local(next), error=None)
 
 
 @router.post("/login")
@@ -68,7 +50,7 @@ async def login(
     authenticator: Authenticator = request.app.state.authenticator
     token = token.strip()
     if not token or not token.isascii() or await authenticator.principal(token) is None:
-        return _page(
+        return render(
             "login.html", 401, next=_local(next), error="This token is not valid. Copy it whole, and try again."
         )
     answer = RedirectResponse(_local(next), 303)
@@ -115,13 +97,13 @@ async def dashboard(
         status=chosen["status"] or None, agent_id=chosen["agent_id"] or None, search=chosen["search"] or None
     )
     total = await queries.count(database, wanted)
-    rows = await _rows(database, wanted, page) if total else []
+    rows = await queries.page(database, wanted, "desc", ROWS, (page - 1) * ROWS) if total else []
     pages = max(1, -(-total // ROWS))
 
     def link(number: int) -> str:
         return "/sessions?" + urlencode({**{k: v for k, v in chosen.items() if v}, "page": number})
 
-    return _page(
+    return render(
         "sessions.html",
         rows=rows,
         total=total,
@@ -146,11 +128,7 @@ async def _recent_stats(request: Request, database: AsyncConnection) -> queries.
     return dict(stats)
 
 
-async def _rows(database: AsyncConnection, wanted: queries.Filter, page: int) -> list[queries.Row]:
-    return await queries.page(database, wanted, "desc", ROWS, (page - 1) * ROWS)
-
-
 @router.get("/docs")
 async def docs(request: Request) -> Response:
     """The API, read off its own OpenAPI description."""
-    return _page("docs.html", api=request.app.openapi())
+    return render("docs.html", api=request.app.openapi())

@@ -25,7 +25,7 @@ from session_manager.service.talk.failures import document
 from session_manager.service.talk.talk import Talk
 
 # The longest message, all of it escaped, and what stands around it.
-FRAME_LIMIT = 2**21
+FRAME_LIMIT = 2**22
 POLICY_VIOLATION = 1008
 
 router = APIRouter(prefix="/api/engine/chat")

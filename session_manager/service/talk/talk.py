@@ -35,10 +35,14 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Talk:
-    """Starts at once. ``task`` ends when there is nothing more to tell, and raises nothing."""
+    """Starts at once. ``task`` ends when nothing more will be told, and raises nothing.
 
-    def __init__(self, engine: AsyncEngine, model: Model, opened: Opened) -> None:
+    ``turns`` says who may use the database next.
+    """
+
+    def __init__(self, engine: AsyncEngine, turns: asyncio.Semaphore, model: Model, opened: Opened) -> None:
         self._engine = engine
+        self._turns = turns
         self._model = model
         self._opened = opened
         self._storing = False
@@ -154,7 +158,7 @@ class Talk:
         opened = self._opened
         user = msgspec.structs.replace(opened.user, tokens=end.prompt_tokens or 0)
         reply = NewMessage("assistant", text, tokens=end.completion_tokens or 0)
-        async with self._engine.begin() as connection:
+        async with self._turns, self._engine.begin() as connection:
             await connection.execute(LIMITS)
             return await commit_exchange(connection, opened.viewer, opened.session, user, reply)
 

@@ -18,6 +18,8 @@ from session_manager.service.talk.talk import Talk
 
 MOST_AT_ONCE = 500
 LAST_WORDS_S = 5.0
+# Fewer than the pool has connections: a complete reply waits for its turn, not for a connection that may not come.
+DATABASE_TURNS = 8
 
 
 class Talks:
@@ -26,6 +28,7 @@ class Talks:
     def __init__(self, engine: AsyncEngine, model: Model) -> None:
         self._engine = engine
         self._model = model
+        self._turns = asyncio.Semaphore(DATABASE_TURNS)
         self._under_way: set[Talk] = set()
         self._finishing = False
 
@@ -35,9 +38,10 @@ class Talks:
         Raises what ``open_exchange`` raises, and Unavailable (``shutting_down``, ``too_many_talks``).
         """
         self._need_room()
-        opened = await open_exchange(self._engine, viewer, ask, self._model)
+        async with self._turns:
+            opened = await open_exchange(self._engine, viewer, ask, self._model)
         self._need_room()
-        talk = Talk(self._engine, self._model, opened)
+        talk = Talk(self._engine, self._turns, self._model, opened)
         self._under_way.add(talk)
         talk.task.add_done_callback(lambda _: self._under_way.discard(talk))
         return talk

@@ -13,7 +13,7 @@ function say(role, text) {
   const item = document.createElement("article");
   item.className = `said ${role}`;
   const who = document.createElement("h2");
-  who.textContent = role === "user" ? "You" : "Assistant";
+  who.textContent = { user: "You", assistant: "Assistant" }[role] ?? role;
   const words = document.createElement("p");
   words.textContent = text;
   item.append(who, words);

@@ -16,6 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "fixtures"), str(ROOT / "tests")]
 from revive import revive  # noqa: E402
 from service import Databases, Service, databases, running  # noqa: E402
 from small_aria import SmallAria  # noqa: E402
+from small_model import SmallModel, small_model  # noqa: E402
 from support import CLOSED_API, Skill  # noqa: E402
 
 # A checkout may be read-only; what a run finds is printed with the example itself.
@@ -107,3 +108,10 @@ def older_aria() -> Iterator[SmallAria]:
     service = SmallAria(older=True)
     yield service
     service.stop()
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[SmallModel]:
+    """An endpoint with a model, for a module's tests."""
+    with small_model() as found:
+        yield found

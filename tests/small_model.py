@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import pytest
-
 USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 PATIENCE_S = 60.0
 
 
-def words(n: int, of: str = "") -> str:
+def words(n: int) -> str:
     """The reply to ``say n``."""
-    return "".join(f"{of or 'word'}-{number} " for number in range(n))
+    return "".join(f"word-{number} " for number in range(n))
 
 
 def delta(text: str | None, **choice: Any) -> dict[str, Any]:
@@ -283,10 +281,3 @@ def small_model() -> Iterator[SmallModel]:
         yield model
     finally:
         model.stop()
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[SmallModel]:
-    """One for a module's tests."""
-    with small_model() as found:
-        yield found

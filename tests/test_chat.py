@@ -15,7 +15,7 @@ import httpx
 import pytest
 from chats import BASE, ENCRYPTED, Chats, create, new_id, say
 from service import Databases, Service, running, wait_until
-from small_model import USAGE, SmallModel, model, words
+from small_model import USAGE, SmallModel, words
 from support import CLOSED_API
 from talking import (
     STREAM,
@@ -34,8 +34,6 @@ from talking import (
 from websockets.exceptions import ConnectionClosed
 
 from session_manager.service.talk.opening import HISTORY_CHARACTERS, HISTORY_MESSAGES
-
-__all__ = ["model"]
 
 
 @pytest.fixture(scope="module")

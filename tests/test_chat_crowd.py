@@ -13,11 +13,9 @@ import httpx
 import pytest
 from chats import BASE, Chats
 from service import Databases, Service, running
-from small_model import SmallModel, model, words
+from small_model import SmallModel, words
 from talking import STREAM, events_of, parse
 from websockets.asyncio.client import connect
-
-__all__ = ["model"]
 
 CLIENTS = 2000 if os.environ.get("SOAK") else 200
 AT_ONCE = 200

@@ -12,9 +12,7 @@ import pytest
 from chats import Chats, create, say
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from service import Databases, Service, running, wait_until
-from small_model import SmallModel, model, words
-
-__all__ = ["model"]
+from small_model import SmallModel, words
 
 pytestmark = pytest.mark.system
 TOKEN = "a-token-of-the-operator"

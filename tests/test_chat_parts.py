@@ -100,7 +100,8 @@ def test_whoever_leaves_ends_the_model_s_work(chats: Chats, early: bool) -> None
             events = talk.events(60)
             assert [(await anext(events)).name for _ in range(2)] == ["session", "delta"]
         talk.leave()
-        rest = [event async for event in talk.events(60)]
+        async with asyncio.timeout(30):
+            rest = [event async for event in talk.events(60)]
         assert all(event and event.name in ("session", "delta") for event in rest)
         assert talk.task.done()
         if not early:

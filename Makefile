@@ -33,7 +33,8 @@ bench: $(VENV)/.ready  ## ratios, measured side by side
 
 soak: $(VENV)/.ready  ## the long runs of the concurrency tests
 	SOAK=1 $(BIN)/python -m pytest -m "not system" tests/test_gateway_writers.py tests/test_kill.py \
-		tests/test_kill_restore.py tests/test_random_kills.py tests/test_stateful.py tests/test_engine_purge.py
+		tests/test_kill_restore.py tests/test_random_kills.py tests/test_stateful.py tests/test_engine_purge.py \
+		tests/test_chat_crowd.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -17,6 +17,7 @@ from forks import Forks  # noqa: E402
 from revive import revive  # noqa: E402
 from service import Databases, Service, databases, running  # noqa: E402
 from small_aria import SmallAria  # noqa: E402
+from small_model import SmallModel, small_model  # noqa: E402
 from support import CLOSED_API, Skill  # noqa: E402
 
 from session_manager.live import steps  # noqa: E402
@@ -142,3 +143,10 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]],
         monkeypatch.setattr(steps, "watcher", watch)
 
     return arrange
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[SmallModel]:
+    """An endpoint with a model, for a module's tests."""
+    with small_model() as found:
+        yield found

@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from service import Databases, Service, running
 from support import Skill, StoreBuilder
+from talking import by_stream
 from test_service_security import asks, created
 
 from session_manager.service import metrics
@@ -153,6 +154,21 @@ def test_what_others_tell_is_counted(tell: object, name: str, by: float) -> None
     assert callable(tell)
     tell()
     assert REGISTRY.get_sample_value(name) == before + by
+
+
+def test_a_conversation_is_counted_when_it_is_stored(database: str, tmp_path: Path) -> None:
+    names = (
+        "aria_chat_sessions_created_total",
+        "aria_chat_sessions_used_total",
+        "aria_chat_first_message_seconds_count",
+    )
+    with running(tmp_path / "log", DATABASE_URL=database) as service:
+        first = by_stream(service, "hello", idempotency_key="k")
+        again = by_stream(service, "hello", idempotency_key="k")
+        by_stream(service, "more", session_id=first[-1][1]["session_id"])
+        assert [first[-1][0], again[-1][1]["replayed"]] == ["done", True]
+        samples = read(service)
+        assert [one(samples, f"aria_chat_{name}") for name in names] == [1, 1, 1]
 
 
 def test_the_page_of_metrics_is_text_for_browsers_too(shared_service: Service) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 
 from session_manager.service import problems
-from session_manager.service.api import engine_cleanup, health, jobs, metrics, sessions
+from session_manager.service.api import chat, chat_ws, engine_cleanup, health, jobs, metrics, sessions
 from session_manager.service.api.engine import router as engine_router
 from session_manager.service.auth import DESCRIBED, Auth, Authenticator
 from session_manager.service.config import Config
@@ -18,13 +18,15 @@ from session_manager.service.guard import Guard
 from session_manager.service.jobs.loop import Runner
 from session_manager.service.jobs.registry import jobs as registered
 from session_manager.service.logs import AccessLog
+from session_manager.service.pages import chat as chat_page
 from session_manager.service.pages import routes as pages
+from session_manager.service.talk.talks import talking
 
 DESCRIPTION = """\
 The history of an AI agent's sessions. `/api/sessions` is brought up to date from the gateway's files by the volume
 sync; cleanups mark rows ended and never delete them. `/api/engine/sessions` are conversations that the service holds
-itself: an empty one goes after a while, an idle one into the archive. Every answer that is not a success is
-`{"error", "code"}`.
+itself: an empty one goes after a while, an idle one into the archive. `/api/engine/chat` talks in them. Every answer
+that is not a success is `{"error", "code"}`.
 """
 
 
@@ -45,9 +47,9 @@ def create_app(config: Config, database_url: str) -> FastAPI:
     app.state.syncing = asyncio.Lock()
     app.state.jobs = Runner(engine, config, registered(config))
     problems.install(app)
-    for router in (health.router, pages.router):
+    for router in (health.router, pages.router, chat_page.router, chat_ws.router):
         app.include_router(router)
-    for router in (sessions.router, engine_cleanup.router, engine_router, jobs.router, metrics.router):
+    for router in (sessions.router, engine_cleanup.router, engine_router, chat.router, jobs.router, metrics.router):
         app.include_router(router, dependencies=[DESCRIBED])
     # The last one added is the first to see a request.
     app.add_middleware(Auth)
@@ -60,7 +62,8 @@ def create_app(config: Config, database_url: str) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.jobs.start()
     try:
-        yield
+        async with talking(app):
+            yield
     finally:
         await app.state.jobs.stop()
         await app.state.engine.dispose()

@@ -29,7 +29,7 @@ OPEN = frozenset(("/healthz", "/readyz", "/login", "/style.css"))
 ADMIN = ("/api/jobs/",)
 FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
 ERASES = "/api/sessions/erase"
-PAGES = frozenset(("/", "/sessions", "/docs"))
+PAGES = frozenset(("/", "/sessions", "/chat", "/docs"))
 # Decides nothing: it is what the API's description says about tokens.
 DESCRIBED = Security(
     HTTPBearer(auto_error=False, scheme_name="token", description="`ARIA_API_TOKEN`, or one that was created.")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from session_manager.core.errors import UsageError
+from session_manager.service.model.settings import ModelSettings, read_model_settings
 from session_manager.settings import Settings, api_token, read_settings
 
 DEFAULT_HOST = "127.0.0.1"
@@ -34,7 +35,7 @@ class Config(msgspec.Struct, frozen=True):
     where the skill keeps what, None when there is no volume to sync. ``volume`` names that volume in history: replicas
     that see the same agents directory share one name. ``intervals`` are the jobs' in seconds, by name; 0 switches a
     job off. Chat sessions that are made before their first message live for ``cleanup_ttl_minutes`` without one;
-    unless ``cleanup_enabled`` they are kept.
+    unless ``cleanup_enabled`` they are kept. ``llm`` says which model replies.
     """
 
     host: str
@@ -46,6 +47,7 @@ class Config(msgspec.Struct, frozen=True):
     allowed_hosts: frozenset[str]
     cleanup_enabled: bool
     cleanup_ttl_minutes: int
+    llm: ModelSettings
 
     @property
     def agents_dir(self) -> str | None:
@@ -88,6 +90,7 @@ def read_config(environ: Mapping[str, str], host: str = DEFAULT_HOST) -> Config:
         allowed_hosts=_hosts(environ),
         cleanup_enabled=_switch(environ, "SESSION_CLEANUP_ENABLED", default=True),
         cleanup_ttl_minutes=_minutes(environ, "SESSION_CLEANUP_TTL_MINUTES", DEFAULT_TTL_MINUTES),
+        llm=read_model_settings(environ),
     )
 
 

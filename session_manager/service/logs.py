@@ -28,7 +28,11 @@ def configure() -> None:
             "filters": {"refusals": {"()": _NoRefusals}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["refusals"]}},
             "root": {"handlers": ["stderr"], "level": "INFO"},
-            "loggers": {"alembic": {"level": "WARNING"}, "uvicorn.error": {"level": "WARNING"}},
+            "loggers": {
+                "alembic": {"level": "WARNING"},
+                "uvicorn.error": {"level": "WARNING"},
+                "httpx": {"level": "WARNING"},
+            },
         }
     )
 

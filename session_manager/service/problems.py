@@ -8,14 +8,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from session_manager.core.errors import SessionManagerError
-from session_manager.service.db.engine import server_message
+from session_manager.service.db.engine import is_unreachable, server_message
 from session_manager.service.pages.render import render
 
 _log = logging.getLogger(__name__)
@@ -118,9 +117,7 @@ def _allowed(request: Request) -> list[str]:
 
 async def _database(request: Request, error: Exception) -> Response:
     assert isinstance(error, SQLAlchemyError)
-    if isinstance(error, OperationalError | InterfaceError | PoolTimeout) or (
-        isinstance(error, DBAPIError) and error.connection_invalidated
-    ):
+    if is_unreachable(error):
         _log.warning("the database does not answer: %s", server_message(error))
         return _answer(request, 503, "the database does not answer; try again in a moment", "database_unavailable")
     return await _internal(request, error)

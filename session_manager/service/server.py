@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 import uvicorn
+from fastapi import FastAPI
 
 from session_manager.core.errors import Failed, Refused, UsageError
 from session_manager.service import logs
+from session_manager.service.api.chat_ws import FRAME_LIMIT
 from session_manager.service.app import create_app
 from session_manager.service.config import Config, database_url, read_config
 from session_manager.service.db import tokens
@@ -41,22 +43,29 @@ def serve(environ: Mapping[str, str], host: str, port: int, announce: Callable[[
             access_log=False,
             timeout_graceful_shutdown=_GRACE_S,
             server_header=False,
+            ws_max_size=FRAME_LIMIT,
         )
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        server = _Server(settings, lambda: announce(address))
+        server = _Server(settings, app, lambda: announce(address))
         _stop_by_signals(server)
         server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, on_started: Callable[[], None]) -> None:
         super().__init__(config)
+        self._app = app
         self._on_started = on_started
 
     async def main_loop(self) -> None:
         # Not in startup(): a signal before its end would cut the shutdown short.
         self._on_started()
         await super().main_loop()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Before uvicorn closes what is open: replies under way are finished or called off while they can be heard.
+        await self._app.state.talks.finish()
+        await super().shutdown(sockets)
 
 
 def _stop_by_signals(server: uvicorn.Server) -> None:

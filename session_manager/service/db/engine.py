@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import orjson
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 # Prepared statements belong to a server connection, and a pooler in transaction mode hands out another each time.
@@ -60,3 +61,10 @@ def server_message(error: SQLAlchemyError) -> str:
     diagnosis = getattr(origin, "diag", None)
     primary = getattr(diagnosis, "message_primary", None)
     return str(primary or origin).strip().splitlines()[0]
+
+
+def is_unreachable(error: SQLAlchemyError) -> bool:
+    """Says whether an error means that the database does not answer now, and may later."""
+    return isinstance(error, OperationalError | InterfaceError | PoolTimeout) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    )

@@ -12,16 +12,17 @@ FOLDER = os.path.dirname(__file__)
 _CSP = (
     "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+_OWN_SCRIPTS = "; script-src 'self'; connect-src 'self'"
 _templates = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
-def render(template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """Returns a page that loads nothing from elsewhere, runs no script and is kept by nobody."""
+def render(template: str, status: int = 200, *, scripts: bool = False, **values: Any) -> HTMLResponse:
+    """Returns a page that loads nothing from elsewhere and is kept by nobody; it runs no script, or only our own."""
     return HTMLResponse(
         _templates.get_template(template).render(**values),
         status,
         {
-            "Content-Security-Policy": _CSP,
+            "Content-Security-Policy": _CSP + _OWN_SCRIPTS if scripts else _CSP,
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "same-origin",
             "Cache-Control": "no-store",

@@ -1,0 +1,31 @@
+"""The model of a service that has none: it says so, and repeats what it was told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Sequence
+
+from session_manager.service.model.base import ECHO, End, Turn
+
+LABEL = "[echo: no model is set, see ARIA_LLM_BASE_URL] "
+LONGEST = 2000
+
+
+class Echo:
+    """Replies with the beginning of the message itself, a word at a time."""
+
+    longest_s = 60.0
+
+    def named(self, asked: str | None, kept: str | None) -> str:
+        """Returns ``echo``, whatever was asked for."""
+        return ECHO
+
+    async def reply(self, name: str, turns: Sequence[Turn]) -> AsyncGenerator[str | End, None]:
+        """Yields the label and the message."""
+        said = turns[-1].content
+        yield LABEL
+        for word in re.findall(r"\s*\S+|\s+", said[:LONGEST]):
+            yield word
+        if len(said) > LONGEST:
+            yield "…"
+        yield End("stop")

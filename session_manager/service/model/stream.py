@@ -1,0 +1,131 @@
+"""A streamed answer of an OpenAI-compatible endpoint, read as different programs write it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from session_manager.service.model.base import End, ModelError
+
+LINE_LIMIT = 2**20
+_MOST_TOKENS = 2**31 - 1
+_DONE = b"[DONE]"
+
+
+async def data_of(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Yields what stands behind ``data:`` on each line. Raises ModelError when a line has no end.
+
+    Only a line feed ends a line: U+2028 and its like may stand in a text.
+    """
+    rest = bytearray()
+    async for chunk in chunks:
+        rest += chunk
+        if b"\n" in chunk:
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                if line.startswith(b"data:"):
+                    yield bytes(line[5:].strip())
+        if len(rest) > LINE_LIMIT:
+            raise garbled()
+
+
+async def pieces(data: AsyncIterator[bytes]) -> AsyncGenerator[str | End, None]:
+    """Yields the reply's text in pieces that can be stored, and its End. Raises ModelError when it is not complete.
+
+    It is complete when the endpoint says why it ended, or that it has; a connection that just ends says neither.
+    """
+    joined = _Joined()
+    reason: str | None = None
+    usage: tuple[int | None, int | None] = (None, None)
+    begun = ended = False
+    async for each in data:
+        begun = True
+        if each == _DONE:
+            ended = True
+            break
+        chunk = _read(each)
+        if chunk.get("error"):
+            raise ModelError(f"the model failed in the middle of its reply: {said_in(chunk)}")
+        usage = _usage(chunk) or usage
+        choice = _first_choice(chunk)
+        delta = choice.get("delta")
+        text = delta.get("content") if isinstance(delta, dict) else None
+        if isinstance(text, str) and (whole := joined.add(text)):
+            yield whole
+        if isinstance(choice.get("finish_reason"), str):
+            reason, ended = choice["finish_reason"][:100], True
+    if not begun:
+        raise garbled()
+    if not ended:
+        raise ModelError("the model broke off in the middle of its reply; try again", code="model_broke_off")
+    if last := joined.rest():
+        yield last
+    yield End(reason, *usage)
+
+
+def said_in(document: dict[str, Any]) -> str:
+    """Returns what an endpoint says about its failure, in one short line."""
+    error = document.get("error")
+    said = error.get("message") if isinstance(error, dict) else error
+    text = said if isinstance(said, str) and said.strip() else "it does not say why"
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())[:200]
+
+
+def garbled() -> ModelError:
+    """Returns the error for an answer that is no stream of chat completions."""
+    return ModelError(
+        "the model's endpoint answers with something else than a stream of chat completions; see ARIA_LLM_BASE_URL",
+        code="model_garbled",
+    )
+
+
+class _Joined:
+    """Makes texts that any database can hold: halves of a character that come one by one are put together."""
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def add(self, text: str) -> str:
+        text = self._half + text
+        self._half = text[-1] if text and "\ud800" <= text[-1] <= "\udbff" else ""
+        return _storable(text[: len(text) - len(self._half)])
+
+    def rest(self) -> str:
+        return _storable(self._half)
+
+
+def _storable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text.replace("\0", "\ufffd")
+
+
+def _read(data: bytes) -> dict[str, Any]:
+    try:
+        # Not a stricter parser: half a character is escaped as a lone surrogate.
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        raise garbled() from None
+    if not isinstance(document, dict):
+        raise garbled()
+    return document
+
+
+def _first_choice(chunk: dict[str, Any]) -> dict[str, Any]:
+    choices = chunk.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) else {}
+
+
+def _usage(chunk: dict[str, Any]) -> tuple[int | None, int | None] | None:
+    usage = chunk.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    return _tokens(usage.get("prompt_tokens")), _tokens(usage.get("completion_tokens"))
+
+
+def _tokens(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None

@@ -1,0 +1,92 @@
+"""How an exchange begins: whose session it is in, what was said there before, and whether it has been stored already.
+
+Nothing is written, and no connection to the database is kept while the model replies.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from session_manager.service.db import chat_messages, chat_sessions
+from session_manager.service.db.chat_exchange import Committed, NewSession, open_session, stored_exchange
+from session_manager.service.db.chat_messages import NewMessage
+from session_manager.service.db.chat_sessions import Row
+from session_manager.service.db.locks import LIMITS
+from session_manager.service.db.ownership import Viewer
+from session_manager.service.model.base import Model, Turn
+
+HISTORY_MESSAGES = 50
+HISTORY_CHARACTERS = 100_000
+# What a tool said cannot be understood without the call, which is not stored.
+_SHOWN = ("user", "assistant", "system")
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """What somebody says, and where; without ``session_id`` it begins a session."""
+
+    message: str
+    session_id: uuid.UUID | None = None
+    agent_id: str = "main"
+    org_id: str | None = None
+    model: str | None = None
+    idempotency_key: str | None = None
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """An exchange that can run: ``turns`` are what the model is shown, ``stored`` is what a retry need only be told."""
+
+    viewer: Viewer
+    session: NewSession | Row
+    user: NewMessage
+    model: str
+    turns: Sequence[Turn]
+    stored: Committed | None
+
+    @property
+    def session_id(self) -> uuid.UUID:
+        """The session's id; one that is new names nothing before the exchange is stored."""
+        found: uuid.UUID = self.session.id if isinstance(self.session, NewSession) else self.session["id"]
+        return found
+
+
+async def open_exchange(engine: AsyncEngine, viewer: Viewer, ask: Ask, model: Model) -> Opened:
+    """Looks up what an exchange needs.
+
+    Raises NotFound for a session that is not there or somebody else's, Refused (``session_ended``,
+    ``idempotency_conflict``), and what the database raises.
+    """
+    user = NewMessage("user", ask.message, idempotency_key=ask.idempotency_key)
+    async with engine.begin() as connection:
+        await connection.execute(LIMITS)
+        session: NewSession | Row
+        before: list[Row] = []
+        if ask.session_id is None:
+            name = model.named(ask.model, None)
+            session = NewSession(ask.agent_id, model=name, org_id=ask.org_id, user_id=viewer.user_id)
+            stored = await stored_exchange(connection, viewer, session, user)
+        else:
+            session = await chat_sessions.find(connection, ask.session_id, viewer)
+            name = model.named(ask.model, session["model"])
+            stored = await stored_exchange(connection, viewer, session, user)
+            if stored is None:
+                session = await open_session(connection, ask.session_id, viewer)
+                before = await chat_messages.last_ones(connection, session, HISTORY_MESSAGES)
+    return Opened(viewer, session, user, name, _turns(before, ask.message), stored)
+
+
+def _turns(before: Sequence[Row], message: str) -> list[Turn]:
+    """Returns the last turns that fit, oldest first; what is encrypted nobody here can read, so it is left out."""
+    turns = [Turn("user", message)]
+    left = HISTORY_CHARACTERS
+    for row in reversed(before):
+        if row["content"] is None or row["role"] not in _SHOWN:
+            continue
+        left -= len(row["content"])
+        if left < 0:
+            break
+        turns.append(Turn(row["role"], row["content"]))
+    return turns[::-1]

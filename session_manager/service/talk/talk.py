@@ -1,0 +1,188 @@
+"""One exchange under way: a task that asks the model and stores the exchange, and what there is to tell meanwhile.
+
+Until the reply is complete, whoever leaves ends it without a trace. From then on nobody does: it is stored whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from session_manager.service import metrics
+from session_manager.service.db.chat_exchange import Committed, NewSession, commit_exchange
+from session_manager.service.db.chat_messages import NewMessage
+from session_manager.service.db.locks import LIMITS
+from session_manager.service.logs import short
+from session_manager.service.model.base import End, Model, ModelError
+from session_manager.service.talk.failures import document
+from session_manager.service.talk.opening import Opened
+
+REPLY_LIMIT = 2**18
+_log = logging.getLogger(__name__)
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something to tell whoever asked: ``session`` first, then any number of ``delta``, then ``done`` or ``error``."""
+
+    name: Literal["session", "delta", "done", "error"]
+    data: dict[str, Any]
+
+
+class Talk:
+    """Starts at once. ``task`` ends when nothing more will be told, and raises nothing.
+
+    ``turns`` says who may use the database next.
+    """
+
+    def __init__(self, engine: AsyncEngine, turns: asyncio.Semaphore, model: Model, opened: Opened) -> None:
+        self._engine = engine
+        self._turns = turns
+        self._model = model
+        self._opened = opened
+        self._storing = False
+        self._stopped = False
+        self._untold: list[Event] = []
+        # What comes behind them. A slow reader gets it in one; the reply's limit is the limit of what waits.
+        self._pieces: list[str] = []
+        self._news = asyncio.Event()
+        self.task = asyncio.create_task(self._run())
+        self.task.add_done_callback(lambda _: self._news.set())
+
+    async def events(self, heartbeat_s: float) -> AsyncGenerator[Event | None, None]:
+        """Yields what there is to tell, to the end; None when there was nothing for ``heartbeat_s`` seconds."""
+        while True:
+            while self._untold or self._pieces:
+                if not self._untold:
+                    self._flush()
+                yield self._untold.pop(0)
+            if self.task.done():
+                return
+            self._news.clear()
+            try:
+                async with asyncio.timeout(heartbeat_s):
+                    await self._news.wait()
+            except TimeoutError:
+                yield None
+
+    def leave(self) -> None:
+        """Says that nobody listens any more."""
+        if not self._storing:
+            self.task.cancel()
+
+    def stop(self) -> None:
+        """Ends it because the service ends; whoever listens is told so."""
+        self._stopped = True
+        self.leave()
+
+    def _tell(self, name: Literal["session", "done", "error"], data: dict[str, Any]) -> None:
+        self._flush()
+        self._untold.append(Event(name, data))
+        self._news.set()
+
+    def _tell_piece(self, text: str) -> None:
+        self._pieces.append(text)
+        self._news.set()
+
+    def _flush(self) -> None:
+        if self._pieces:
+            self._untold.append(Event("delta", {"content": "".join(self._pieces)}))
+            self._pieces.clear()
+
+    async def _run(self) -> None:
+        began = time.monotonic()
+        outcome = "left"
+        try:
+            outcome = await self._exchange()
+        except asyncio.CancelledError:
+            if self._stopped:
+                outcome = "shutting_down"
+                self._tell("error", {"error": "the service stops; send the message again", "code": outcome})
+        except Exception as error:
+            failure = document(error)
+            outcome = failure["code"]
+            self._tell("error", failure)
+        seconds = time.monotonic() - began
+        _log.info("exchange in %s: %s after %.1f s", short(str(self._opened.session_id)), outcome, seconds)
+
+    async def _exchange(self) -> str:
+        opened = self._opened
+        if opened.stored is not None:
+            self._tell_session(opened.stored.session["id"], new=False)
+            self._tell_piece(opened.stored.assistant["content"] or "")
+            self._tell("done", _done(opened.stored, opened.model, None))
+            return "told again"
+        self._tell_session(opened.session_id, new=isinstance(opened.session, NewSession))
+        text, end = await self._reply()
+        self._storing = True
+        committed = await self._store(text, end)
+        if committed.created:
+            if isinstance(opened.session, NewSession):
+                metrics.session_created()
+            metrics.messages_added(committed.session, 2)
+        self._tell("done", _done(committed, opened.model, end))
+        return "stored" if committed.created else "told again"
+
+    def _tell_session(self, session_id: object, *, new: bool) -> None:
+        self._tell("session", {"session_id": str(session_id), "new": new, "model": self._opened.model})
+
+    async def _reply(self) -> tuple[str, End]:
+        parts: list[str] = []
+        size, end = 0, End()
+        try:
+            async with (
+                asyncio.timeout(self._model.longest_s),
+                contextlib.aclosing(self._model.reply(self._opened.model, self._opened.turns)) as pieces,
+            ):
+                async for piece in pieces:
+                    if isinstance(piece, End):
+                        end = piece
+                        continue
+                    size += len(piece)
+                    if size > REPLY_LIMIT:
+                        raise ModelError(
+                            f"the reply is longer than {REPLY_LIMIT} characters; ask for less", code="reply_too_long"
+                        )
+                    parts.append(piece)
+                    self._tell_piece(piece)
+        except TimeoutError:
+            sentence = f"the reply was not complete after {self._model.longest_s:g} s; ask for less"
+            raise ModelError(sentence, code="model_timeout") from None
+        text = "".join(parts)
+        if not text.strip():
+            raise ModelError("the model ended without a word; try again", code="model_empty")
+        return text, end
+
+    async def _store(self, text: str, end: End) -> Committed:
+        opened = self._opened
+        user = msgspec.structs.replace(opened.user, tokens=end.prompt_tokens or 0)
+        reply = NewMessage("assistant", text, tokens=end.completion_tokens or 0)
+        async with self._turns, self._engine.begin() as connection:
+            await connection.execute(LIMITS)
+            return await commit_exchange(connection, opened.viewer, opened.session, user, reply)
+
+
+def _done(committed: Committed, model: str, end: End | None) -> dict[str, Any]:
+    """Returns the last event's data. ``content`` is the reply as it is stored: the first attempt's, for a retry."""
+    own = end if committed.created else None
+    return {
+        "session_id": str(committed.session["id"]),
+        "title": committed.session["title"],
+        "message_count": committed.session["message_count"],
+        "user_message_id": str(committed.user["id"]),
+        "message_id": str(committed.assistant["id"]),
+        "content": committed.assistant["content"],
+        "model": model,
+        "finish_reason": own and own.reason,
+        "usage": {
+            "prompt_tokens": own and own.prompt_tokens,
+            "completion_tokens": own and own.completion_tokens,
+        },
+        "replayed": not committed.created,
+    }

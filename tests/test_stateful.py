@@ -30,7 +30,7 @@ from support import CLOSED_API, StoreBuilder, now_ms
 from session_manager.live.transcripts import parse_archive
 
 SOAK = "SOAK" in os.environ
-SHARDS, RUNS = (40, 50) if SOAK else (2, 15)
+SHARDS, RUNS = (40, 50) if SOAK else (2, 8)
 OLD_MINUTES = 300
 NOTHING_OLD = {"max_age_minutes": 10**6}
 NO_SHRINK = "NO_SHRINK" in os.environ

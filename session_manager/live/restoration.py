@@ -65,7 +65,7 @@ def split(place: Place, found: Iterable[Life]) -> tuple[list[Life], list[tuple[L
     going: list[Life] = []
     blocked: list[tuple[Life, Obstacle]] = []
     for life in found:
-        if all(place.was_taken_back(removal) for removal in life):
+        if place.was_taken_back(life):
             continue
         obstacle = place.obstacle(life)
         if obstacle is None:

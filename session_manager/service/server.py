@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
 
 import msgspec
 import uvicorn
@@ -52,6 +53,10 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_started = on_started
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Two signals at once are no wish to cut the end short, which has its own limit.
+        self.should_exit = True
 
     async def main_loop(self) -> None:
         # Not in startup(): a signal before its end would cut the shutdown short.

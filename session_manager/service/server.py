@@ -65,17 +65,9 @@ class _Server(uvicorn.Server):
 
 
 def _stop_by_signals(server: uvicorn.Server) -> None:
-    """Takes SIGTERM and SIGINT for the ordinary end.
-
-    uvicorn raises them again when it has stopped; what would end the process then must not, because the database is
-    stopped after that.
-    """
-
-    def stop(number: int, frame: object) -> None:
-        server.should_exit = True
-
+    """Takes SIGTERM and SIGINT for the ordinary end; also before uvicorn listens, and while the database stops."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, server.handle_exit)
 
 
 @contextlib.contextmanager

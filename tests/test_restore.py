@@ -219,6 +219,22 @@ def test_what_a_gateway_deleted_after_the_restore_stays_deleted(agents: Path, sk
     assert picture(agents) == before
 
 
+def test_a_restored_session_that_was_reset_since_is_no_conflict(agents: Path, skill: Skill) -> None:
+    """It had reappeared and been removed once more: one of its two removals has no file."""
+    store = build(agents)
+    run_id = pruned(skill)
+    write_as_gateway(store, {**store.read(), "agent:main:cron:b": store.entries["agent:main:cron:b"]})
+    again = skill("prune_sessions", NOTHING).document["run_id"]
+    skill("restore_run", {"run_id": run_id})
+    (store.dir / "main-b.jsonl").rename(store.dir / "main-b.jsonl.reset.2026-02-15T18-00-00.123Z")
+    write_as_gateway(store, {**store.read(), "agent:main:cron:b": {"sessionId": "next", "updatedAt": now_ms()}})
+    before = picture(agents)
+    for run in (run_id, again):
+        document = skill("restore_run", {"run_id": run}).document
+        assert (document["restored_count"], document["skipped"]) == (0, [])
+    assert picture(agents) == before
+
+
 # --- history --------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from session_manager.core.errors import SessionManagerError
+from session_manager.core.session import DAY_MS
 from session_manager.functions.context import Context
 from session_manager.live.delivery_lock import delivery_lock
 from session_manager.live.ledger import Ledger, Mark, Run
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from session_manager.history.rows import Row
 
 Name = tuple[str, str]
-_DAY_MS = 86_400_000
 OFF = "there is no history layer: ARIA_API_URL is empty"
 ELSEWHERE = "another call is delivering history marks right now"
 _TOLD: dict[str, Told] = {"active": "active", "erased": "erased"}
@@ -170,7 +170,7 @@ class History:
         if not client.reached:
             ledger.note_unsent(unheard)
         delivery.error = outcome.error
-        long_ago = self._clock() - self._settings.keep_days * _DAY_MS
+        long_ago = self._clock() - self._settings.keep_days * DAY_MS
         delivered = [m for m in marks if _name(m) in outcome.delivered]
         missing = [m for m in marks if _name(m) in outcome.missing]
         refused = [m for m in marks if _name(m) in outcome.refused]

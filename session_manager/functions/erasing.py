@@ -19,7 +19,6 @@ from session_manager.live.observe import listing
 from session_manager.live.orphans import held_ids
 from session_manager.live.reappeared import reported
 from session_manager.live.removal import Remover
-from session_manager.live.second_names import SecondNames
 from session_manager.live.volume import Snapshot, Store, read_snapshot
 
 
@@ -56,7 +55,6 @@ class Erasing:
         self._session_id = session_id
         self._force = force
         self._references = foreign_references(everyone.agents)
-        self._second_names = SecondNames(context.settings.state_dir)
         self.result = Result()
 
     def run(self) -> None:
@@ -95,7 +93,7 @@ class Erasing:
         self, store: Store, sessions: Sequence[Session], names: Sequence[str], shared: Collection[str]
     ) -> Traces:
         ledger = self._remover.existing_ledger
-        return find_traces(store, sessions, names, self._session_id, ledger, self._second_names, shared)
+        return find_traces(store, sessions, names, self._session_id, ledger, self._remover.second_names, shared)
 
     def _erase_in(self, store: Store, lock: StoreLock) -> None:
         """Removes what lives and erases what is left, for a caller who holds the lock. Raises LockLost, too."""

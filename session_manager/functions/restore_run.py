@@ -42,7 +42,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     agent = context.volume.resolve_agent(arguments.agent) if arguments.agent is not None else None
 
     from session_manager.functions.delivery import tell
-    from session_manager.functions.restoring import also, session_count, take_back
+    from session_manager.functions.restoring import also, take_back
     from session_manager.live.ledger import start_run
     from session_manager.live.removal import Remover
 
@@ -56,16 +56,17 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
             tell(context, remover.run, ())
             raise
         told = tell(context, remover.run, outcome.names)
-        count = session_count(outcome.names)
+        count = len(outcome.names)
+        sessions = "1 session" if count == 1 else f"{count} sessions"
         document = {
             "restored_run": arguments.run_id,
-            "restored_count": len(outcome.names),
+            "restored_count": count,
             "restored_ids": list(dict.fromkeys(session_id for _, session_id in outcome.names)),
             "already_restored": before,
             "skipped": _skipped(outcome),
             "restored_files": len(outcome.files),
             **told,
-            "message": f"{count} of run {arguments.run_id} restored, {len(outcome.blocked)} could not be",
+            "message": f"{sessions} of run {arguments.run_id} restored, {len(outcome.blocked)} could not be",
             **also(remover, outcome),
         }
     # Without leave to skip them, only what came in between can be among the skipped.

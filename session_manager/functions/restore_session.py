@@ -22,6 +22,8 @@ DESCRIPTION = (
     "Takes the removal of one session back: its keys return to the index byte for byte, its transcripts get their "
     "names back, its history row is active again."
 )
+# One that was restored may be back by half.
+_MAY_COME_BACK = ("removed", "restored")
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -61,9 +63,8 @@ def _restore(
     if ":" in wanted and removed:
         # A key may have named several sessions, one after the other: the last one is meant.
         wanted = removed[0].session_id
-    finds = {r.agent_id: _finder(r.agent_id, wanted) for r in removed if r.session_id == wanted}
     newest = {r.agent_id: r for r in reversed(removed) if r.session_id == wanted}
-    going = {agent_id: finds[agent_id] for agent_id, r in newest.items() if r.state in ("removed", "restored")}
+    going = {agent_id: _finder(agent_id, wanted) for agent_id, r in newest.items() if r.state in _MAY_COME_BACK}
     if not going:
         return _nothing_to_do(context, remover, newest, wanted, agent)
     outcome = take_back(context, remover, going, skip_conflicts=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -109,8 +109,3 @@ def also(remover: Remover, outcome: Outcome) -> dict[str, Any]:
     """Returns the members that every document of a restore has."""
     document: dict[str, Any] = {"run_id": remover.run.shown_id}
     return document if not outcome.recovered else {**document, "recovered": outcome.recovered}
-
-
-def session_count(names: Collection[tuple[str, str]]) -> str:
-    """Returns how many sessions, in words."""
-    return f"{len(names)} session{'' if len(names) == 1 else 's'}"

@@ -40,18 +40,27 @@ class Place:
 
     def obstacle(self, life: Sequence[Removed]) -> Obstacle | None:
         """Returns what keeps removals of one session from being taken back together, or None."""
-        return next((found for removed in life if (found := self._obstacle(removed)) is not None), None)
+        half_back = self._is_half_back(life)
+        return next((found for removed in life if (found := self._obstacle(removed, half_back)) is not None), None)
 
-    def was_taken_back(self, removed: Removed) -> bool:
-        """Says whether a removal is no more: it was restored, and not by half.
+    def was_taken_back(self, life: Sequence[Removed]) -> bool:
+        """Says whether removals of one session are no more: they were restored, and not by half."""
+        return all(removed.state == "restored" for removed in life) and not self._is_half_back(life)
+
+    def _is_half_back(self, life: Sequence[Removed]) -> bool:
+        """Says whether a restored session has its files and no entry.
 
         A gateway without a lock may write a restored key away that it had not read; whoever deletes a session
         archives its transcript.
         """
-        if removed.state != "restored":
-            return False
-        deleted_since = any(source not in self._names for source, _ in removed.files)
-        return not removed.keys or removed.session_id in self._living or deleted_since
+        files = [source for removed in life for source, _ in removed.files]
+        return (
+            all(removed.state == "restored" for removed in life)
+            and any(removed.keys for removed in life)
+            and life[0].session_id not in self._living
+            and bool(files)
+            and self._names.issuperset(files)
+        )
 
     def claim(self, life: Sequence[Removed]) -> None:
         """Gives the keys and file names of ``life`` away: whoever asks next finds them taken."""
@@ -59,8 +68,7 @@ class Place:
             self._claimed.update(dict.fromkeys(removed.keys, removed.session_id))
             self._names.update(source for source, _ in removed.files)
 
-    def _obstacle(self, removed: Removed) -> Obstacle | None:
-        half_back = removed.state == "restored" and not self.was_taken_back(removed)
+    def _obstacle(self, removed: Removed, half_back: bool) -> Obstacle | None:
         if removed.state != "removed" and not half_back:
             return Obstacle(NOT_RESTORABLE, _ENDS.get(removed.state, f"it is {removed.state}"))
         if not removed.finished:

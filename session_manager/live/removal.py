@@ -20,7 +20,6 @@ from session_manager.core.session import Session
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock, has_dead_marker
-from session_manager.live.index import Index
 from session_manager.live.ledger import Attempt, Ledger, Removal, Run, Temp
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing, observe_locks
@@ -30,17 +29,12 @@ from session_manager.live.reappeared import REASON, ghosts
 from session_manager.live.recovery import put_back, recover, try_recover
 from session_manager.live.second_names import AtRisk, SecondNames
 from session_manager.live.steps import step
-from session_manager.live.swap import TEMP_SUFFIX, IndexChanged, Swap, identity_of, write_temp
-from session_manager.live.transcripts import files_by_session
+from session_manager.live.swap import TEMP_SUFFIX, IndexChanged, Swap, identity_of, look_again, parsed_by, write_temp
 from session_manager.live.volume import Identity, Snapshot, Store, read_snapshot
 from session_manager.settings import Settings
 
 # Under a gateway that writes all the time the exchange merges; before that, a fresh decision is better.
 _FRESH_STARTS = 4
-_LOOKS_AFTER = 8
-# A gateway that read the old text may write what it made of it when it has parsed it (200 MB/s, 10 ms at least).
-_SETTLE_S = 0.01
-_PARSE_BYTES_PER_S = 200e6
 
 Done = TypeVar("Done")
 Choose = Callable[[Snapshot, Sequence[str]], Sequence[tuple[Session, str]]]
@@ -293,27 +287,3 @@ class Remover:
         begun = {s.id for s in idle if s.busy}
         if begun:
             put_back(swap, attempt, read_snapshot(snapshot.store, now_ms()), begun)
-
-
-def look_again(store: Store, swap: Swap) -> set[str]:
-    """Repeats an edit in what a gateway wrote meanwhile; returns names of removed files that are in use again."""
-    if identity_of(store.index_path) == swap.installed and not swap.alive:
-        return set()
-    for _ in range(_LOOKS_AFTER):
-        current = read_snapshot(store, now_ms())
-        if current.index is None or current.identity is None:
-            break
-        text = None if current.identity == swap.installed else swap.merge(current.index)
-        if text is None:
-            break
-        swap.install(current.index, current.identity, text)
-    current = read_snapshot(store, now_ms())
-    removals = swap.attempt.removals
-    swap.alive |= {s.id for s in current.sessions} & {r.session_id for r in removals}
-    names = [source for r in removals for source, _ in r.files]
-    return {n for files in files_by_session(names, current.sessions, store.sessions_dir).values() for n in files}
-
-
-def parsed_by(index: Index) -> float:
-    """Returns when (monotonic seconds) a gateway that has just read an index has parsed it."""
-    return time.monotonic() + _SETTLE_S + len(index.data) / _PARSE_BYTES_PER_S

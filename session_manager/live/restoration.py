@@ -23,10 +23,10 @@ from session_manager.live.observe import listing
 from session_manager.live.obstacles import FILE_EXISTS, NOT_RESTORABLE, Obstacle, Place
 from session_manager.live.reappeared import REASON
 from session_manager.live.recovery import places_of, recover_attempt, try_recover
-from session_manager.live.removal import Remover, look_again, parsed_by
+from session_manager.live.removal import Remover
 from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
-from session_manager.live.swap import IndexChanged, Swap, write_temp
+from session_manager.live.swap import IndexChanged, Swap, look_again, parsed_by, write_temp
 from session_manager.live.volume import Snapshot, Store, read_snapshot
 
 _FRESH_STARTS = 20
@@ -65,7 +65,7 @@ def split(place: Place, found: Iterable[Life]) -> tuple[list[Life], list[tuple[L
     going: list[Life] = []
     blocked: list[tuple[Life, Obstacle]] = []
     for life in found:
-        if all(place.was_taken_back(removal) for removal in life):
+        if place.was_taken_back(life):
             continue
         obstacle = place.obstacle(life)
         if obstacle is None:

@@ -18,6 +18,7 @@ from io import FileIO
 
 import msgspec
 
+from session_manager.core.session import DAY_MS
 from session_manager.live.atomic import explain, keep_owner, opened_folder, rename_new, sync_folder
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.ledger import Attempt, Removal, run_started_at
@@ -26,7 +27,6 @@ from session_manager.live.steps import step
 from session_manager.live.volume import Store
 
 FOLDER = "archives"
-_DAY_MS = 86_400_000
 PART = ".part"
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _CHECK_EVERY = 64
@@ -168,7 +168,7 @@ class SecondNames:
             at = run_started_at(run_id)
             if at is None:
                 continue
-            if at >= now_ms() - keep_days * _DAY_MS or budget <= 0:
+            if at >= now_ms() - keep_days * DAY_MS or budget <= 0:
                 return
             for agent_id in os.listdir(os.path.join(self.root, run_id)):
                 names = os.listdir(os.path.join(self.root, run_id, agent_id))[:budget]

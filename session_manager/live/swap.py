@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Iterable
 
 from session_manager.core.errors import Damaged, Locked
@@ -22,13 +23,19 @@ from session_manager.live.atomic import OWN_PREFIX, clear_errors, exchange, sync
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.index import Index
 from session_manager.live.ledger import Attempt, Temp
+from session_manager.live.liveness import now_ms
 from session_manager.live.merge import merge
 from session_manager.live.steps import step
-from session_manager.live.volume import Identity, Store, read_file
+from session_manager.live.transcripts import files_by_session
+from session_manager.live.volume import Identity, Store, read_file, read_snapshot
 
 TEMP_SUFFIX = ".index"
 # Every round keeps what was displaced until all is in place: so many, but not more of them than these bytes.
 _MOST_ROUNDS, _LEAST_ROUNDS, _ROUND_BYTES = 100, 8, 256 * 1024 * 1024
+_LOOKS_AFTER = 8
+# A gateway that read the old text may write what it made of it when it has parsed it (200 MB/s, 10 ms at least).
+_SETTLE_S = 0.01
+_PARSE_BYTES_PER_S = 200e6
 
 
 class IndexChanged(Exception):
@@ -176,6 +183,30 @@ class Swap:
 
     def _path(self, name: str) -> str:
         return os.path.join(os.path.dirname(self._store.index_path), name)
+
+
+def look_again(store: Store, swap: Swap) -> set[str]:
+    """Repeats an edit in what a gateway wrote meanwhile; returns names of removed files that are in use again."""
+    if identity_of(store.index_path) == swap.installed and not swap.alive:
+        return set()
+    for _ in range(_LOOKS_AFTER):
+        current = read_snapshot(store, now_ms())
+        if current.index is None or current.identity is None:
+            break
+        text = None if current.identity == swap.installed else swap.merge(current.index)
+        if text is None:
+            break
+        swap.install(current.index, current.identity, text)
+    current = read_snapshot(store, now_ms())
+    removals = swap.attempt.removals
+    swap.alive |= {s.id for s in current.sessions} & {r.session_id for r in removals}
+    names = [source for r in removals for source, _ in r.files]
+    return {n for files in files_by_session(names, current.sessions, store.sessions_dir).values() for n in files}
+
+
+def parsed_by(index: Index) -> float:
+    """Returns when (monotonic seconds) a gateway that has just read an index has parsed it."""
+    return time.monotonic() + _SETTLE_S + len(index.data) / _PARSE_BYTES_PER_S
 
 
 def identity_of(path: str) -> Identity:

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
 
 import msgspec
 import uvicorn
@@ -57,6 +58,10 @@ class _Server(uvicorn.Server):
         self._app = app
         self._on_started = on_started
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Two signals at once are no wish to cut the end short, which has its own limit.
+        self.should_exit = True
+
     async def main_loop(self) -> None:
         # Not in startup(): a signal before its end would cut the shutdown short.
         self._on_started()
@@ -69,17 +74,9 @@ class _Server(uvicorn.Server):
 
 
 def _stop_by_signals(server: uvicorn.Server) -> None:
-    """Takes SIGTERM and SIGINT for the ordinary end.
-
-    uvicorn raises them again when it has stopped; what would end the process then must not, because the database is
-    stopped after that.
-    """
-
-    def stop(number: int, frame: object) -> None:
-        server.should_exit = True
-
+    """Takes SIGTERM and SIGINT for the ordinary end; also before uvicorn listens, and while the database stops."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, server.handle_exit)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
+from session_manager.core.session import DAY_MS
 from session_manager.live.ledger import chain
 from session_manager.live.ledger.connection import Connection, as_json, clear_sqlite_errors
 from session_manager.live.ledger.entries import packed, read_members
@@ -29,7 +30,6 @@ from session_manager.live.ledger.run import Run, note_run
 from session_manager.live.liveness import now_ms
 from session_manager.live.volume import Identity
 
-DAY_MS = 86_400_000
 # Old entries go a few at a time, but faster than new ones come: 256 chunks are about 64 MB of entries.
 _LEAST_DROPPED = 256
 

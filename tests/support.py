@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -133,6 +134,12 @@ class StoreBuilder:
         self.index.chmod(0o600)
         return self
 
+    def replace(self, entries: dict[str, Any]) -> None:
+        """Puts another version in the index's place, as the gateway does: a new file, renamed."""
+        other = self.dir / "sessions.json.1.0b7e.tmp"
+        other.write_text(json.dumps(entries, indent=2))
+        other.rename(self.index)
+
     def read(self) -> dict[str, Any]:
         """Reads the index as the gateway would."""
         found = json.loads(self.index.read_bytes())
@@ -142,6 +149,16 @@ class StoreBuilder:
     def names(self) -> set[str]:
         """File names in the folder, without the tool's own lock file."""
         return {p.name for p in self.dir.iterdir()} - {".session_manager.lock"}
+
+
+def ledger_sql(agents: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    """Asks or changes the ledger's file itself."""
+    connection = sqlite3.connect(agents / ".session_manager" / "ledger.sqlite")
+    try:
+        with connection:
+            return connection.execute(statement, values).fetchall()
+    finally:
+        connection.close()
 
 
 def picture(root: Path, *, without_state: bool = True) -> dict[str, tuple[str, bytes]]:

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from service import Service
 from small_aria import SmallAria
-from support import CLOSED_API, Skill, StoreBuilder, now_ms, picture
+from support import CLOSED_API, Skill, StoreBuilder, ledger_sql, now_ms, picture
 from test_faults import Fault
 from test_kill import run_until
 
@@ -73,7 +72,7 @@ class Scene:
 
     def raw_entries(self) -> bool:
         """Says whether an entry in the ledger holds the secret; they are compressed in the file."""
-        chunks = [zlib.decompress(blob) for (blob,) in sql(self.agents, "SELECT entries FROM chunks")]
+        chunks = [zlib.decompress(blob) for (blob,) in ledger_sql(self.agents, "SELECT entries FROM chunks")]
         return any(SECRET.encode() in chunk for chunk in chunks)
 
     def assert_erased(self) -> None:
@@ -98,15 +97,6 @@ def scene(agents: Path, skill: Skill) -> Scene:
     return Scene(agents, skill)
 
 
-def sql(agents: Path, statement: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(agents / ".session_manager" / "ledger.sqlite")
-    try:
-        with connection:
-            return connection.execute(statement).fetchall()
-    finally:
-        connection.close()
-
-
 # --- what goes ------------------------------------------------------------------------------------------------------
 
 
@@ -126,7 +116,7 @@ def test_no_byte_of_it_is_left(scene: Scene, skill: Skill, agents: Path) -> None
     assert scene.rows() == [(GONE, "erased")] * 3, "two removals and the receipt"
     listed = skill("list_deleted").document["deleted"][0]
     assert (listed["function"], listed["reason"], listed["why_not"]) == ("erase_session", "erased", "it was erased")
-    (event,) = sql(agents, "SELECT body FROM events WHERE kind = 'erased'")
+    (event,) = ledger_sql(agents, "SELECT body FROM events WHERE kind = 'erased'")
     assert {k: v for k, v in json.loads(event[0]).items() if k not in ("run", "removals")} == {
         k: receipt[k] for k in ("keys", "files", "bytes", "ledger_entries")
     }
@@ -218,7 +208,9 @@ def test_removals_that_were_kept_restored_or_purged_are_forgotten_too(agents: Pa
                 ids = [going.removal_id]
                 ledger.finish_purge(ledger.intend_purge(run, "main:1", "main", ids), ids, {})
     assert skill("erase_session", WANTED).document["receipt"]["ledger_entries"] == 3
-    rows = sql(agents, "SELECT session_id, state, details IS NULL, chunk_id IS NULL FROM removals WHERE reason = 'why'")
+    rows = ledger_sql(
+        agents, "SELECT session_id, state, details IS NULL, chunk_id IS NULL FROM removals WHERE reason = 'why'"
+    )
     assert rows == [(GONE, "erased", 1, 1)] * 3 + [(STAYS, "removed", 0, 0)]
     assert skill("verify_ledger").document["broken"] is None
 
@@ -449,7 +441,7 @@ def test_killed_at_a_step(limit: int, scene: Scene, skill: Skill, tmp_path: Path
     answer = skill("prune_sessions", QUIET)
     assert answer.exit_code == 0, answer.document
     scene.assert_others()
-    assert sql(scene.agents, "SELECT count(*) FROM attempts WHERE state = 'intent'") == [(0,)]
+    assert ledger_sql(scene.agents, "SELECT count(*) FROM attempts WHERE state = 'intent'") == [(0,)]
     assert not list(scene.store.dir.glob(".session_manager.*.*"))
     left = {k: e for k, e in scene.store.read().items() if e["sessionId"] == GONE}
     if limit >= STEPS.index("erasure intent written") + 1:
@@ -459,7 +451,7 @@ def test_killed_at_a_step(limit: int, scene: Scene, skill: Skill, tmp_path: Path
         if limit <= STEPS.index("ledger compacted") + 1:
             (recovered,) = answer.document["recovered"]
             assert (recovered["what"], recovered["finished"]) == ("erase", [GONE])
-        marks = sql(scene.agents, "SELECT status, state FROM marks")
+        marks = ledger_sql(scene.agents, "SELECT status, state FROM marks")
         assert marks == [("erased", "pending")]
         return
     transcripts = {f"{GONE}.jsonl", f"{GONE}-topic-7.jsonl"}
@@ -513,7 +505,7 @@ def test_a_ledger_that_fails_half_way_is_said_and_brought_to_its_end(
 
 
 def marks(agents: Path) -> list[tuple[str, str]]:
-    return sql(agents, "SELECT status, state FROM marks")
+    return ledger_sql(agents, "SELECT status, state FROM marks")
 
 
 def test_history_hears_of_it_once(scene: Scene, skill: Skill, agents: Path, aria: SmallAria) -> None:
@@ -598,7 +590,7 @@ def test_an_agents_name_in_history_leads_nowhere(agents: Path, skill: Skill, ari
 
 
 def test_without_a_history_layer_nothing_is_owed(scene: Scene, skill: Skill, agents: Path) -> None:
-    sql(agents, "DELETE FROM marks")
+    ledger_sql(agents, "DELETE FROM marks")
     document = skill("erase_session", WANTED, ARIA_API_URL="").document
     assert (document["pg_status_updated"], document["message"].endswith("no history layer")) == (False, True)
     assert marks(agents) == []

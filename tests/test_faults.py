@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import io
@@ -227,10 +228,16 @@ SQL_ERRORS = {
 }
 
 
-@pytest.mark.parametrize("number", SQL_ERRORS, ids=["full", "readonly", "ioerr", "busy", "corrupt"])
-@pytest.mark.parametrize("sticky", [False, True], ids=["once", "from then on"])
-def test_the_ledger_fails(tmp_path: Path, number: int, sticky: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    fault: Fault
+def sql_error(number: int) -> sqlite3.OperationalError:
+    """An error of SQLite with a code."""
+    made = sqlite3.OperationalError("injected")
+    made.sqlite_errorcode = number
+    return made
+
+
+@contextlib.contextmanager
+def failing_sql(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> Iterator[None]:
+    """Every statement passes ``fault`` by while this lasts, but for the end of what failed."""
 
     class Failing(sqlite3.Connection):
         def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
@@ -242,28 +249,32 @@ def test_the_ledger_fails(tmp_path: Path, number: int, sticky: bool, monkeypatch
             fault.pass_by()
             return super().executemany(*args)
 
-    def error() -> sqlite3.OperationalError:
-        made = sqlite3.OperationalError("injected")
-        made.sqlite_errorcode = number
-        return made
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Failing))
+        yield
+
+
+@pytest.mark.parametrize("number", SQL_ERRORS, ids=["full", "readonly", "ioerr", "busy", "corrupt"])
+@pytest.mark.parametrize("sticky", [False, True], ids=["once", "from then on"])
+def test_the_ledger_fails(tmp_path: Path, number: int, sticky: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault: Fault
 
     def call(agents: Path, url: str = CLOSED_API) -> Call:
-        with monkeypatch.context() as patch:
-            patch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Failing))
+        with failing_sql(monkeypatch, fault):
             return in_process(agents, *WRITES[0], url)
 
-    fault = Fault(0, False, error())
+    fault = Fault(0, False, sql_error(number))
     assert call(fresh(tmp_path, "count live")[0], url="").exit_code == 0
     live = fault.calls
     assert live > 20
-    fault = Fault(0, False, error())
+    fault = Fault(0, False, sql_error(number))
     assert call(fresh(tmp_path, "count")[0]).exit_code == 0
     total = fault.calls
     assert total > live
     for nth in range(1, total + 1):
         agents, store = fresh(tmp_path, nth)
         before = picture(agents)
-        fault = Fault(nth, sticky, error())
+        fault = Fault(nth, sticky, sql_error(number))
         answer = call(agents)
         assert fault.fired
         check_outcome(agents, store, before, WRITES[0], answer, SQL_ERRORS[number])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,28 @@ def start_writer(language: str, mode: str, store: StoreBuilder, log: Path) -> su
         assert NODE is not None, "make test-system installs Node.js"
         program = [NODE, str(ROOT / "tests/gateway_writer.mjs")]
     return subprocess.Popen([*program, mode, str(store.dir), "0", str(WRITES), str(log)])
+
+
+@contextlib.contextmanager
+def writing_gateway(language: str, mode: str, store: StoreBuilder, log: Path) -> Iterator[None]:
+    """A gateway that writes beside every call of ours while this lasts, and then to the end of its writes."""
+    writer = start_writer(language, mode, store, log)
+    try:
+        yield
+        assert writer.poll() is None, "the gateway wrote beside every one of our calls"
+        Path(f"{log}.stop").touch()
+        assert writer.wait(timeout=600) == 0
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def committed_in(log: Path) -> dict[str, list[int]]:
+    """What the gateway has written: values by key."""
+    committed: dict[str, list[int]] = {}
+    for key, value in (line.split() for line in log.read_text().splitlines()):
+        committed.setdefault(key, []).append(int(value))
+    return committed
 
 
 class Watcher(threading.Thread):
@@ -91,24 +115,17 @@ def test_nothing_is_lost_beside_a_writing_gateway(
     log.touch()
     watcher = Watcher(store.index)
     watcher.start()
-    writer = start_writer(language, mode, store, log)
     try:
-        documents = prune_in_waves(skill, mode, ours[:DELETES])
-        assert writer.poll() is None, "the gateway wrote beside every one of our calls"
-        Path(f"{log}.stop").touch()
-        assert writer.wait(timeout=600) == 0
+        with writing_gateway(language, mode, store, log):
+            documents = prune_in_waves(skill, mode, ours[:DELETES])
     finally:
-        writer.kill()
-        writer.wait()
         watcher.stopped.set()
         watcher.join()
     assert watcher.reads > 50
     assert watcher.bad == []
 
     left = store.read()
-    committed: dict[str, list[int]] = {}
-    for key, value in (line.split() for line in log.read_text().splitlines()):
-        committed.setdefault(key, []).append(int(value))
+    committed = committed_in(log)
     assert sum(map(len, committed.values())) >= WRITES
     kept = {key: entry["values"] for key, entry in left.items() if "values" in entry}
     assert kept == committed, "an update of the gateway's is lost"
@@ -141,9 +158,8 @@ def test_what_is_restored_beside_a_writing_gateway_is_whole(
     store.write()
     log = tmp_path / "log"
     log.touch()
-    writer = start_writer(language, mode, store, log)
     restored = 0
-    try:
+    with writing_gateway(language, mode, store, log):
         for _ in range(RESTORES):
             pruned = skill("prune_sessions", {"limit": EACH}, ARIA_LOCK_TIMEOUT="60").document
             if not pruned.get("pruned_count"):
@@ -152,12 +168,6 @@ def test_what_is_restored_beside_a_writing_gateway_is_whole(
             answer = skill("restore_run", {"run_id": pruned["run_id"]}, ARIA_LOCK_TIMEOUT="60")
             assert answer.exit_code == 0 or (mode == "lockless" and gave_up(answer.document)), answer.document
             restored += answer.document.get("restored_count", 0)
-        assert writer.poll() is None, "the gateway wrote beside every one of our calls"
-        Path(f"{log}.stop").touch()
-        assert writer.wait(timeout=600) == 0
-    finally:
-        writer.kill()
-        writer.wait()
     assert restored >= RESTORES // 5
     # Such a gateway may write a key away again that it had not read: asking once more puts it back.
     for run_id in {r["run_id"] for r in skill("list_deleted").document["deleted"]}:
@@ -166,10 +176,7 @@ def test_what_is_restored_beside_a_writing_gateway_is_whole(
         assert mode == "lockless" or answer.document["restored_count"] == 0
     left = store.read()
     assert {key: entry for key, entry in left.items() if key in store.entries} == store.entries
-    committed: dict[str, list[int]] = {}
-    for key, value in (line.split() for line in log.read_text().splitlines()):
-        committed.setdefault(key, []).append(int(value))
-    assert {key: entry["values"] for key, entry in left.items() if "values" in entry} == committed
+    assert {key: entry["values"] for key, entry in left.items() if "values" in entry} == committed_in(log)
     assert {p.name: p.read_bytes() for p in store.dir.glob("*.jsonl*")} == contents
     assert [n for n in store.names() if n.startswith(".session_manager") or n.endswith((".tmp", ".json.lock"))] == []
     assert skill("verify_ledger").document["whole"] is True

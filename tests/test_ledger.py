@@ -7,11 +7,10 @@ import os
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from small_aria import SmallAria
-from support import ROOT, Skill, StoreBuilder, now_ms, picture
+from support import ROOT, Skill, StoreBuilder, ledger_sql, now_ms, picture
 
 from session_manager.live.ledger import Facts, Ledger, Removal, start_run
 from session_manager.live.ledger.entries import CHUNK_BYTES
@@ -32,14 +31,6 @@ def change(agents: Path, sql: str, *values: object) -> int:
         count = connection.execute(sql, values).rowcount
     connection.close()
     return count
-
-
-def ask(agents: Path, sql: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(ledger_file(agents))
-    try:
-        return connection.execute(sql).fetchall()
-    finally:
-        connection.close()
 
 
 def settings_of(agents: Path, **environment: str) -> Settings:
@@ -85,7 +76,7 @@ def test_a_ledger_of_format_1_is_taken_over_with_all_that_is_in_it(
     answer = skill("prune_sessions", {"max_age_minutes": 1_000_000}, ARIA_KEEP_DAYS=LONG)
     assert answer.exit_code == 0, answer.document
     assert [(r["finished"], r["undone"]) for r in answer.document["recovered"]] == [([], ["four"])]
-    assert ask(agents, "PRAGMA user_version") == [(2,)]
+    assert ledger_sql(agents, "PRAGMA user_version") == [(2,)]
     with opened(agents) as ledger:
         found = {r.session_id: r for r in ledger.removals()}
         members = ledger.members(found.values())
@@ -120,12 +111,12 @@ def test_a_ledger_of_format_1_is_read_without_being_changed(agents: Path, older:
 
 def test_a_migration_that_fails_changes_nothing(agents: Path, older: StoreBuilder, skill: Skill) -> None:
     change(agents, "UPDATE removals SET entries = x'00ff' WHERE session_id = 'three'")
-    rows = ask(agents, "SELECT * FROM removals")
+    rows = ledger_sql(agents, "SELECT * FROM removals")
     before = picture(agents)
     answer = skill("prune_sessions")
     assert (answer.exit_code, answer.document["code"]) == (7, "ledger_damaged")
-    assert ask(agents, "PRAGMA user_version") == [(1,)]
-    assert ask(agents, "SELECT * FROM removals") == rows
+    assert ledger_sql(agents, "PRAGMA user_version") == [(1,)]
+    assert ledger_sql(agents, "SELECT * FROM removals") == rows
     assert picture(agents) == before
 
 
@@ -170,11 +161,11 @@ COLUMNS = {
 
 def test_every_column_is_sealed_or_known_not_to_be(agents: Path, skill: Skill) -> None:
     some_history(agents, skill)
-    tables = {name for (name,) in ask(agents, "SELECT name FROM sqlite_master WHERE type = 'table'")}
+    tables = {name for (name,) in ledger_sql(agents, "SELECT name FROM sqlite_master WHERE type = 'table'")}
     # Raw entries are dropped after some days, and marks are what remains to be done.
     assert tables - {"chunks", "marks"} == set(COLUMNS)
     for table, columns in COLUMNS.items():
-        there = {row[1] for row in ask(agents, f"PRAGMA table_info({table})")}
+        there = {row[1] for row in ledger_sql(agents, f"PRAGMA table_info({table})")}
         assert there - {"chunk_id", "start", "length"} == set(columns)
 
 
@@ -183,7 +174,7 @@ def test_a_changed_column_is_found(agents: Path, skill: Skill, table: str, colum
     some_history(agents, skill)
     whole = ledger_file(agents).read_bytes()
     values = ["'other'", "x'00'", "77", "NULL", f"{column} || 'x'"]
-    rowids = [row for (row,) in ask(agents, f"SELECT rowid FROM {table}")]
+    rowids = [row for (row,) in ledger_sql(agents, f"SELECT rowid FROM {table}")]
     for rowid in rowids:
         for value in values:
             try:
@@ -210,7 +201,7 @@ def test_a_changed_column_is_found(agents: Path, skill: Skill, table: str, colum
 def test_a_missing_row_is_found_and_blocks_nothing(agents: Path, skill: Skill, table: str) -> None:
     some_history(agents, skill)
     whole = ledger_file(agents).read_bytes()
-    for (rowid,) in ask(agents, f"SELECT rowid FROM {table}"):
+    for (rowid,) in ledger_sql(agents, f"SELECT rowid FROM {table}"):
         change(agents, f"DELETE FROM {table} WHERE rowid = ?", rowid)
         verdict = skill("verify_ledger").document
         assert verdict["whole"] is False, rowid
@@ -227,7 +218,7 @@ def test_a_missing_row_is_found_and_blocks_nothing(agents: Path, skill: Skill, t
 
 def test_the_verdict_names_the_run_and_the_first_break(agents: Path, skill: Skill) -> None:
     some_history(agents, skill)
-    (run_id,) = ask(agents, "SELECT run_id FROM runs ORDER BY started_at LIMIT 1")[0]
+    (run_id,) = ledger_sql(agents, "SELECT run_id FROM runs ORDER BY started_at LIMIT 1")[0]
     change(agents, "UPDATE runs SET asked_by = 'nobody' WHERE run_id = ?", run_id)
     broken = skill("verify_ledger").document["broken"]
     assert (broken["place"], broken["run_id"]) == (f"run {run_id}", run_id)
@@ -274,7 +265,10 @@ def test_a_run_that_changes_nothing_has_no_id_and_no_row(agents: Path, skill: Sk
     aria.add("s1")
     delivered = skill("deliver_history", ARIA_API_URL=aria.url).document
     assert delivered["run_id"]
-    assert {run_id for (run_id,) in ask(agents, "SELECT run_id FROM runs")} == {first["run_id"], delivered["run_id"]}
+    assert {run_id for (run_id,) in ledger_sql(agents, "SELECT run_id FROM runs")} == {
+        first["run_id"],
+        delivered["run_id"],
+    }
     assert "run_id" not in skill("prune_sessions", {"dry_run": True}).document
 
 
@@ -369,8 +363,8 @@ def test_entries_come_back_byte_for_byte_from_many_chunks(agents: Path) -> None:
         left = ledger.members(rows)
     assert found == {i: m for i, m in wanted.items() if i != "s7"}
     assert left == {r.removal_id: wanted[r.session_id] for r in rows if r.session_id != "s9"}
-    sizes = ask(agents, "SELECT count(*), max(start), max(length) FROM removals JOIN chunks USING (chunk_id)")
-    assert ask(agents, "SELECT count(*) FROM chunks")[0][0] > 1
+    sizes = ledger_sql(agents, "SELECT count(*), max(start), max(length) FROM removals JOIN chunks USING (chunk_id)")
+    assert ledger_sql(agents, "SELECT count(*) FROM chunks")[0][0] > 1
     assert sizes[0][1] < CHUNK_BYTES + 10_000
     connection = sqlite3.connect(ledger_file(agents))
     erased = connection.execute("SELECT details, chunk_id FROM removals WHERE session_id = 's9' AND reason = 'why'")
@@ -407,7 +401,7 @@ def test_a_restore_whose_keys_are_back_is_finished(agents: Path, skill: Skill, r
     assert listed == {"s0": ("restored", False), "s1": ("removed", True), "s2": ("removed", True)}
     names = {p.name.split(".")[0] for p in (agents / ".session_manager/archives").rglob("*") if not p.is_dir()}
     assert names == {"s1", "s2"}
-    states = dict(ask(agents, "SELECT session_id, state FROM marks"))
+    states = dict(ledger_sql(agents, "SELECT session_id, state FROM marks"))
     assert states == {"s0": "cancelled", "s1": "pending", "s2": "pending"}
     assert skill("verify_ledger").document["broken"] is None
 
@@ -417,7 +411,7 @@ def test_a_restore_whose_keys_are_back_is_finished(agents: Path, skill: Skill, r
 
 def restored(agents: Path, session_id: str) -> tuple[str, str]:
     assert Skill(agents)("restore_session", {"session_id": session_id}).exit_code == 0
-    return ask(agents, f"SELECT status, state FROM marks WHERE session_id = '{session_id}'")[0]
+    return ledger_sql(agents, f"SELECT status, state FROM marks WHERE session_id = '{session_id}'")[0]
 
 
 def test_a_mark_that_nobody_heard_is_cancelled(agents: Path, skill: Skill) -> None:
@@ -467,7 +461,7 @@ def test_a_restored_session_that_is_deleted_again_owes_its_end_anew(agents: Path
     skill("delete_session", {"session_id": "s0"})
     restored(agents, "s0")
     assert skill("delete_session", {"session_id": "s0"}).exit_code == 0
-    assert ask(agents, "SELECT status, state FROM marks") == [("ended", "pending")]
+    assert ledger_sql(agents, "SELECT status, state FROM marks") == [("ended", "pending")]
     assert [r["state"] for r in skill("list_deleted").document["deleted"]] == ["removed", "restored"]
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Skill, StoreBuilder, now_ms, picture
+from scene import second_names
+from support import Skill, StoreBuilder, ledger_sql, now_ms, picture
 from test_faults import Fault, in_process
 from test_kill import run_until
 
@@ -25,19 +26,6 @@ REAL = {"dry_run": False}
 
 def stamp(days: float) -> str:
     return archive_timestamp(now_ms() - int(days * DAY_MS))
-
-
-def sql(agents: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(agents / ".session_manager" / "ledger.sqlite")
-    try:
-        with connection:
-            return connection.execute(statement, values).fetchall()
-    finally:
-        connection.close()
-
-
-def second_names(agents: Path) -> dict[str, Path]:
-    return {p.name: p for p in (agents / ".session_manager" / "archives").rglob("*") if not p.is_dir()}
 
 
 def archives(store: StoreBuilder) -> set[str]:
@@ -100,7 +88,7 @@ def test_an_old_removal_goes_as_a_whole_and_a_young_one_stays(agents: Path, skil
     assert states(skill) == {"s0": "purged", "s1": "removed"}
     listed = {r["id"]: r for r in skill("list_deleted").document["deleted"]}
     assert (listed["s0"]["restorable"], listed["s0"]["why_not"]) == (False, "its archives were purged")
-    assert sql(agents, "SELECT count(*) FROM chunks") == [(1,)]
+    assert ledger_sql(agents, "SELECT count(*) FROM chunks") == [(1,)]
     assert skill("verify_ledger").document["broken"] is None
     again = skill("purge_archives", REAL).document
     assert (again["purged_count"], again["removals"], again["run_id"]) == (0, 0, None)
@@ -119,7 +107,7 @@ def test_an_archive_of_a_removal_follows_the_removals_age_and_no_name(agents: Pa
             removal = Removal(session_id, "why", ["k"], [(b'"k"', b"{}")], [(f"{session_id}.jsonl", name)])
             attempt = ledger.intend(start_run("prune_sessions", settings), store_id, "main", [], [], [removal])
             ledger.finish(attempt, set())
-    sql(agents, "UPDATE attempts SET created_at = 1 WHERE attempt_id = 2")
+    ledger_sql(agents, "UPDATE attempts SET created_at = 1 WHERE attempt_id = 2")
     assert skill("purge_archives", REAL).exit_code == 0
     assert archives(store) == {old_name}
     assert states(skill) == {"a": "removed", "b": "purged"}
@@ -309,7 +297,7 @@ def test_killed_at_a_step(limit: int, agents: Path, skill: Skill, tmp_path: Path
     index = store.index.read_bytes()
     assert run_until(skill, limit, tmp_path / "steps", "purge_archives", REAL)[0] == -signal.SIGKILL
     document = skill("prune_sessions", {"max_age_minutes": 10**7}).document
-    killed = sql(agents, "SELECT run_id FROM runs WHERE function = 'purge_archives'")[0][0]
+    killed = ledger_sql(agents, "SELECT run_id FROM runs WHERE function = 'purge_archives'")[0][0]
     recovered = {"run_id": killed, "agentId": "main", "what": "purge", "finished": ["s0", "s1"], "undone": []}
     assert document.get("recovered", [recovered]) == [recovered]
     assert ("recovered" in document) == (limit < len(STEPS))
@@ -318,7 +306,7 @@ def test_killed_at_a_step(limit: int, agents: Path, skill: Skill, tmp_path: Path
     assert left - {"x"} == {"s2", "s2-topic-7"}
     assert {n.split(".")[0] for n in second_names(agents)} == {"s2", "s2-topic-7"}
     assert store.index.read_bytes() == index
-    assert sql(agents, "SELECT count(*) FROM chunks") == [(1,)]
+    assert ledger_sql(agents, "SELECT count(*) FROM chunks") == [(1,)]
     assert skill("verify_ledger").document["broken"] is None
     assert skill("purge_archives", REAL).exit_code == 0
     assert "x" not in {n.split(".")[0] for n in archives(store)}
@@ -377,7 +365,7 @@ def test_a_purge_of_many_is_two_transactions(agents: Path, monkeypatch: pytest.M
         store_id = f"main:{store.dir.stat().st_ino}"
         attempt = ledger.intend(start_run("prune_sessions", settings), store_id, "main", [], [], removals)
         ledger.finish(attempt, set())
-    sql(agents, "UPDATE attempts SET created_at = 1")
+    ledger_sql(agents, "UPDATE attempts SET created_at = 1")
     commits = []
 
     class Counting(sqlite3.Connection):

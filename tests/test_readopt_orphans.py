@@ -205,19 +205,13 @@ def test_a_healthy_index_is_not_rebuilt(agents: Path, skill: Skill) -> None:
 # Races and kills.
 
 
-def write_as_gateway(store: StoreBuilder, entries: dict[str, Any]) -> None:
-    other = store.dir / "sessions.json.1.0b7e.tmp"
-    other.write_text(json.dumps(entries, indent=2))
-    other.rename(store.index)
-
-
 @pytest.mark.parametrize("when", ["index prepared", "intent written", "index swapped"])
 def test_a_gateway_that_writes_meanwhile_loses_nothing(
     agents: Path, at: Callable[[str, Callable[[], object]], None], when: str
 ) -> None:
     store = build(agents)
     theirs = {**store.entries, "agent:main:direct:new": {"sessionId": "new", "updatedAt": now_ms()}}
-    at(when, lambda: write_as_gateway(store, theirs))
+    at(when, lambda: store.replace(theirs))
     assert in_process(agents)["adopted_count"] == 1
     assert store.read() == {**theirs, f"agent:main:dashboard:{UUID.lower()}": store.read().get(
         f"agent:main:dashboard:{UUID.lower()}")}  # fmt: skip
@@ -227,7 +221,7 @@ def test_a_gateway_that_writes_meanwhile_loses_nothing(
 def test_a_gateway_that_adopts_it_meanwhile_wins(agents: Path, at: Callable[[str, Callable[[], object]], None]) -> None:
     store = build(agents)
     theirs = {**store.entries, "agent:main:direct:back": {"sessionId": UUID, "updatedAt": now_ms()}}
-    at("intent written", lambda: write_as_gateway(store, theirs))
+    at("intent written", lambda: store.replace(theirs))
     assert in_process(agents)["adopted_count"] == 0
     assert store.read() == theirs
 
@@ -238,7 +232,7 @@ def test_an_index_that_heals_meanwhile_is_not_replaced(
 ) -> None:
     store = build(agents)
     store.index.write_bytes(b"{")
-    at(when, lambda: write_as_gateway(store, store.entries))
+    at(when, lambda: store.replace(store.entries))
     document = in_process(agents, rebuild=True)
     assert [a["id"] for a in document["adopted"]] == [UUID]
     left = store.read()

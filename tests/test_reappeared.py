@@ -25,9 +25,7 @@ def build(agents: Path) -> StoreBuilder:
 def write_back(store: StoreBuilder, **changes: Any) -> None:
     """The gateway writes its cached index, as it does: a new file in the old one's place."""
     left = {**store.read(), KEY: {**store.entries[KEY], **changes}}
-    other = store.dir / "sessions.json.1.tmp"
-    other.write_text(json.dumps(left, indent=2))
-    other.rename(store.index)
+    store.replace(left)
 
 
 def gone(agents: Path, skill: Skill) -> StoreBuilder:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scene import second_names
 from small_aria import SmallAria
-from support import Skill, StoreBuilder, now_ms, picture
+from support import Skill, StoreBuilder, ledger_sql, now_ms, picture
 
 NOTHING = {"max_age_minutes": 1_000_000}
 LONG_AGO = "UPDATE attempts SET created_at = 1"
@@ -38,25 +37,6 @@ def pruned(skill: Skill, **arguments: Any) -> str:
     return str(document["run_id"])
 
 
-def second_names(agents: Path) -> list[str]:
-    return sorted(p.name for p in (agents / ".session_manager" / "archives").rglob("*") if not p.is_dir())
-
-
-def ledger(agents: Path, sql: str, *values: object) -> list[Any]:
-    connection = sqlite3.connect(agents / ".session_manager" / "ledger.sqlite")
-    try:
-        with connection:
-            return connection.execute(sql, values).fetchall()
-    finally:
-        connection.close()
-
-
-def write_as_gateway(store: StoreBuilder, entries: dict[str, Any]) -> None:
-    other = store.dir / "sessions.json.1.tmp"
-    other.write_text(json.dumps(entries, indent=2))
-    other.rename(store.index)
-
-
 # --- everything comes back ------------------------------------------------------------------------------------------
 
 
@@ -76,7 +56,7 @@ def test_a_run_is_undone_byte_for_byte_in_all_agents(agents: Path, skill: Skill)
     assert document["run_id"] not in (None, run_id)
     assert picture(agents) == before
     assert [times(store) for store in stores] == mtimes
-    assert second_names(agents) == []
+    assert second_names(agents) == {}
     assert {r["state"] for r in skill("list_deleted").document["deleted"]} == {"restored"}
     assert skill("verify_ledger").document["whole"] is True
 
@@ -102,7 +82,7 @@ def test_what_came_since_stays(agents: Path, skill: Skill) -> None:
     run_id = pruned(skill)
     left = store.read()
     left["agent:main:main"]["updatedAt"] = now_ms()
-    write_as_gateway(store, {**left, "agent:main:cron:new": {"sessionId": "new", "updatedAt": now_ms()}})
+    store.replace({**left, "agent:main:cron:new": {"sessionId": "new", "updatedAt": now_ms()}})
     assert skill("restore_run", {"run_id": run_id}).exit_code == 0
     expected = {**store.entries, "agent:main:main": left["agent:main:main"]}
     new = store.read()
@@ -132,14 +112,14 @@ def test_archives_that_the_gateway_reaped_come_back_by_their_second_names(agents
         archive.unlink()
     assert skill("restore_run", {"run_id": run_id}).exit_code == 0
     assert (picture(agents), times(store)) == (before, mtimes)
-    assert second_names(agents) == []
+    assert second_names(agents) == {}
 
 
 def test_what_reappeared_and_was_removed_once_more_comes_back_whole(agents: Path, skill: Skill) -> None:
     store = build(agents)
     before = picture(agents)
     run_id = pruned(skill)
-    write_as_gateway(store, {**store.read(), "agent:main:cron:a": store.entries["agent:main:cron:a"]})
+    store.replace({**store.read(), "agent:main:cron:a": store.entries["agent:main:cron:a"]})
     assert skill("prune_sessions", NOTHING).document["reappeared"]
     assert skill("restore_run", {"run_id": run_id}).document["restored_count"] == 2
     assert {k: picture(agents)[k][1] for k in before if k.endswith(".jsonl")} == {
@@ -156,7 +136,7 @@ def test_of_two_lives_of_one_session_the_last_comes_back(agents: Path, skill: Sk
     store.transcript("main-b.jsonl", "main-b", now_ms() - 50 * 60_000)
     second = (store.dir / "main-b.jsonl").read_bytes()
     entry = {"sessionId": "main-b", "updatedAt": now_ms() - 50 * 60_000, "label": "second life"}
-    write_as_gateway(store, {**store.read(), "agent:main:cron:b": entry})
+    store.replace({**store.read(), "agent:main:cron:b": entry})
     skill("delete_session", {"session_id": "main-b"})
     assert skill("restore_session", {"session_id": "main-b"}).exit_code == 0
     assert store.read()["agent:main:cron:b"] == entry
@@ -197,7 +177,7 @@ def test_a_key_that_a_gateway_wrote_away_after_the_restore_comes_back(
     run_id = pruned(skill)
     stale = store.read()
     skill("restore_run", {"run_id": run_id})
-    write_as_gateway(store, stale)
+    store.replace(stale)
     arguments = {"run_id": run_id} if function == "restore_run" else {"session_id": "main-a"}
     assert skill(function, arguments).exit_code == 0
     skill("restore_session", {"session_id": "main-b"})
@@ -209,7 +189,7 @@ def test_what_a_gateway_deleted_after_the_restore_stays_deleted(agents: Path, sk
     run_id = pruned(skill)
     stale = store.read()
     skill("restore_run", {"run_id": run_id})
-    write_as_gateway(store, stale)
+    store.replace(stale)
     for path in store.dir.glob("main-[ab]*.jsonl"):
         path.rename(f"{path}.deleted.2026-02-15T18-00-00.123Z")
     refused(skill, agents, "restore_session", {"session_id": "main-a"}, "not_restorable")
@@ -223,11 +203,11 @@ def test_a_restored_session_that_was_reset_since_is_no_conflict(agents: Path, sk
     """It had reappeared and been removed once more: one of its two removals has no file."""
     store = build(agents)
     run_id = pruned(skill)
-    write_as_gateway(store, {**store.read(), "agent:main:cron:b": store.entries["agent:main:cron:b"]})
+    store.replace({**store.read(), "agent:main:cron:b": store.entries["agent:main:cron:b"]})
     again = skill("prune_sessions", NOTHING).document["run_id"]
     skill("restore_run", {"run_id": run_id})
     (store.dir / "main-b.jsonl").rename(store.dir / "main-b.jsonl.reset.2026-02-15T18-00-00.123Z")
-    write_as_gateway(store, {**store.read(), "agent:main:cron:b": {"sessionId": "next", "updatedAt": now_ms()}})
+    store.replace({**store.read(), "agent:main:cron:b": {"sessionId": "next", "updatedAt": now_ms()}})
     before = picture(agents)
     for run in (run_id, again):
         document = skill("restore_run", {"run_id": run}).document
@@ -253,7 +233,7 @@ def test_a_mark_that_waits_is_cancelled_and_a_delivered_one_reversed(
     assert aria.ended() == set()
     # The end of main-b was never told, so neither is its return.
     assert aria.sent() == [("main", "main-a", "ended"), ("main", "main-a", "active")]
-    assert ledger(agents, "SELECT state FROM marks ORDER BY session_id") == [("delivered",), ("cancelled",)]
+    assert ledger_sql(agents, "SELECT state FROM marks ORDER BY session_id") == [("delivered",), ("cancelled",)]
 
 
 def test_a_reversed_mark_waits_for_a_service_that_is_down(agents: Path, skill: Skill, aria: SmallAria) -> None:
@@ -274,11 +254,11 @@ def test_a_reversed_mark_waits_for_a_service_that_is_down(agents: Path, skill: S
 
 def refused(skill: Skill, agents: Path, function: str, arguments: dict[str, Any], code: str, exit_code: int = 4) -> Any:
     before = picture(agents)
-    ledger_before = ledger(agents, "SELECT removal_id, state FROM removals ORDER BY 1")
+    ledger_before = ledger_sql(agents, "SELECT removal_id, state FROM removals ORDER BY 1")
     answer = skill(function, arguments)
     assert (answer.exit_code, answer.document["code"]) == (exit_code, code), answer.document
     assert picture(agents) == before
-    assert ledger(agents, "SELECT removal_id, state FROM removals ORDER BY 1") == ledger_before
+    assert ledger_sql(agents, "SELECT removal_id, state FROM removals ORDER BY 1") == ledger_before
     return answer.document
 
 
@@ -286,7 +266,7 @@ def test_a_key_that_another_session_has_by_now_is_named(agents: Path, skill: Ski
     store = build(agents)
     run_id = pruned(skill)
     theirs = {"sessionId": "other-one", "updatedAt": now_ms()}
-    write_as_gateway(store, {**store.read(), "agent:main:cron:a:run:1": theirs})
+    store.replace({**store.read(), "agent:main:cron:a:run:1": theirs})
     document = refused(skill, agents, "restore_session", {"session_id": "main-a"}, "key_taken")
     assert "agent:main:cron:a:run:1" in document["error"]
     assert "other-one" in document["error"]
@@ -302,7 +282,7 @@ def test_a_conflict_in_one_agent_changes_nothing_in_another(agents: Path, skill:
     build(agents, "main")
     other = build(agents, "other")
     run_id = pruned(skill)
-    write_as_gateway(other, {**other.read(), "agent:other:cron:b": {"sessionId": "x", "updatedAt": now_ms()}})
+    other.replace({**other.read(), "agent:other:cron:b": {"sessionId": "x", "updatedAt": now_ms()}})
     refused(skill, agents, "restore_run", {"run_id": run_id}, "key_taken")
 
 
@@ -326,8 +306,8 @@ def test_an_archive_that_is_gone_everywhere(agents: Path, skill: Skill) -> None:
 def test_an_entry_past_its_time(agents: Path, skill: Skill) -> None:
     build(agents)
     pruned(skill)
-    ledger(agents, LONG_AGO)
-    ledger(agents, "DELETE FROM chunks")
+    ledger_sql(agents, LONG_AGO)
+    ledger_sql(agents, "DELETE FROM chunks")
     document = refused(skill, agents, "restore_session", {"session_id": "main-a"}, "not_restorable")
     assert "ARIA_KEEP_DAYS" in document["error"]
 
@@ -429,7 +409,7 @@ def test_who_restored_is_in_the_ledger(agents: Path, skill: Skill) -> None:
     build(agents)
     run_id = pruned(skill)
     restoring = skill("restore_run", {"run_id": run_id}, ARIA_AGENT_ID="planner").document["run_id"]
-    assert ledger(agents, "SELECT function, asked_by FROM runs WHERE run_id = ?", restoring) == [
+    assert ledger_sql(agents, "SELECT function, asked_by FROM runs WHERE run_id = ?", restoring) == [
         ("restore_run", "planner")
     ]
     assert os.environ.get("ARIA_AGENT_ID") is None

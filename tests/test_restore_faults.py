@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import StoreBuilder, picture
-from test_faults import EXPECTED, PLACES, SQL_ERRORS, Call, Fault, build, check_error, faulted, in_process, ours
+from test_faults import (
+    EXPECTED,
+    PLACES,
+    SQL_ERRORS,
+    Call,
+    Fault,
+    build,
+    check_error,
+    failing_sql,
+    faulted,
+    in_process,
+    ours,
+    sql_error,
+)
 
 from session_manager.live.transcripts import parse_archive
 
@@ -110,29 +121,13 @@ def test_a_system_call_fails(
 def test_the_ledger_fails(tmp_path: Path, number: int, sticky: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     fault: Fault
 
-    class Failing(sqlite3.Connection):
-        def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
-            if sql != "ROLLBACK":
-                fault.pass_by()
-            return super().execute(sql, *rest)
-
-        def executemany(self, *args: Any) -> sqlite3.Cursor:
-            fault.pass_by()
-            return super().executemany(*args)
-
-    def error() -> sqlite3.OperationalError:
-        made = sqlite3.OperationalError("injected")
-        made.sqlite_errorcode = number
-        return made
-
     def call(agents: Path, request: Request, url: str) -> Call:
-        with monkeypatch.context() as patch:
-            patch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Failing))
+        with failing_sql(monkeypatch, fault):
             return in_process(agents, *request, url)
 
-    fault = Fault(0, False, error())
+    fault = Fault(0, False, sql_error(number))
     _, _, run_id = pruned(tmp_path / "count", reaped=False)
-    fault = Fault(0, False, error())
+    fault = Fault(0, False, sql_error(number))
     assert call(tmp_path / "count", ("restore_run", {"run_id": run_id}), "").exit_code == 0
     total = fault.calls
     assert total > 15
@@ -141,7 +136,7 @@ def test_the_ledger_fails(tmp_path: Path, number: int, sticky: bool, monkeypatch
         store, before, run_id = pruned(agents, reaped=False)
         after = picture(agents)
         request = ("restore_run", {"run_id": run_id})
-        fault = Fault(nth, sticky, error())
+        fault = Fault(nth, sticky, sql_error(number))
         answer = call(agents, request, "")
         assert fault.fired
         if answer.exit_code:

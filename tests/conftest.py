@@ -68,7 +68,7 @@ def agents(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def skill(tmp_path: Path) -> Iterator[Skill]:
-    """Calls the real runner as a subprocess, on ``tmp_path / "agents"``."""
+    """Calls the real runner on ``tmp_path / "agents"``."""
     return Skill(tmp_path / "agents")
 
 
@@ -113,11 +113,13 @@ def older_aria() -> Iterator[SmallAria]:
     service.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def one_parent() -> Iterator[Forks]:
     """The parent of this worker's forked calls."""
     with Forks() as found:
+        Skill.forks = found
         yield found
+        Skill.forks = None
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from forks import Forks
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = ROOT / "run_skill.py"
@@ -48,11 +49,22 @@ class Answer:
 
 
 class Skill:
-    """The real runner on one agents directory. ``env`` adds to (or, with None, removes from) its environment."""
+    """The real runner on one agents directory. ``env`` adds to (or, with None, removes from) its environment.
 
-    def __init__(self, agents: Path, **env: str | None) -> None:
+    A call is a process of its own, forked from one that has imported everything; a new interpreter runs
+    run_skill.py where ``new_interpreter`` says so, where the interpreter itself reads a variable, and beside another
+    call. ``ordinary``: as a user for whom permissions count (see ``forks.NOBODY``).
+    """
+
+    forks: ClassVar[Forks | None] = None
+
+    def __init__(
+        self, agents: Path, *, new_interpreter: bool = False, ordinary: bool = False, **env: str | None
+    ) -> None:
         self.agents = agents
         self.env = env
+        self._new_interpreter = new_interpreter
+        self._ordinary = ordinary
 
     def environment(self, **env: str | None) -> dict[str, str]:
         merged = {**os.environ, "ARIA_AGENTS_DIR": str(self.agents), **self.env, **env}
@@ -63,16 +75,15 @@ class Skill:
         return [sys.executable, str(RUNNER), "session_manager", function, *text]
 
     def __call__(self, function: str, arguments: Any = None, *, stdin: bytes = b"", **env: str | None) -> Answer:
-        return Answer(
-            subprocess.run(
-                self.command(function, arguments),
-                input=stdin,
-                capture_output=True,
-                env=self.environment(**env),
-                timeout=120,
-                check=False,
-            )
-        )
+        command, environment = self.command(function, arguments), self.environment(**env)
+        read_at_start = any(name.startswith(("PYTHON", "LC_", "LANG")) for name in {**self.env, **env})
+        done = None
+        if not (self._new_interpreter or read_at_start or self.forks is None):
+            done = self.forks.run(command[2:], environment, stdin, ordinary=self._ordinary)
+        if done is None:
+            assert not self._ordinary
+            done = subprocess.run(command, input=stdin, capture_output=True, env=environment, timeout=120, check=False)
+        return Answer(done)
 
     def start(self, function: str, arguments: Any = None, **env: str | None) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

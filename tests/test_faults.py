@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from support import CLOSED_API, ROOT, Skill, StoreBuilder, picture
+from forks import NOBODY
+from support import CLOSED_API, Skill, StoreBuilder, picture
 
 from session_manager.faces import runner
 from session_manager.live import atomic
@@ -317,35 +318,13 @@ def test_a_transcript_that_cannot_be_moved_is_reported_and_moved_later(agents: P
 
 # --- real permissions, as an ordinary user ------------------------------------------------------------------------
 
-NOBODY = 65534
-# Root imports everything first: an ordinary user may not be let in where the interpreter or the project lies.
-DEMOTED = """
-import importlib, os, pkgutil, sys
-sys.path.insert(0, sys.argv[1])
-import datetime, difflib, json, platform, pwd, signal, sqlite3, traceback, urllib.parse, session_manager
-import session_manager.core, session_manager.functions, session_manager.history, session_manager.live
-for room in (session_manager.core, session_manager.functions, session_manager.history, session_manager.live):
-    for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
-        importlib.import_module(module.name)
-from session_manager.faces.runner import main
-if os.geteuid() == 0:
-    os.setgroups([]); os.setgid(65534); os.setuid(65534)
-sys.exit(main(sys.argv[2:], os.environ))
-"""
-
-
-class Ordinary(Skill):
-    """The runner as a user for whom permissions count; as root that is somebody else."""
-
-    def command(self, function: str, arguments: Any = None) -> list[str]:
-        return [sys.executable, "-c", DEMOTED, str(ROOT), *super().command(function, arguments)[2:]]
-
 
 @pytest.fixture
-def ordinary() -> Iterator[Ordinary]:
+def ordinary() -> Iterator[Skill]:
+    """The runner as a user for whom permissions count; as root that is somebody else."""
     base = Path(tempfile.mkdtemp())
     base.chmod(0o755)
-    skill = Ordinary(base / "agents")
+    skill = Skill(base / "agents", ordinary=True)
     skill.agents.mkdir()
     try:
         yield skill
@@ -381,7 +360,7 @@ def open_again(agents: Path, *names: str) -> None:
 )
 @pytest.mark.parametrize("call", WRITES, ids=[c[0] for c in WRITES])
 def test_permissions_that_are_missing(
-    ordinary: Ordinary, name: str, mode: int, exit_code: int, code: str, call: tuple[str, dict[str, Any]]
+    ordinary: Skill, name: str, mode: int, exit_code: int, code: str, call: tuple[str, dict[str, Any]]
 ) -> None:
     agents = ordinary.agents
     build(agents)
@@ -401,7 +380,7 @@ def test_permissions_that_are_missing(
     assert ordinary(*call).exit_code == 0
 
 
-def test_reading_needs_no_writing(ordinary: Ordinary) -> None:
+def test_reading_needs_no_writing(ordinary: Skill) -> None:
     agents = ordinary.agents
     build(agents)
     give_away(agents)
@@ -413,7 +392,7 @@ def test_reading_needs_no_writing(ordinary: Ordinary) -> None:
 
 
 @pytest.mark.parametrize("call", LEDGER_USERS, ids=[c[0] for c in LEDGER_USERS])
-def test_a_ledger_that_is_read_only(ordinary: Ordinary, call: tuple[str, dict[str, Any]]) -> None:
+def test_a_ledger_that_is_read_only(ordinary: Skill, call: tuple[str, dict[str, Any]]) -> None:
     agents = ordinary.agents
     store = build(agents)
     store.add("cron:c", 90, "c")
@@ -433,7 +412,7 @@ def test_a_ledger_that_is_read_only(ordinary: Ordinary, call: tuple[str, dict[st
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of somebody else's")
-def test_an_index_whose_owner_cannot_be_kept_is_not_replaced(ordinary: Ordinary) -> None:
+def test_an_index_whose_owner_cannot_be_kept_is_not_replaced(ordinary: Skill) -> None:
     agents = ordinary.agents
     store = build(agents)
     give_away(agents)

@@ -56,6 +56,11 @@ def strictly(stdout: bytes) -> Any:
 
 
 @pytest.fixture
+def skill(agents: Path) -> Skill:
+    return Skill(agents, new_interpreter=True)
+
+
+@pytest.fixture
 def store(agents: Path) -> StoreBuilder:
     """An agent with its main session and two old cron sessions."""
     builder = StoreBuilder(agents)

@@ -72,6 +72,12 @@ def skill(tmp_path: Path) -> Iterator[Skill]:
     return Skill(tmp_path / "agents")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_parent_of_services() -> Iterator[None]:
+    yield
+    Service.forks.close()
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Databases]:
     """A real PostgreSQL for this worker, with a template that Alembic has migrated."""

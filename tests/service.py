@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import postgres
 import psycopg
+from service_forks import ServiceForks
 from sqlalchemy.engine import make_url
 
 from session_manager.service.db.migrate import migrate
@@ -94,33 +92,27 @@ class Service:
     Standard error goes to a file, so that a full pipe cannot stop the service.
     """
 
+    forks: ClassVar[ServiceForks] = ServiceForks()
+
     def __init__(self, log: Path, *arguments: str, **env: str | None) -> None:
         self._log = log
         self.database_url = env.get("DATABASE_URL")
         merged = {**os.environ, **QUIET, **env}
-        with log.open("ab") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "session_manager.faces.cli", "serve", "--port", "0", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                cwd=ROOT,
-                env={name: value for name, value in merged.items() if value is not None},
-            )
-        self.url = self._announced()
+        environ = {name: value for name, value in merged.items() if value is not None}
+        out = log.with_name(f"{log.name}.{uuid.uuid4().hex}.out")
+        self.process = self.forks.start(["serve", "--port", "0", *arguments], environ, out, log)
+        self.url = self._announced(out)
         token = env.get("ARIA_API_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60.0, trust_env=False)
 
-    def _announced(self) -> str:
-        assert self.process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            line = self.process.stdout.readline().decode() if selector.select(READY_S) else ""
-        if "http://" not in line:
-            self.process.kill()
-            self.process.wait()
-            raise AssertionError(f"the service did not start: {line!r}\n{self.log}")
+    def _announced(self, out: Path) -> str:
+        deadline = time.monotonic() + READY_S
+        while not (line := out.read_text() if out.exists() else "").endswith("\n"):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                raise AssertionError(f"the service did not start: {line!r}\n{self.log}")
+            time.sleep(0.01)
         return line.split()[-1]
 
     @property
@@ -136,12 +128,8 @@ class Service:
     def stop(self) -> int:
         """Ends it as an operator does, and returns its exit code."""
         self.client.close()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(timeout=60)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
 
     def kill(self) -> None:
         """Ends it at once (SIGKILL)."""

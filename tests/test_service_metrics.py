@@ -168,7 +168,7 @@ def test_a_conversation_is_counted_when_it_is_stored(database: str, tmp_path: Pa
         by_stream(service, "more", session_id=first[-1][1]["session_id"])
         assert [first[-1][0], again[-1][1]["replayed"]] == ["done", True]
         samples = read(service)
-        assert [one(samples, f"aria_chat_{name}") for name in names] == [1, 1, 1]
+        assert [one(samples, name) for name in names] == [1, 1, 1]
 
 
 def test_the_page_of_metrics_is_text_for_browsers_too(shared_service: Service) -> None:

@@ -5,7 +5,7 @@ import path from "node:path";
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 
-const KEYS = 250;
+const KEYS = 600;
 const SCALE = 20;
 const [mode, folder, first, writes, logPath] = process.argv.slice(2);
 const index = path.join(folder, "sessions.json");

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 # More than a gateway writes while one swap is under way: where both sides changed one entry, the newer one wins.
-KEYS = 250
+KEYS = 600
 SCALE = 20
 
 

@@ -256,7 +256,7 @@ def test_a_service_that_cannot_be_reached_is_no_failure(agents: Path, skill: Ski
     [
         ((404, {}, b"{}"), "older one"),
         ((401, {}, b"{}"), "refused the token (401)"),
-        ((403, {}, b"{}"), "ARIA_API_TOKEN to one with that scope"),
+        ((403, {}, b"{}"), "set ARIA_API_TOKEN to one that may do this"),
         ((422, {}, b"{}"), "older_than_minutes"),
         ((500, {}, b"{}"), "look into its log"),
         ((200, {}, b"<html>"), "does not speak as aria-api does"),

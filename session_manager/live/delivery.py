@@ -51,12 +51,13 @@ Tell = Callable[[dict[Name, Status]], Heard]
 class Delivery(msgspec.Struct):
     """What was delivered in this call, and which marks wait, each for a reason.
 
-    ``unknown`` are sessions that aria-api has no row of; ``given_up`` are those of them, and of those that it
-    refuses, that are not tried again. ``error`` says what kept marks from being delivered, or is None; ``failure`` is
-    set when that is the ledger.
+    ``superseded`` are sessions that came back to life, ``unknown`` those that aria-api has no row of; ``given_up`` are
+    those of them, and of those that it refuses, that are not tried again. ``error`` says what kept marks from being
+    delivered, or is None; ``failure`` is set when that is the ledger.
     """
 
     delivered: set[Name] = msgspec.field(default_factory=set)
+    superseded: set[Name] = msgspec.field(default_factory=set)
     waiting: dict[Name, str] = msgspec.field(default_factory=dict)
     unknown: set[Name] = msgspec.field(default_factory=set)
     given_up: set[Name] = msgspec.field(default_factory=set)
@@ -67,6 +68,11 @@ class Delivery(msgspec.Struct):
     def counted(self) -> bool:
         """Says whether the ledger has told what waits."""
         return self.failure is None
+
+    @property
+    def busy(self) -> bool:
+        """Says whether marks were left to somebody else who is delivering."""
+        return self.error == ELSEWHERE
 
     def waits(self, name: Name) -> bool:
         """Says whether a mark that was owed in this call waits."""
@@ -127,6 +133,7 @@ class Deliverer(msgspec.Struct, frozen=True):
                     tried.update(new)
                     back = self._came_back([m for m in new if _name(m) not in removed])
                     ledger.note_marks(self.run, list(back), "superseded")
+                    delivery.superseded.update(map(_name, back))
                     if going := [m for m in new if m not in back]:
                         self._deliver(self.connect, ledger, going, delivery)
 
@@ -185,6 +192,7 @@ def _count(ledger: Ledger, delivery: Delivery) -> None:
     waiting = {_name(m): delivery.waiting.get(_name(m), delivery.error or CHANGED) for m in ledger.pending()}
     delivery.waiting = waiting
     delivery.delivered -= waiting.keys()
+    delivery.superseded -= waiting.keys()
     delivery.given_up -= waiting.keys()
 
 

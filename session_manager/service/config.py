@@ -18,6 +18,7 @@ DEFAULT_VOLUME = "default"
 # Of each job: the variable that says how often it runs, and the default, in seconds.
 INTERVALS = {
     "volume_sync": ("ARIA_SYNC_SECONDS", 30.0),
+    "delivery": ("ARIA_DELIVERY_SECONDS", 30.0),
     "closing": ("ARIA_CLOSING_SECONDS", 600.0),
     "ghost_purge": ("ARIA_GHOST_PURGE_SECONDS", 600.0),
     "expiry": ("ARIA_EXPIRY_SECONDS", 60.0),

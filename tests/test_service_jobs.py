@@ -23,6 +23,7 @@ from test_service_sync import History
 from session_manager.core.errors import Failed, NotFound, Refused
 from session_manager.service.config import Config, read_config
 from session_manager.service.db import jobs as queries
+from session_manager.service.db import sessions
 from session_manager.service.db.closing import TYPES
 from session_manager.service.db.engine import make_engine
 from session_manager.service.db.locks import JOBS, WRITERS
@@ -477,6 +478,30 @@ def test_the_sync_revives_what_was_only_silent_and_leaves_the_rest_ended(history
     assert (active, len(ids)) == ({"cron-a"}, 4)
     assert history.execute("SELECT ended_at, ended_by FROM agent_sessions WHERE status = 'active'") == [(None, None)]
     assert history.run(lambda engine: close_idle(engine, CONFIG)) == Closed(0)
+
+
+def test_what_a_request_has_made_active_is_left_alone_for_two_hours(history: History) -> None:
+    history.execute(_ROWS)
+    ids = dict(history.execute("SELECT metadata->>'aria_session_id', id FROM agent_sessions"))
+    began = datetime.now(UTC) - timedelta(hours=5)
+    metadata = {"aria_session_id": "begun long ago"}
+
+    async def ask(engine: AsyncEngine) -> None:
+        async with engine.begin() as connection:
+            assert await sessions.change(connection, ids["old cron"], {"status": "active"})
+            assert await sessions.change(connection, ids["never active"], {"messages_count": 3})
+            new = {"agent_id": "main", "session_type": "cron", "started_at": began, "metadata": metadata}
+            assert (await sessions.create(connection, new))[1]
+
+    history.run(ask)
+    history.mark("active", "main", "old delegation")
+    asked = {("main", name) for name in ("old cron", "old delegation", "begun long ago")}
+    assert history.run(lambda engine: close_idle(engine, CONFIG)) == Closed(1)
+    assert history.statuses()[("main", "never active")] == "ended", "a count is no status"
+    assert {history.statuses()[name] for name in asked} == {"active"}
+    history.execute("UPDATE agent_sessions SET status_at = now() - interval '121 minutes'")
+    assert history.run(lambda engine: close_idle(engine, CONFIG)) == Closed(3)
+    assert {history.statuses()[name] for name in asked} == {"ended"}
 
 
 def test_many_idle_rows_are_closed_in_batches_each_committed(history: History, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from service import Databases, Service, running, wait_until
@@ -371,8 +372,27 @@ def test_every_replica_shows_the_same_runs_and_refuses_one_that_is_under_way(
         assert (answer.status_code, answer.json()["result"]) == (200, {"closed": 0})
         assert items(one)["closing"]["ended_at"] == answer.json()["ended_at"]
 
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(two.client.post("/api/sessions/sync")))
+        with server.connect(history.url) as holder, holder.transaction():
+            holder.execute("SELECT pg_advisory_xact_lock(%s, hashtext('volume_sync:default'))", (JOBS,))
+            store.add("cron:2", 5, session_id="second")
+            store.write()
+            asking.start()
+            wait_until(lambda: waiting(server, history.url) == 1)
+        asking.join(30)
+        assert (answers[0].status_code, answers[0].json()["created"]) == (200, 1), "it waited for the other run"
+        noted = items(one)["volume_sync"]
+        assert noted["result"] == {"ran": True, **answers[0].json()}
+        assert datetime.fromisoformat(noted["started_at"]) > ended
+        history.agents.rename(tmp_path / "elsewhere")
+        answer = two.client.post("/api/sessions/sync")
+        assert (answer.status_code, answer.json()["code"]) == (503, "io_error")
+        noted = items(one)["volume_sync"]
+        assert (noted["outcome"], answer.json()["error"] in noted["error"]) == ("failed", True)
 
-def test_who_may_see_jobs_and_who_may_run_them(database: str, tmp_path: Path) -> None:
+
+def test_who_may_see_jobs_and_who_may_run_them(database: str, tmp_path: Path, server: Databases) -> None:
     reader, writer, admin = (created(database, "--scope", scope) for scope in ("read", "read,write,delete", "admin"))
     with running(tmp_path / "log", DATABASE_URL=database) as service:
         for token, see, run in ((None, 401, 401), (reader, 200, 403), (writer, 200, 403), (admin, 200, 200)):
@@ -380,6 +400,9 @@ def test_who_may_see_jobs_and_who_may_run_them(database: str, tmp_path: Path) ->
             assert asks(service, token, "POST", "/api/jobs/closing/run") == run
         assert asks(service, admin, "POST", "/api/jobs/nothing/run") == 404
         assert asks(service, admin, "POST", "/api/jobs/volume_sync/run") == 409
+        assert asks(service, admin, "POST", "/api/sessions/sync") == 409
+        with server.connect(database) as connection:
+            assert connection.execute("SELECT name FROM job_runs").fetchall() == [("closing",)]
 
 
 @pytest.mark.parametrize("value", ["0.5", "-1", "often", "nan", "86401"])

@@ -14,7 +14,6 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from session_manager.core.errors import Refused
 from session_manager.live.delivery import Deliverer, Delivery, Heard, Name, Status, Tell
 from session_manager.live.ledger import start_run
 from session_manager.live.liveness import now_ms
@@ -50,11 +49,9 @@ async def deliver_marks(engine: AsyncEngine, config: Config) -> Delivered:
     Raises Refused (``no_volume``), what the ledger raises, and what the database raises. What had arrived by then is
     noted.
     """
-    if config.live is None:
-        raise Refused("this service has no agents directory; set ARIA_AGENTS_DIR", code="no_volume")
-    history = _Here(engine)
+    settings, history = config.volume_settings(), _Here(engine)
     # The ledger and its locks keep a thread waiting, and neither the service nor a transaction.
-    done = await asyncio.to_thread(_deliver, config.live, history.tell)
+    done = await asyncio.to_thread(_deliver, settings, history.tell)
     if done.failure is not None:
         raise done.failure
     if history.failure is not None:

@@ -410,6 +410,7 @@ def test_a_ledger_that_may_not_be_written_or_found(
     answer = ordinary(call[0], arguments)
     assert (answer.exit_code, answer.document["code"]) == (4, "not_writable")
     assert "ledger" in answer.document["error"]
+    assert ordinary("get_session_stats").document["pending_history_marks"] == (1 if mode else None)
     assert picture(agents) == before
     assert ours(agents) == []
 

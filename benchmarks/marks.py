@@ -13,7 +13,7 @@ ROUNDS = 9
 EXPECTED = 3.0
 _SET = {
     "ended": "status = 'ended', ended_at = now(), ended_by = 'request', status_at = now()",
-    "active": "status = 'active', ended_at = NULL, ended_by = NULL, status_at = now()",
+    "active": "status = 'active', ended_at = NULL, ended_by = 'request', status_at = now()",
 }
 
 

@@ -24,6 +24,7 @@ READY_S = 60.0
 # What runs by itself would get in the way of tests that are about something else.
 QUIET = dict.fromkeys(
     (
+        "ARIA_DELIVERY_SECONDS",
         "ARIA_CLOSING_SECONDS",
         "ARIA_GHOST_PURGE_SECONDS",
         "ARIA_EXPIRY_SECONDS",

@@ -391,8 +391,11 @@ def test_reading_needs_no_writing(ordinary: Skill) -> None:
     assert ordinary("prune_sessions", {"dry_run": True}).document["pruned_count"] == 2
 
 
+@pytest.mark.parametrize(("name", "mode"), [("ledger.sqlite", 0o400), (".", 0o000)], ids=["read-only", "closed"])
 @pytest.mark.parametrize("call", LEDGER_USERS, ids=[c[0] for c in LEDGER_USERS])
-def test_a_ledger_that_is_read_only(ordinary: Skill, call: tuple[str, dict[str, Any]]) -> None:
+def test_a_ledger_that_may_not_be_written_or_found(
+    ordinary: Skill, call: tuple[str, dict[str, Any]], name: str, mode: int
+) -> None:
     agents = ordinary.agents
     store = build(agents)
     store.add("cron:c", 90, "c")
@@ -402,11 +405,12 @@ def test_a_ledger_that_is_read_only(ordinary: Skill, call: tuple[str, dict[str, 
     deleted = ordinary("delete_session", {"session_id": "c"})
     assert deleted.exit_code == 0
     before = picture(agents)
-    (agents / ".session_manager" / "ledger.sqlite").chmod(0o400)
+    (agents / ".session_manager" / name).chmod(mode)
     arguments = {"run_id": deleted.document["run_id"]} if call[0] == "restore_run" else call[1]
     answer = ordinary(call[0], arguments)
     assert (answer.exit_code, answer.document["code"]) == (4, "not_writable")
     assert "ledger" in answer.document["error"]
+    assert ordinary("get_session_stats").document["pending_history_marks"] == (1 if mode else None)
     assert picture(agents) == before
     assert ours(agents) == []
 

@@ -20,7 +20,7 @@ from test_kill import KILL_AT
 
 from session_manager.functions import load
 from session_manager.functions.context import Context
-from session_manager.functions.delivery import ELSEWHERE
+from session_manager.live.delivery import ELSEWHERE
 from session_manager.live.delivery_lock import LOCK_NAME, delivery_lock
 from session_manager.live.liveness import now_ms
 from session_manager.live.volume import Volume

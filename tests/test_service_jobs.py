@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from service import Databases, Service, running, wait_until
@@ -23,6 +24,7 @@ from test_service_sync import History
 from session_manager.core.errors import Failed, NotFound, Refused
 from session_manager.service.config import Config, read_config
 from session_manager.service.db import jobs as queries
+from session_manager.service.db import sessions
 from session_manager.service.db.closing import TYPES
 from session_manager.service.db.engine import make_engine
 from session_manager.service.db.locks import JOBS, WRITERS
@@ -370,8 +372,27 @@ def test_every_replica_shows_the_same_runs_and_refuses_one_that_is_under_way(
         assert (answer.status_code, answer.json()["result"]) == (200, {"closed": 0})
         assert items(one)["closing"]["ended_at"] == answer.json()["ended_at"]
 
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(two.client.post("/api/sessions/sync")))
+        with server.connect(history.url) as holder, holder.transaction():
+            holder.execute("SELECT pg_advisory_xact_lock(%s, hashtext('volume_sync:default'))", (JOBS,))
+            store.add("cron:2", 5, session_id="second")
+            store.write()
+            asking.start()
+            wait_until(lambda: waiting(server, history.url) == 1)
+        asking.join(30)
+        assert (answers[0].status_code, answers[0].json()["created"]) == (200, 1), "it waited for the other run"
+        noted = items(one)["volume_sync"]
+        assert noted["result"] == {"ran": True, **answers[0].json()}
+        assert datetime.fromisoformat(noted["started_at"]) > ended
+        history.agents.rename(tmp_path / "elsewhere")
+        answer = two.client.post("/api/sessions/sync")
+        assert (answer.status_code, answer.json()["code"]) == (503, "io_error")
+        noted = items(one)["volume_sync"]
+        assert (noted["outcome"], answer.json()["error"] in noted["error"]) == ("failed", True)
 
-def test_who_may_see_jobs_and_who_may_run_them(database: str, tmp_path: Path) -> None:
+
+def test_who_may_see_jobs_and_who_may_run_them(database: str, tmp_path: Path, server: Databases) -> None:
     reader, writer, admin = (created(database, "--scope", scope) for scope in ("read", "read,write,delete", "admin"))
     with running(tmp_path / "log", DATABASE_URL=database) as service:
         for token, see, run in ((None, 401, 401), (reader, 200, 403), (writer, 200, 403), (admin, 200, 200)):
@@ -379,6 +400,9 @@ def test_who_may_see_jobs_and_who_may_run_them(database: str, tmp_path: Path) ->
             assert asks(service, token, "POST", "/api/jobs/closing/run") == run
         assert asks(service, admin, "POST", "/api/jobs/nothing/run") == 404
         assert asks(service, admin, "POST", "/api/jobs/volume_sync/run") == 409
+        assert asks(service, admin, "POST", "/api/sessions/sync") == 409
+        with server.connect(database) as connection:
+            assert connection.execute("SELECT name FROM job_runs").fetchall() == [("closing",)]
 
 
 @pytest.mark.parametrize("value", ["0.5", "-1", "often", "nan", "86401"])
@@ -477,6 +501,30 @@ def test_the_sync_revives_what_was_only_silent_and_leaves_the_rest_ended(history
     assert (active, len(ids)) == ({"cron-a"}, 4)
     assert history.execute("SELECT ended_at, ended_by FROM agent_sessions WHERE status = 'active'") == [(None, None)]
     assert history.run(lambda engine: close_idle(engine, CONFIG)) == Closed(0)
+
+
+def test_what_a_request_has_made_active_is_left_alone_for_two_hours(history: History) -> None:
+    history.execute(_ROWS)
+    ids = dict(history.execute("SELECT metadata->>'aria_session_id', id FROM agent_sessions"))
+    began = datetime.now(UTC) - timedelta(hours=5)
+    metadata = {"aria_session_id": "begun long ago"}
+
+    async def ask(engine: AsyncEngine) -> None:
+        async with engine.begin() as connection:
+            assert await sessions.change(connection, ids["old cron"], {"status": "active"})
+            assert await sessions.change(connection, ids["never active"], {"messages_count": 3})
+            new = {"agent_id": "main", "session_type": "cron", "started_at": began, "metadata": metadata}
+            assert (await sessions.create(connection, new))[1]
+
+    history.run(ask)
+    history.mark("active", "main", "old delegation")
+    asked = {("main", name) for name in ("old cron", "old delegation", "begun long ago")}
+    assert history.run(lambda engine: close_idle(engine, CONFIG)) == Closed(1)
+    assert history.statuses()[("main", "never active")] == "ended", "a count is no status"
+    assert {history.statuses()[name] for name in asked} == {"active"}
+    history.execute("UPDATE agent_sessions SET status_at = now() - interval '121 minutes'")
+    assert history.run(lambda engine: close_idle(engine, CONFIG)) == Closed(3)
+    assert {history.statuses()[name] for name in asked} == {"ended"}
 
 
 def test_many_idle_rows_are_closed_in_batches_each_committed(history: History, monkeypatch: pytest.MonkeyPatch) -> None:

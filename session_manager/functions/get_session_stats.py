@@ -70,8 +70,12 @@ def _pending_marks(context: Context) -> int | None:
     """Marks that wait for history; None when the ledger cannot be read now."""
     from session_manager.settings import ledger_path
 
-    if not os.path.exists(ledger_path(context.settings)):
+    try:
+        os.stat(ledger_path(context.settings))
+    except (FileNotFoundError, NotADirectoryError):
         return 0
+    except OSError:
+        return None
     from session_manager.live.ledger import Ledger
 
     try:

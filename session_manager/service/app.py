@@ -24,9 +24,10 @@ from session_manager.service.talk.talks import talking
 
 DESCRIPTION = """\
 The history of an AI agent's sessions. `/api/sessions` is brought up to date from the gateway's files by the volume
-sync; cleanups mark rows ended and never delete them. `/api/engine/sessions` are conversations that the service holds
-itself: an empty one goes after a while, an idle one into the archive. `/api/engine/chat` talks in them. Every answer
-that is not a success is `{"error", "code"}`.
+sync; cleanups mark rows ended and never delete them, and what they could not tell is fetched from the volume's
+ledger. `/api/engine/sessions` are conversations that the service holds itself: an empty one goes after a while, an
+idle one into the archive. `/api/engine/chat` talks in them. Every answer that is not a success is
+`{"error", "code"}`.
 """
 
 

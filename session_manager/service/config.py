@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from session_manager.core.errors import UsageError
+from session_manager.core.errors import Refused, UsageError
 from session_manager.service.model.settings import ModelSettings, read_model_settings
 from session_manager.settings import Settings, api_token, read_settings
 
@@ -18,6 +18,7 @@ DEFAULT_VOLUME = "default"
 # Of each job: the variable that says how often it runs, and the default, in seconds.
 INTERVALS = {
     "volume_sync": ("ARIA_SYNC_SECONDS", 30.0),
+    "delivery": ("ARIA_DELIVERY_SECONDS", 30.0),
     "closing": ("ARIA_CLOSING_SECONDS", 600.0),
     "ghost_purge": ("ARIA_GHOST_PURGE_SECONDS", 600.0),
     "expiry": ("ARIA_EXPIRY_SECONDS", 60.0),
@@ -53,6 +54,15 @@ class Config(msgspec.Struct, frozen=True):
     def agents_dir(self) -> str | None:
         """The volume to sync, None when there is none."""
         return None if self.live is None else self.live.agents_dir
+
+    def volume_settings(self) -> Settings:
+        """Returns where the skill keeps what. Raises Refused (``no_volume``) when there is no volume."""
+        if self.live is None:
+            raise Refused(
+                "this service has no agents directory; set ARIA_AGENTS_DIR to the folder that holds <agent>/sessions",
+                code="no_volume",
+            )
+        return self.live
 
     @property
     def on_loopback(self) -> bool:

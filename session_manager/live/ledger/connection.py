@@ -44,9 +44,17 @@ class Connection:
 
     @classmethod
     def open_existing(cls, settings: Settings, mode: str = "rw") -> Self | None:
-        """Opens the ledger if there is one (``mode`` rw or ro); makes nothing."""
+        """Opens the ledger if there is one (``mode`` rw or ro); makes nothing.
+
+        A state directory that may not be looked into is an error: what is in there is not known.
+        """
         path = ledger_path(settings)
-        return cls._connected(path, mode, settings.lock_timeout) if os.path.exists(path) else None
+        with clear_errors("open the ledger", path):
+            try:
+                os.stat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return cls._connected(path, mode, settings.lock_timeout)
 
     @classmethod
     def _connected(cls, path: str, mode: str, timeout: float) -> Self:

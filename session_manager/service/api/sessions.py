@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated, Literal
 
 import msgspec
@@ -175,12 +176,14 @@ async def sessions_per_hour(
     responses={409: {"model": Problem, "description": "this service has no agents directory"}},
 )
 async def sync_now(request: Request) -> Synced:
-    """Waits for a sync that another replica runs. `errors` names agents whose index could not be read."""
+    """Waits for a sync that another replica runs; `GET /api/jobs` shows it as a run of `volume_sync`. `errors` names
+    agents whose index could not be read."""
     state = request.app.state
+    state.config.volume_settings()
     # Who waits for a sync of this process holds no connection.
     async with state.syncing:
         try:
-            result = await sync_volume(state.engine, state.config, wait=True)
+            result = await state.jobs.run_after("volume_sync", partial(sync_volume, wait=True))
         except Failed as error:
             raise Unavailable(error.message, code=error.code) from error
     return Synced.model_validate(msgspec.structs.asdict(result))

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.service.db.engine import dump_json
-from session_manager.service.db.locks import JOBS
+from session_manager.service.db.locks import JOBS, LIMITS
 
 Key = tuple[str, str]
 
@@ -40,6 +40,7 @@ class Run(msgspec.Struct, frozen=True):
 # A replica that hangs in a job must not keep the others from it for ever.
 _HOLD = text("SELECT set_config('idle_in_transaction_session_timeout', '1h', true)")
 _LOCK = text("SELECT pg_try_advisory_xact_lock(CAST(:space AS int), hashtext(:key))")
+_WAIT = text("SELECT pg_advisory_xact_lock(CAST(:space AS int), hashtext(:key))")
 _RUNS = text("""
     SELECT clock_timestamp() AS now, r.started_at, r.ended_at, r.outcome, r.result, r.error,
            coalesce(r.failures, 0) AS failures, r.next_run_at,
@@ -64,10 +65,17 @@ _NOTE = text("""
 """)
 
 
-async def lock(connection: AsyncConnection, key: Key) -> bool:
-    """Makes this transaction the one that runs the job; False when another one is at it, in any replica."""
+async def lock(connection: AsyncConnection, key: Key, *, wait: bool = False) -> bool:
+    """Makes this transaction the one that runs the job; False when another one is at it, in any replica.
+
+    With ``wait`` that one is waited for, as long as a request waits for any lock.
+    """
+    values = {"space": JOBS, "key": ":".join(key)}
+    if wait:
+        await connection.execute(LIMITS)
+        await connection.execute(_WAIT, values)
     await connection.execute(_HOLD)
-    return bool(await connection.scalar(_LOCK, {"space": JOBS, "key": ":".join(key)}))
+    return wait or bool(await connection.scalar(_LOCK, values))
 
 
 async def runs(connection: AsyncConnection, keys: Sequence[Key]) -> list[Run]:

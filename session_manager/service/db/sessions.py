@@ -28,7 +28,7 @@ ITEM = (
     t.c.metadata,
 )
 RUNTIME_TYPES = ("acp", "heartbeat", "hook", "node", "subagent")
-ENDED_BY_REQUEST = "request"
+BY_REQUEST = "request"
 
 Row = dict[str, Any]
 
@@ -111,9 +111,9 @@ async def create(connection: AsyncConnection, values: Row) -> tuple[uuid.UUID, b
         if existing is not None:
             return existing, False
     if values.get("status", "active") != "active":
-        values = {"ended_at": func.clock_timestamp(), "ended_by": ENDED_BY_REQUEST, **values}
+        values = {"ended_at": func.clock_timestamp(), **values}
     created = await connection.scalar(
-        insert(t).values(status_at=func.clock_timestamp(), **values).returning(t.c.id),
+        insert(t).values(status_at=func.clock_timestamp(), ended_by=BY_REQUEST, **values).returning(t.c.id),
     )
     assert isinstance(created, uuid.UUID)
     return created, True
@@ -131,7 +131,7 @@ async def change(connection: AsyncConnection, row_id: uuid.UUID, changes: Row) -
         values |= {
             "status_at": func.clock_timestamp(),
             "ended_at": func.coalesce(t.c.ended_at, func.clock_timestamp()) if ended else None,
-            "ended_by": ENDED_BY_REQUEST if ended else None,
+            "ended_by": BY_REQUEST,
         }
     found = await connection.execute(update(t).where(t.c.id == row_id).values(**values).returning(t.c.id))
     return found.first() is not None
@@ -162,7 +162,7 @@ _MARK = text(
         status = :status,
         status_at = clock_timestamp(),
         ended_at = CASE WHEN :ended THEN coalesce(s.ended_at, clock_timestamp()) END,
-        ended_by = CASE WHEN :ended THEN 'request' END
+        ended_by = 'request'
         """,
     )
 )

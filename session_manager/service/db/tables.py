@@ -27,8 +27,8 @@ STATUSES = ("active", "completed", "ended", "error")
 metadata = MetaData()
 
 # ``seq`` numbers rows in the order in which they became visible. ``status_at`` is when somebody last said what the
-# status is, and ``ended_by`` who: a request, the volume sync, or the job that closes what is idle. ``volume`` is the
-# volume in which the sync saw it.
+# status is, and ``ended_by`` who: a request, the volume sync, or the job that closes what is idle; of an active row
+# it names a request or nobody. ``volume`` is the volume in which the sync saw it.
 agent_sessions = Table(
     "agent_sessions",
     metadata,

@@ -22,7 +22,7 @@ from session_manager.service import metrics
 from session_manager.service.config import Config
 from session_manager.service.db import jobs as queries
 from session_manager.service.db.engine import server_message
-from session_manager.service.jobs.registry import Job
+from session_manager.service.jobs.registry import Job, Step
 from session_manager.service.volume_reader import storable_text
 
 # A run takes two connections, its own and its step's: together they must not take all that a small pooler has.
@@ -36,13 +36,15 @@ _log = logging.getLogger(__name__)
 class Turn(msgspec.Struct, frozen=True):
     """What came of one look at a job: ``busy`` when another replica is at it, ``failed`` why its run failed.
 
-    ``wait_s`` is when to look again, in seconds.
+    ``wait_s`` is when to look again, in seconds. ``result`` is what the step returned, ``error`` what it raised.
     """
 
     wait_s: float
     ran: bool = False
     busy: bool = False
     failed: str | None = None
+    result: Any = None
+    error: Exception | None = None
 
 
 class Runner:
@@ -82,22 +84,36 @@ class Runner:
             raise NotFound(f"there is no job {name[:64]!r}; GET /api/jobs lists them", code="job_not_found")
         if not job.possible:
             raise Refused(f"the settings of this service rule {name} out; see the README", code="job_not_possible")
-        # Who asked may go away; the run goes on, and the end of the service waits for it.
-        task = asyncio.create_task(self._turn(job, asked=True))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        turn = await asyncio.shield(task)
+        turn = await self._asked_for(job, wait=False)
         if turn.busy:
             raise Refused(f"{name} is running now; GET /api/jobs shows what came of it", code="job_running")
         if turn.failed is not None:
             raise Failed(f"{name} failed: {turn.failed}", code="job_failed")
         return job
 
-    async def _turn(self, job: Job, *, asked: bool = False) -> Turn:
+    async def run_after(self, name: str, step: Step) -> Any:
+        """Runs ``step`` as a run of a job, after the one that is under way in any replica; returns its result.
+
+        Raises what the step raises, and what the database raises.
+        """
+        job = next(job for job in self.jobs if job.name == name)
+        turn = await self._asked_for(msgspec.structs.replace(job, step=step), wait=True)
+        if turn.error is not None:
+            raise turn.error
+        return turn.result
+
+    async def _asked_for(self, job: Job, *, wait: bool) -> Turn:
+        # Who asked may go away; the run goes on, and the end of the service waits for it.
+        task = asyncio.create_task(self._turn(job, asked=True, wait=wait))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _turn(self, job: Job, *, asked: bool = False, wait: bool = False) -> Turn:
         async with self._turns:
             if self._stop.is_set() and not asked:
                 return Turn(0)
-            return await take_turn(self._engine, self._config, job, asked=asked)
+            return await take_turn(self._engine, self._config, job, asked=asked, wait=wait)
 
     async def _repeat(self, job: Job) -> None:
         lost = 0
@@ -113,8 +129,8 @@ class Runner:
                 await asyncio.wait_for(self._stop.wait(), wait_s)
 
 
-async def take_turn(engine: AsyncEngine, config: Config, job: Job, *, asked: bool = False) -> Turn:
-    """Runs a job once if it is due, or somebody ``asked``, and no other replica is at it.
+async def take_turn(engine: AsyncEngine, config: Config, job: Job, *, asked: bool = False, wait: bool = False) -> Turn:
+    """Runs a job once if it is due, or somebody ``asked``, and no other replica is at it; or, to ``wait``, after that.
 
     A step that fails is noted and logged. Raises what the database raises when it cannot be asked, or told.
     """
@@ -123,7 +139,7 @@ async def take_turn(engine: AsyncEngine, config: Config, job: Job, *, asked: boo
         wait_s = due_in_s(job, await _last_run(connection, job))
         if wait_s > 0 and not asked:
             return Turn(wait_s)
-        if not await queries.lock(connection, job.key):
+        if not await queries.lock(connection, job.key, wait=wait):
             return Turn(min(job.interval_s, LONGEST_PAUSE_S), busy=True)
         before = await _last_run(connection, job)
         wait_s = due_in_s(job, before)
@@ -135,16 +151,20 @@ async def take_turn(engine: AsyncEngine, config: Config, job: Job, *, asked: boo
 async def _run(engine: AsyncEngine, config: Config, job: Job, holder: AsyncConnection, before: queries.Run) -> Turn:
     began = time.monotonic()
     result: Any = None
+    noted: Any = None
+    raised: Exception | None = None
     failures, failed = 0, None
     try:
-        result = _storable(msgspec.to_builtins(await job.step(engine, config)))
+        result = await job.step(engine, config)
+        noted = _storable(msgspec.to_builtins(result))
     except Exception as error:
+        raised = error
         failures, failed = before.failures + 1, _storable(describe(error))[:_ERROR_LIMIT]
         _log.warning("%s failed (%d in a row): %s", job.name, failures, failed)
     metrics.job_ran(job.name, time.monotonic() - began, failed=failed is not None)
     pause = pause_s(job.interval_s, failures)
-    await queries.note(holder, job.key, before.now, result, failed, failures, pause if job.enabled else None)
-    return Turn(min(pause, LONGEST_PAUSE_S), ran=True, failed=failed)
+    await queries.note(holder, job.key, before.now, noted, failed, failures, pause if job.enabled else None)
+    return Turn(min(pause, LONGEST_PAUSE_S), ran=True, failed=failed, result=result, error=raised)
 
 
 async def _last_run(connection: AsyncConnection, job: Job) -> queries.Run:

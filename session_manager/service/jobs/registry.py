@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from session_manager.service.config import Config
 from session_manager.service.jobs.chats import archive_idle, purge_expired, purge_ghosts
 from session_manager.service.jobs.closing import close_idle
+from session_manager.service.jobs.delivery import deliver_marks
 from session_manager.service.jobs.sync import VolumeSync
 
 Step = Callable[[AsyncEngine, Config], Awaitable[msgspec.Struct]]
@@ -45,6 +46,7 @@ def jobs(config: Config) -> tuple[Job, ...]:
     every, volume, has_volume = config.intervals, config.volume, config.agents_dir is not None
     return (
         Job("volume_sync", VolumeSync(), every["volume_sync"], volume, has_volume),
+        Job("delivery", deliver_marks, every["delivery"], volume, has_volume),
         Job("closing", close_idle, every["closing"]),
         Job("ghost_purge", purge_ghosts, every["ghost_purge"]),
         Job("expiry", purge_expired, every["expiry"], possible=config.cleanup_enabled),

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from session_manager.core.errors import Refused
 from session_manager.service import metrics
 from session_manager.service.config import Config
 from session_manager.service.db import sync as queries
@@ -52,11 +51,7 @@ async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> Syn
     (``no_volume``) when the service has no agents directory, Failed when that directory cannot be read, and what the
     database raises; history is then as it was.
     """
-    if config.agents_dir is None:
-        raise Refused(
-            "this service has no agents directory; set ARIA_AGENTS_DIR to the folder that holds <agent>/sessions",
-            code="no_volume",
-        )
+    agents_dir = config.volume_settings().agents_dir
     began = time.monotonic()
     async with engine.begin() as connection:
         await connection.execute(LIMITS)
@@ -64,7 +59,7 @@ async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> Syn
             return SyncResult(ran=False)
         read_at = await queries.database_time(connection)
         known = await queries.identities(connection, config.volume)
-        read: VolumeRead = await asyncio.to_thread(read_volume, config.agents_dir, known)
+        read: VolumeRead = await asyncio.to_thread(read_volume, agents_dir, known)
         applied = queries.Applied()
         if read.versions:
             applied = await queries.apply(connection, config.volume, read_at, read.versions, read.rows)

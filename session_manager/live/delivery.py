@@ -1,0 +1,200 @@
+"""Delivers the marks that wait in the ledger to history, whichever way history is told.
+
+Nothing in here fails a call: what cannot be delivered waits, and the result says why. No lock of a store is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Literal
+
+import msgspec
+
+from session_manager.core.errors import SessionManagerError
+from session_manager.core.session import DAY_MS
+from session_manager.live.delivery_lock import delivery_lock
+from session_manager.live.ledger import Ledger, Mark, Run
+from session_manager.live.steps import step
+from session_manager.live.volume import Volume, read_snapshot
+from session_manager.settings import Settings
+
+Name = tuple[str, str]
+Status = Literal["active", "ended", "erased"]
+OFF = "there is no history layer: ARIA_API_URL is empty"
+ELSEWHERE = "another call, or aria-api itself, is delivering history marks right now"
+NOT_YET = "aria-api has no row of the session yet; the mark is kept and tried again"
+CHANGED = "the mark was changed while it was on its way; the next call delivers it"
+_TOLD: dict[str, Status] = {"active": "active", "erased": "erased"}
+
+
+class NoConversation(Exception):
+    """History cannot be told or asked at all; the message is a sentence that says why."""
+
+
+class Heard(msgspec.Struct):
+    """What history says to marks: ``delivered``, ``missing`` (no such row), ``refused`` each for a reason.
+
+    ``error`` says why those are not told that are in none of the parts, or is None. Unless it was ``reached``, history
+    cannot have heard of any.
+    """
+
+    delivered: set[Name]
+    missing: set[Name]
+    refused: dict[Name, str]
+    error: str | None
+    reached: bool
+
+
+Tell = Callable[[dict[Name, Status]], Heard]
+
+
+class Delivery(msgspec.Struct):
+    """What was delivered in this call, and which marks wait, each for a reason.
+
+    ``superseded`` are sessions that came back to life, ``unknown`` those that aria-api has no row of; ``given_up`` are
+    those of them, and of those that it refuses, that are not tried again. ``error`` says what kept marks from being
+    delivered, or is None; ``failure`` is set when that is the ledger.
+    """
+
+    delivered: set[Name] = msgspec.field(default_factory=set)
+    superseded: set[Name] = msgspec.field(default_factory=set)
+    waiting: dict[Name, str] = msgspec.field(default_factory=dict)
+    unknown: set[Name] = msgspec.field(default_factory=set)
+    given_up: set[Name] = msgspec.field(default_factory=set)
+    error: str | None = None
+    failure: SessionManagerError | None = None
+
+    @property
+    def counted(self) -> bool:
+        """Says whether the ledger has told what waits."""
+        return self.failure is None
+
+    @property
+    def busy(self) -> bool:
+        """Says whether marks were left to somebody else who is delivering."""
+        return self.error == ELSEWHERE
+
+    def waits(self, name: Name) -> bool:
+        """Says whether a mark that was owed in this call waits."""
+        return name in self.waiting if self.counted else name not in self.delivered
+
+    def arrived(self, name: Name) -> bool:
+        """Says whether a mark that was owed in this call has arrived, by this call or by another one."""
+        return not self.waits(name) and name not in self.given_up
+
+    def why(self, names: Collection[Name]) -> str | None:
+        """Returns why marks wait: what concerns the first of ``names`` that does, else what concerns all."""
+        return next((self.waiting[name] for name in names if name in self.waiting), self.error)
+
+
+class Deliverer(msgspec.Struct, frozen=True):
+    """Delivers the marks of one volume's ledger in one run.
+
+    ``connect`` begins the conversation with history and raises NoConversation; None: there is no history layer.
+    ``clock`` is in epoch milliseconds.
+    """
+
+    settings: Settings
+    volume: Volume
+    clock: Callable[[], int]
+    run: Run
+    connect: Callable[[], Tell] | None
+
+    def deliver(self, removed: Collection[Name] = ()) -> Delivery:
+        """Delivers all marks that wait, of this run and of earlier ones, and notes which arrived.
+
+        ``removed`` are sessions that this very run has removed: all others may have come back since.
+        """
+        delivery = Delivery()
+        try:
+            ledger = Ledger.open_existing(self.settings)
+            if ledger is not None:
+                with ledger:
+                    self._deliver_all(ledger, delivery, frozenset(removed))
+                    _count(ledger, delivery)
+        except SessionManagerError as error:
+            delivery.failure = error
+            delivery.error = delivery.error or error.message
+        return delivery
+
+    def _deliver_all(self, ledger: Ledger, delivery: Delivery, removed: frozenset[Name]) -> None:
+        tried: set[Mark] = set()
+        # A call that finds the lock taken leaves its marks to the holder, who may have read the ledger before that:
+        # so it is read once more when the lock has been given back.
+        while delivery.error is None and not tried.issuperset(ledger.pending()):
+            if self.connect is None:
+                delivery.error = OFF
+                return
+            with delivery_lock(self.settings) as mine:
+                if not mine:
+                    delivery.error = ELSEWHERE
+                    return
+                while delivery.error is None and (new := [m for m in ledger.pending() if m not in tried]):
+                    tried.update(new)
+                    back = self._came_back([m for m in new if _name(m) not in removed])
+                    ledger.note_marks(self.run, list(back), "superseded")
+                    delivery.superseded.update(map(_name, back))
+                    if going := [m for m in new if m not in back]:
+                        self._deliver(self.connect, ledger, going, delivery)
+
+    def _came_back(self, marks: list[Mark]) -> set[Mark]:
+        """Returns the marks of sessions that are in their index again and have done something since they ended."""
+        by_agent: dict[str, list[Mark]] = {}
+        for mark in marks:
+            if mark.status == "ended":
+                by_agent.setdefault(mark.agent_id, []).append(mark)
+        back = set()
+        for agent_id, ended in by_agent.items():
+            try:
+                store = self.volume.store(agent_id)
+                sessions = read_snapshot(store, self.clock()).sessions if store is not None else []
+            except SessionManagerError:
+                # Nothing is known of them, and the mark was right when it was made.
+                continue
+            active = {session.id: session.entry_activity or 0 for session in sessions}
+            back |= {mark for mark in ended if active.get(mark.session_id, 0) > mark.changed_at}
+        return back
+
+    def _deliver(self, connect: Callable[[], Tell], ledger: Ledger, marks: list[Mark], delivery: Delivery) -> None:
+        try:
+            tell = connect()
+        except NoConversation as error:
+            delivery.error = str(error)
+            return
+        unheard = ledger.note_sent(marks)
+        heard = tell({_name(m): _TOLD.get(m.status, "ended") for m in marks})
+        step("marks sent")
+        if not heard.reached:
+            ledger.note_unsent(unheard)
+        delivery.error = heard.error
+        long_ago = self.clock() - self.settings.keep_days * DAY_MS
+        delivered = [m for m in marks if _name(m) in heard.delivered]
+        missing = [m for m in marks if _name(m) in heard.missing]
+        refused = [m for m in marks if _name(m) in heard.refused]
+        # A service that takes nothing at all is broken; that is no word about these marks.
+        lost = (*missing, *refused) if delivered or missing else ()
+        # An erasure that a service cannot do is owed until it can.
+        owed = {_name(m) for m in refused if m.status == "erased"}
+        given_up = {_name(m) for m in lost if m.changed_at < long_ago} - owed
+        if delivered or given_up:
+            ledger.note_marks(self.run, delivered, "delivered")
+            ledger.note_marks(self.run, [m for m in missing if _name(m) in given_up], "missing")
+            ledger.note_marks(self.run, [m for m in refused if _name(m) in given_up], "refused")
+            step("marks noted")
+        delivery.delivered |= heard.delivered
+        delivery.unknown |= heard.missing
+        delivery.given_up |= given_up
+        delivery.waiting |= dict.fromkeys(heard.missing, NOT_YET) | heard.refused
+
+
+def _count(ledger: Ledger, delivery: Delivery) -> None:
+    """Takes from the ledger what waits now: a mark that was changed while it was on its way still does."""
+    waiting = {_name(m): delivery.waiting.get(_name(m), delivery.error or CHANGED) for m in ledger.pending()}
+    delivery.waiting = waiting
+    delivery.delivered -= waiting.keys()
+    delivery.superseded -= waiting.keys()
+    delivery.given_up -= waiting.keys()
+
+
+def _name(mark: Mark) -> Name:
+    return (mark.agent_id, mark.session_id)

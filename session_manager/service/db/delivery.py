@@ -1,0 +1,46 @@
+"""Marks of a ledger, told to history by the queries that serve the requests for many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from session_manager.live.delivery import Heard, Name, Status
+from session_manager.service.db import sessions as queries
+from session_manager.service.db.engine import server_message
+from session_manager.service.db.locks import LIMITS
+
+BATCH = 10_000
+_STATUSES: tuple[Status, ...] = ("active", "ended", "erased")
+
+
+async def mark(engine: AsyncEngine, marks: Mapping[Name, Status], heard: Heard) -> None:
+    """Notes in ``heard`` what has been committed, a transaction a batch. Raises what the database raises."""
+    for status in _STATUSES:
+        names = [name for name, told in marks.items() if told == status]
+        for start in range(0, len(names), BATCH):
+            some = names[start : start + BATCH]
+            try:
+                async with engine.begin() as connection:
+                    heard.reached = True
+                    await connection.execute(LIMITS)
+                    missing = await _change(connection, status, some)
+            except SQLAlchemyError as error:
+                heard.error = server_message(error)
+                raise
+            heard.missing |= missing
+            heard.delivered |= set(some) - missing
+
+
+async def _change(connection: AsyncConnection, status: Status, names: Sequence[Name]) -> set[Name]:
+    """Returns the sessions that have no row."""
+    if status != "erased":
+        _, missing = await queries.mark_many(connection, status, names)
+        return set(missing)
+    # As whoever comes by HTTP does: only what could be ended is erased.
+    absent = await _change(connection, "ended", names)
+    found = [name for name in names if name not in absent]
+    _, missing = await queries.erase_many(connection, found)
+    return absent | set(missing)

@@ -1,0 +1,109 @@
+"""Delivery: what the skill could not tell history, because no service answered, the volume's service takes itself.
+
+The marks wait in the ledger beside the agents directory. History's rows are committed first, and then the ledger hears
+of it: killed in between, the same is told again, which changes nothing but the time at which it was last said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from session_manager.live.delivery import Deliverer, Delivery, Heard, Name, Status, Tell
+from session_manager.live.ledger import start_run
+from session_manager.live.liveness import now_ms
+from session_manager.live.volume import Volume
+from session_manager.service.api.schemas import SessionRef
+from session_manager.service.config import Config
+from session_manager.service.db.delivery import mark
+from session_manager.settings import Settings
+
+REFUSED = "no row can have this agent and session id"
+_REF = TypeAdapter(SessionRef)
+_log = logging.getLogger(__name__)
+
+
+class Delivered(msgspec.Struct, frozen=True):
+    """How many marks history has taken, and how many wait: ``missing`` has no row of theirs yet.
+
+    ``superseded`` are sessions that came back to life, ``given_up`` those that had no row for days. ``busy``: a call
+    of the skill was delivering; it has taken what this run would have.
+    """
+
+    delivered: int = 0
+    superseded: int = 0
+    given_up: int = 0
+    missing: int = 0
+    pending: int = 0
+    busy: bool = False
+
+
+async def deliver_marks(engine: AsyncEngine, config: Config) -> Delivered:
+    """Tells history what waits in the volume's ledger; nothing where there is none.
+
+    Raises Refused (``no_volume``), what the ledger raises, and what the database raises. What had arrived by then is
+    noted.
+    """
+    settings, history = config.volume_settings(), _Here(engine)
+    # The ledger and its locks keep a thread waiting, and neither the service nor a transaction.
+    done = await asyncio.to_thread(_deliver, settings, history.tell)
+    if done.failure is not None:
+        raise done.failure
+    if history.failure is not None:
+        raise history.failure
+    result = Delivered(
+        delivered=len(done.delivered),
+        superseded=len(done.superseded),
+        given_up=len(done.given_up),
+        missing=len(done.unknown & done.waiting.keys()),
+        pending=len(done.waiting),
+        busy=done.busy,
+    )
+    if result.delivered or result.superseded or result.given_up:
+        _log.info(
+            "delivery: %d marks delivered, %d superseded, %d given up, %d wait",
+            result.delivered,
+            result.superseded,
+            result.given_up,
+            result.pending,
+        )
+    return result
+
+
+def _deliver(settings: Settings, tell: Tell) -> Delivery:
+    run = start_run("delivery", settings)
+    return Deliverer(settings, Volume(settings.agents_dir), now_ms, run, lambda: tell).deliver()
+
+
+class _Here:
+    """The history in this service's own database; ``failure`` is what the database raised."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self.failure: SQLAlchemyError | None = None
+
+    def tell(self, marks: dict[Name, Status]) -> Heard:
+        """Tells the marks from the thread that holds the ledger."""
+        refused = {name: REFUSED for name in marks if not _possible(name)}
+        heard = Heard(set(), set(), refused, error=None, reached=False)
+        told = {name: status for name, status in marks.items() if name not in refused}
+        try:
+            asyncio.run_coroutine_threadsafe(mark(self._engine, told, heard), self._loop).result()
+        except SQLAlchemyError as error:
+            self.failure = error
+        return heard
+
+
+def _possible(name: Name) -> bool:
+    """Says whether the API would take such a mark."""
+    try:
+        _REF.validate_python({"agent_id": name[0], "aria_session_id": name[1]})
+    except ValidationError:
+        return False
+    return True

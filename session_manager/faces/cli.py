@@ -198,8 +198,11 @@ def ghosts(
         owners = [f"{kind} {ghost[name]}" for kind, name in (("user", "user_id"), ("org", "org_id")) if ghost[name]]
         made = f"{ghost['created_at'].astimezone(UTC):%Y-%m-%d %H:%M}"
         typer.echo("  ".join((str(ghost["id"]), made, ghost["agent_id"], *(owners or ["nobody's"]))))
+    if not found:
+        typer.echo(f"no chat session older than {older_than_minutes} minutes is without a message", err=True)
+        return
     done = "deleted" if delete else "to delete with --delete"
-    typer.echo(f"{len(found)} chat sessions without a message, {done}", err=True)
+    typer.echo(f"{len(found)} chat session{'s' * (len(found) > 1)} without a message, {done}", err=True)
 
 
 @contextlib.contextmanager

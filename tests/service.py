@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -136,6 +138,17 @@ class Service:
         """Ends it at once (SIGKILL)."""
         self.process.kill()
         self.stop()
+
+
+def cli(*arguments: str, **env: str | None) -> subprocess.CompletedProcess[str]:
+    """Runs `session-manager` to its end; ``env`` adds to (or, with None, removes from) its environment."""
+    merged = {**os.environ, **env}
+    environ = {name: value for name, value in merged.items() if value is not None}
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        code = Service.forks.start(list(arguments), environ, out, err).wait(180)
+        said = [path.read_text() if path.exists() else "" for path in (out, err)]
+    return subprocess.CompletedProcess(arguments, code, *said)
 
 
 @contextlib.contextmanager

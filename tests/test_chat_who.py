@@ -12,7 +12,7 @@ import pytest
 from chats import BASE, Chats, create
 from service import Databases, Service, running
 from talking import STREAM, done, error, events_of, over, socket
-from test_service_security import cli
+from test_service_security import tool
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 
@@ -20,7 +20,7 @@ class Person:
     """Somebody with a token of their own."""
 
     def __init__(self, service: Service, database: str, stack: contextlib.ExitStack, *arguments: str) -> None:
-        made = cli(database, "token", "create", *arguments)
+        made = tool(database, "token", "create", *arguments)
         assert made.returncode == 0, made.stderr
         self.token = made.stdout.strip()
         self.database = database
@@ -38,7 +38,7 @@ class Person:
         return events_of(answer.text) if answer.status_code == 200 else [("error", answer.json())]
 
     def revoke(self) -> None:
-        done = cli(self.database, "token", "revoke", self.token.split("_")[1])
+        done = tool(self.database, "token", "revoke", self.token.split("_")[1])
         assert done.returncode == 0, done.stderr
 
 

@@ -9,8 +9,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from chats import Chats, create, say
-from service import Databases, Service
-from test_service_process import cli
+from service import Databases, Service, cli
 
 
 @pytest.fixture

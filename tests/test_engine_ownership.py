@@ -11,7 +11,7 @@ import httpx
 import pytest
 from chats import BASE, Chats, create, listed, new_id, say
 from service import Databases, Service, running
-from test_service_security import cli
+from test_service_security import tool
 
 ALL_AGES = {"older_than_minutes": 0}
 
@@ -31,7 +31,7 @@ class People:
 
     def somebody(self, *arguments: str) -> httpx.Client:
         """A client with a token of its own."""
-        done = cli(self.chats.url, "token", "create", "--scope", "read,write,delete", *arguments)
+        done = tool(self.chats.url, "token", "create", "--scope", "read,write,delete", *arguments)
         assert done.returncode == 0, done.stderr
         headers = {"Authorization": f"Bearer {done.stdout.strip()}"}
         return self._stack.enter_context(
@@ -175,7 +175,7 @@ def test_cleanups_reach_only_what_the_token_may_see(people: People) -> None:
 
 def test_scopes_are_asked_for_here_too(people: People) -> None:
     session_id = create(people.ann)["id"]
-    done = cli(people.chats.url, "token", "create", "--user", "ann", "--scope", "read")
+    done = tool(people.chats.url, "token", "create", "--user", "ann", "--scope", "read")
     reader = {"Authorization": f"Bearer {done.stdout.strip()}"}
     for method, path, body in requests_about(session_id):
         answer = people.admin.request(method, path, json=body, headers=reader)
@@ -187,7 +187,7 @@ def test_scopes_are_asked_for_here_too(people: People) -> None:
 
 
 def test_a_token_says_whose_it_is(database: str) -> None:
-    done = cli(database, "token", "create", "--user", "ann", "--org", "zoo", "--org", "acme", "--org", "zoo", "--json")
+    done = tool(database, "token", "create", "--user", "ann", "--org", "zoo", "--org", "acme", "--org", "zoo", "--json")
     made = json.loads(done.stdout)
     assert {name: made[name] for name in ("name", "scopes", "user_id", "orgs")} == {
         "name": "ann",
@@ -195,13 +195,13 @@ def test_a_token_says_whose_it_is(database: str) -> None:
         "user_id": "ann",
         "orgs": ["acme", "zoo"],
     }
-    cli(database, "token", "create", "--name", "laptop", "--user", "bob")
+    tool(database, "token", "create", "--name", "laptop", "--user", "bob")
     shown = [
         (token["name"], token["user_id"], token["orgs"])
-        for token in json.loads(cli(database, "token", "list", "--json").stdout)["tokens"]
+        for token in json.loads(tool(database, "token", "list", "--json").stdout)["tokens"]
     ]
     assert shown == [("ann", "ann", ["acme", "zoo"]), ("laptop", "bob", [])]
-    first, second = cli(database, "token", "list").stdout.splitlines()
+    first, second = tool(database, "token", "list").stdout.splitlines()
     assert first.endswith("  ann  user ann  org acme  org zoo")
     assert second.endswith("  laptop  user bob")
 
@@ -210,8 +210,8 @@ def test_a_token_says_whose_it_is(database: str) -> None:
     "arguments", [("--user", ""), ("--user", " "), ("--user", "a\nb"), ("--user", "u", "--org", ""), ()], ids=str
 )
 def test_a_token_for_nobody_is_refused(database: str, arguments: tuple[str, ...]) -> None:
-    done = cli(database, "token", "create", *arguments)
+    done = tool(database, "token", "create", *arguments)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "--" in done.stderr
     assert "Traceback" not in done.stderr
-    assert json.loads(cli(database, "token", "list", "--json").stdout) == {"tokens": []}
+    assert json.loads(tool(database, "token", "list", "--json").stdout) == {"tokens": []}

@@ -14,10 +14,10 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from service import Databases, Service, running, wait_until
+from service import Databases, Service, cli, running, wait_until
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support import StoreBuilder
-from test_service_process import cli, waiting
+from test_service_process import waiting
 from test_service_security import asks, created
 from test_service_sync import History
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,26 +17,13 @@ import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from service import ROOT, Databases, Service, running, wait_until
+from service import Databases, Service, cli, running, wait_until
 from sqlalchemy import create_engine
 from support import StoreBuilder
 
 from session_manager.service.db.migrate import VERSION_TABLE, head, migrate
 from session_manager.service.db.sessions import Filter, page_query
 from session_manager.service.db.tables import metadata
-
-
-def cli(*arguments: str, **env: str | None) -> subprocess.CompletedProcess[str]:
-    merged = {**os.environ, **env}
-    return subprocess.run(
-        [sys.executable, "-m", "session_manager.faces.cli", *arguments],
-        cwd=ROOT,
-        env={name: value for name, value in merged.items() if value is not None},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
 
 
 def fill(server: Databases, url: str, rows: int) -> None:

@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from service import ROOT, Databases, Service, running
+from service import ROOT, Databases, Service, cli, running
 
 from session_manager.service.config import is_loopback
 
@@ -123,7 +122,7 @@ def test_probes_may_go_by_an_address(shared_service: Service) -> None:
 
 @pytest.mark.parametrize("names", ["https://aria.example", "aria.example:8000", "a b"])
 def test_names_that_no_host_has_are_refused(names: str, database: str) -> None:
-    done = cli(database, "serve", "--port", "0", ARIA_ALLOWED_HOSTS=names)
+    done = tool(database, "serve", "--port", "0", ARIA_ALLOWED_HOSTS=names)
     assert (done.returncode, done.stdout) == (2, "")
     assert "ARIA_ALLOWED_HOSTS" in done.stderr
 
@@ -285,20 +284,13 @@ def test_the_login_leads_nowhere_else(closed: Service, target: str) -> None:
     assert "evil.example" not in page.text
 
 
-def cli(database: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "session_manager.faces.cli", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "DATABASE_URL": database, **env},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def tool(database: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """`session-manager` on a database."""
+    return cli(*arguments, DATABASE_URL=database, **env)
 
 
 def created(database: str, *arguments: str) -> str:
-    done = cli(database, "token", "create", "--name", "somebody", *arguments)
+    done = tool(database, "token", "create", "--name", "somebody", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -333,10 +325,10 @@ def test_tokens_are_made_limited_listed_and_revoked(server: Databases, database:
             assert asks(service, token, "POST", "/api/sessions/erase/", json=body) != 200
         assert asks(service, reader[:-1]) == 401
         assert asks(service, reader[:13] + writer[13:]) == 401
-        listed = json.loads(cli(database, "token", "list", "--json").stdout)["tokens"]
+        listed = json.loads(tool(database, "token", "list", "--json").stdout)["tokens"]
         assert [t["scopes"] for t in listed] == [["read"], ["read", "write"], ["delete"], ["admin"]]
         for token in (reader, writer, deleter, admin):
-            done = cli(database, "token", "revoke", token.split("_")[1])
+            done = tool(database, "token", "revoke", token.split("_")[1])
             assert done.returncode == 0, done.stderr
             assert asks(service, token) == 401
         assert asks(service, None) == 401, "revoking the last token does not open the service"
@@ -347,7 +339,7 @@ def test_tokens_are_made_limited_listed_and_revoked(server: Databases, database:
         secret = token.split("_", 2)[2]
         for text in (stored, kept, service.log):
             assert secret not in text
-    assert "revoked" in cli(database, "token", "list").stdout
+    assert "revoked" in tool(database, "token", "list").stdout
 
 
 @pytest.mark.parametrize(
@@ -367,14 +359,14 @@ def test_tokens_are_made_limited_listed_and_revoked(server: Databases, database:
     ids=str,
 )
 def test_wrong_commands_say_what_is_wrong(database: str, arguments: tuple[str, ...], code: int) -> None:
-    done = cli(database, *arguments)
+    done = tool(database, *arguments)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert done.stderr.strip()
     assert "Traceback" not in done.stderr
 
 
 def test_beyond_loopback_a_token_is_needed_to_start(database: str, tmp_path: Path) -> None:
-    done = cli(database, "serve", "--host", "0.0.0.0", "--port", "0")
+    done = tool(database, "serve", "--host", "0.0.0.0", "--port", "0")
     assert (done.returncode, done.stdout) == (4, "")
     assert "token" in done.stderr
     with running(tmp_path / "log", "--host", "0.0.0.0", DATABASE_URL=database, ARIA_API_TOKEN=TOKEN) as service:
@@ -387,8 +379,8 @@ def test_beyond_loopback_a_token_is_needed_to_start(database: str, tmp_path: Pat
         url = f"http://127.0.0.1:{urlsplit(service.url).port}/api/sessions"
         assert httpx.get(url, trust_env=False).status_code == 401
         assert httpx.get(url, headers={"Authorization": f"Bearer {token}"}, trust_env=False).status_code == 200
-    assert cli(database, "token", "revoke", token.split("_")[1]).returncode == 0
-    assert cli(database, "serve", "--host", "0.0.0.0", "--port", "0").returncode == 4
+    assert tool(database, "token", "revoke", token.split("_")[1]).returncode == 0
+    assert tool(database, "serve", "--host", "0.0.0.0", "--port", "0").returncode == 4
 
 
 def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:

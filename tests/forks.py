@@ -7,6 +7,7 @@ the arguments of ``_call``, and answers with one line. What a call reads and pri
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -201,6 +202,8 @@ def _call(
 def main() -> None:
     """Answers until standard input ends."""
     _import_everything()
+    # The children leave it as it is, shared.
+    gc.freeze()
     # The children's standard input is another file: nothing may be left of this one in sys.stdin's buffer.
     for line in os.fdopen(os.dup(0)):
         sys.stdout.write(json.dumps(_call(*json.loads(line))) + "\n")

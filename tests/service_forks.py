@@ -6,6 +6,8 @@ stderr]`` (paths) or ``["poll", pid]``, and answers with one line: a process id;
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +117,26 @@ def _become(argv: list[str], environ: dict[str, str], stdout: str, stderr: str) 
     sys.argv = ["session-manager", *argv]
     from session_manager.faces import cli
 
-    cli.main()
+    code: object = 1
+    try:
+        cli.main()
+    except SystemExit as left:
+        code = left.code
+    except BaseException:
+        traceback.print_exc()
+    # As at any program's end, but for taking apart all that was imported, which copies it first.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else code is not None)
 
 
 def main() -> None:
-    """Answers until standard input ends. What is forked leaves through here, as any program does."""
+    """Answers until standard input ends."""
     _import_everything()
+    # The children leave it as it is, shared.
+    gc.freeze()
     ended: dict[int, int] = {}
     for line in os.fdopen(os.dup(0)):
         what, *rest = json.loads(line)

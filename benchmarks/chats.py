@@ -40,7 +40,7 @@ def run(rounds: int | None, sessions: int | None) -> None:
     print(f"{large:,} conversations beside {SMALL:,}; pages of {LIMIT}")
     for what in _queries(large):
         print(f"  {what}: {beside(f'among {large:,}', found[what, large], f'among {SMALL:,}', found[what, SMALL])}")
-    print("every page has the total, which is counted\n", flush=True)
+    print("expected: grows with the total, which every page counts, and with the offset; nothing else\n", flush=True)
 
 
 def _queries(sessions: int) -> dict[str, list[Query]]:

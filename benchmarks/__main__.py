@@ -31,6 +31,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.what if name not in names]:
         parser.error(f"unknown: {', '.join(unknown)}; there are: {', '.join(names)}")
+    if arguments.sessions is not None and arguments.sessions < chats.SMALL:
+        parser.error(f"--sessions must be at least {chats.SMALL}")
     wanted = arguments.what or names
     # The temporary folder goes in any case.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -27,8 +27,8 @@ from session_manager.service.logs import short
 
 GHOST_MINUTES = 15
 IDLE_DAYS = 30
-# A tenth of a second's work: a first message waits that long for the batch that holds its session.
-BATCH = 5000
+# A twentieth of a second's work: a first message waits that long for the batch that holds its session.
+BATCH = 2500
 # These carry all their messages along.
 ARCHIVE_BATCH = 100
 # What a list of empty sessions says of each: whose it is, and since when.

@@ -57,7 +57,7 @@ def run(rounds: int | None) -> None:
 
 def _beside(service: Sequence[float], model: Sequence[float]) -> str:
     figures = f"service {median(service):.0f}, bare model {median(model):.0f}"
-    return f"{figures}, ratio {ratio(service, model)}; {1000 / median(service):.1f} ms of the service a reply"
+    return f"{figures}, ratio {ratio(service, model)}; a reply every {1000 / median(service):.1f} ms"
 
 
 async def _ask(url: str, body: dict[str, Any], last: bytes, at_once: int, replies: int) -> float:

@@ -17,6 +17,7 @@ import httpx
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from session_manager.service.config import INTERVALS
 from session_manager.service.db.migrate import migrate
 from session_manager.service.embedded import EmbeddedPostgres
 from session_manager.service.embedded.cluster import NAME
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Dead rows are cleared away between the measurements, and never during one.
 SETTINGS = {"autovacuum": "off"}
 # Nothing runs by itself.
-QUIET = {"ARIA_SYNC_SECONDS": "0", "ARIA_CLOSING_SECONDS": "0"}
+QUIET = {variable: "0" for variable, _ in INTERVALS.values()}
 _FILL = """
     INSERT INTO agent_sessions (agent_id, session_type, started_at, last_activity_at, ended_at, status, volume,
                                 messages_count, tokens_used, cost_usd, metadata)
@@ -42,14 +43,23 @@ _FILL = """
 
 
 class Database:
-    """A migrated database of the benchmarks' server; ``url`` is SQLAlchemy's."""
+    """A migrated database of the benchmarks' server, or a copy of one; ``url`` is SQLAlchemy's."""
 
-    def __init__(self, server: EmbeddedPostgres, name: str) -> None:
+    def __init__(self, server: EmbeddedPostgres, name: str, copied: Database | None = None) -> None:
+        self.name = name
         self.url = server.url.replace(f"/{NAME}?", f"/{name}?")
         self._conninfo = make_conninfo(host=server.folder, port=5432, user=NAME, dbname=name)
         with psycopg.connect(self._conninfo, dbname=NAME, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        migrate(self.url)
+            # Files are copied between two checkpoints, so that each copy begins like the one before it.
+            how = "" if copied is None else f"TEMPLATE {copied.name} STRATEGY FILE_COPY"
+            connection.execute(f"CREATE DATABASE {name} {how}")
+        if copied is None:
+            migrate(self.url)
+
+    def drop(self) -> None:
+        """Deletes the database."""
+        with psycopg.connect(self._conninfo, dbname=NAME, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {self.name} WITH (FORCE)")
 
     def ask(self, *statements: str) -> list[tuple[Any, ...]]:
         """Runs statements, each in a transaction of its own; returns the rows of the last one."""

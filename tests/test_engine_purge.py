@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
@@ -14,17 +15,21 @@ import pytest
 from chats import BASE, Chats, create, listed, say, until_somebody_waits
 from psycopg.errors import CheckViolation
 from service import Databases, Service, running
+from sqlalchemy import Text, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from session_manager.core.errors import NotFound, UsageError
 from session_manager.service.config import read_config
-from session_manager.service.db import chat_archive, chat_cleanup, chat_messages
+from session_manager.service.db import chat_archive, chat_cleanup, chat_messages, chat_sessions
 from session_manager.service.db.chat_messages import NewMessage
 from session_manager.service.db.ownership import EVERYBODY
 
 SOAK = bool(os.environ.get("SOAK"))
 DAY = 24 * 60
 HELLO = NewMessage("user", "hello")
+# As another program may write it.
+UNCOUNTED = text("INSERT INTO chat_messages (session_id, position, role, content) VALUES (:id, 1, 'user', 'x')")
+LATE = 0x1A7E
 
 
 @pytest.fixture
@@ -285,6 +290,68 @@ def test_a_purge_passes_by_a_session_whose_message_is_not_committed_yet(chats: C
     assert chats.run(background_purge) == 0
     assert chats.counts() == (1, 1)
     chats.check()
+
+
+def test_a_purge_passes_by_a_session_with_an_uncounted_message_that_is_not_committed_yet(chats: Chats) -> None:
+    (session_id,) = chats.empty()
+
+    async def work(engine: AsyncEngine) -> int:
+        async with engine.begin() as connection:
+            await connection.execute(UNCOUNTED, {"id": session_id})
+            async with asyncio.timeout(30):
+                return await background_purge(engine)
+
+    assert chats.run(work) == 0
+    assert chats.counts() == (1, 1)
+
+
+def purge_that_is_late(chats: Chats, change: Callable[[AsyncEngine], Awaitable[object]]) -> int:
+    """Returns how many a purge deletes when ``change`` is committed after its look and before it holds the rows."""
+
+    async def work(engine: AsyncEngine) -> int:
+        which = chat_cleanup.ghosts(15, whatever_ttl=False)
+        which.conditions.append(func.pg_advisory_xact_lock(LATE).cast(Text) == "")
+        async with engine.connect() as gate:
+            await gate.execute(select(func.pg_advisory_xact_lock(LATE)))
+            purging = asyncio.create_task(chat_cleanup.purge(engine, which))
+            await until_somebody_waits(engine)
+            await change(engine)
+        return await purging
+
+    found = chats.run(work)
+    assert isinstance(found, int)
+    return found
+
+
+def test_a_message_between_the_look_and_the_lock_of_a_purge_wins(chats: Chats) -> None:
+    (session_id,) = chats.empty()
+    assert purge_that_is_late(chats, lambda engine: first_message(engine, session_id)) == 0
+    assert chats.counts() == (1, 1)
+    chats.check()
+
+
+def test_a_message_between_the_look_and_the_lock_wins_although_its_counter_does_not_know(chats: Chats) -> None:
+    (session_id,) = chats.empty()
+
+    async def write(engine: AsyncEngine) -> None:
+        async with engine.begin() as connection:
+            await connection.execute(UNCOUNTED, {"id": session_id})
+
+    assert purge_that_is_late(chats, write) == 0
+    assert chats.counts() == (1, 1)
+
+
+def test_a_ghost_that_moves_between_the_look_and_the_lock_is_deleted_and_nothing_else(chats: Chats) -> None:
+    """A changed row is another row in PostgreSQL, somewhere else."""
+    (session_id, *_) = chats.empty(3)
+    kept = chats.empty(3, minutes=1)
+
+    async def rename(engine: AsyncEngine) -> None:
+        async with engine.begin() as connection:
+            await chat_sessions.change(connection, uuid.UUID(session_id), EVERYBODY, {"title": "x" * 5000})
+
+    assert purge_that_is_late(chats, rename) == 3
+    assert chats.ids() == set(kept)
 
 
 def test_a_message_that_arrives_while_a_purge_holds_its_session_wins(chats: Chats) -> None:

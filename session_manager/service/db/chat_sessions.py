@@ -102,7 +102,9 @@ async def page(
     by = [column.asc(), s.c.id.asc()] if order == "asc" else [column.desc(), s.c.id.desc()]
     if column.nullable:
         by[0] = by[0].nulls_last()
-    found = await connection.execute(select(*ITEM).where(*conditions).order_by(*by).limit(limit).offset(offset))
+    # A deep page counts its way through an index; only the rows of the page itself are fetched.
+    there = select(s.c.id).where(*conditions).order_by(*by).limit(limit).offset(offset)
+    found = await connection.execute(select(*ITEM).where(s.c.id.in_(there)).order_by(*by))
     return [dict(row) for row in found.mappings()]
 
 

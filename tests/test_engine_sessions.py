@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import uuid
 from collections.abc import Iterator
@@ -453,6 +452,8 @@ def bad_requests() -> Iterator[Any]:
         ("GET", f"?search={'x' * 201}", None, 422, "search"),
         ("GET", "?agent_id=%00", None, 422, "agent_id"),
         ("GET", "?date_from=yesterday", None, 422, "date_from"),
+        ("GET", "?date_from=1700000000", None, 422, "date_from"),
+        ("GET", "?date_to=0.5", None, 422, "date_to"),
         ("GET", "?date_to=0001-01-01", None, 422, "date_to"),
         ("GET", "?date_to=2026-02-31", None, 422, "date_to"),
         ("GET", "/archived?limit=0", None, 422, "limit"),
@@ -563,39 +564,3 @@ def test_no_line_of_the_log_holds_a_text_a_title_or_a_whole_id(shared_service: S
     assert f"ghost purge: deleted 1: {ghost[:8]}…" in log or f", {ghost[:8]}…" in log
     for word in (secret, title, key, session_id, ghost, ENCRYPTED["ciphertext"]):
         assert word not in log
-
-
-def test_every_operation_is_described(client: httpx.Client) -> None:
-    api = client.get("/openapi.json").json()
-    operations = {
-        (method.upper(), path.removeprefix(BASE)): operation
-        for path, methods in api["paths"].items()
-        if path.startswith(BASE)
-        for method, operation in methods.items()
-    }
-    assert set(operations) == {
-        ("GET", ""),
-        ("POST", ""),
-        ("GET", "/stats"),
-        ("GET", "/archived"),
-        ("GET", "/ghosts"),
-        ("DELETE", "/ghosts"),
-        ("DELETE", "/expired"),
-        ("POST", "/cleanup"),
-        ("GET", "/{id}"),
-        ("PATCH", "/{id}"),
-        ("DELETE", "/{id}"),
-        ("PATCH", "/{id}/title"),
-        ("GET", "/{id}/messages"),
-        ("POST", "/{id}/messages"),
-        ("POST", "/{id}/end"),
-        ("POST", "/{id}/archive"),
-    }
-    for place, operation in operations.items():
-        assert operation["summary"], place
-        assert operation["description"], place
-        for status, answer in operation["responses"].items():
-            schema = json.dumps(answer["content"]["application/json"]["schema"])
-            assert "$ref" in schema, (place, status)
-            if int(status) >= 400:
-                assert schema.endswith('/Problem"}'), (place, status)

@@ -47,6 +47,10 @@ def test_an_address_of_nothing_is_a_page_for_browsers_but_never_below_the_api(sh
         ("DELETE", "/healthz", {"GET", "HEAD"}),
         ("DELETE", "/login", {"GET", "POST"}),
         ("PATCH", "/sessions", {"GET"}),
+        ("PATCH", "/api/sessions/stats", {"GET"}),
+        ("DELETE", "/api/sessions/sync", {"POST"}),
+        ("PATCH", "/api/engine/sessions/ghosts", {"DELETE", "GET"}),
+        ("GET", "/api/engine/sessions/cleanup", {"POST"}),
     ],
 )
 def test_405_names_every_method_that_the_address_knows(

@@ -109,9 +109,14 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> list[str]:
-    """Returns the methods that the address knows; what the router says of it is one route's alone."""
+    """Returns the methods that the address knows; what the router says of it is one route's alone.
+
+    To the router an address such as ``stats`` may also be an ``{id}``, whose methods are not its own.
+    """
     routes = request.app.router.routes
-    asked = ({**request.scope, "method": method} for method in _METHODS)
+    own = request.app.openapi()["paths"].get(request.scope["path"])
+    methods = [method for method in _METHODS if own is None or method == "HEAD" or method.lower() in own]
+    asked = ({**request.scope, "method": method} for method in methods)
     return [s["method"] for s in asked if any(route.matches(s)[0] is Match.FULL for route in routes)]
 
 

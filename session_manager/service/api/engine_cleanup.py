@@ -19,8 +19,7 @@ from session_manager.service.api.engine_schemas import (
     CleanedUp,
     Purged,
 )
-from session_manager.service.api.schemas import Name
-from session_manager.service.api.sessions import Database
+from session_manager.service.api.sessions import AgentId, Database
 from session_manager.service.db import chat_archive, chat_cleanup, chat_sessions
 from session_manager.service.db.chat_cleanup import GHOST_MINUTES, IDLE_DAYS
 
@@ -43,7 +42,7 @@ async def chat_stats(database: Database, asking: Asking) -> ChatStats:
 async def list_archived(
     database: Database,
     asking: Asking,
-    agent_id: Annotated[Name | None, Query()] = None,
+    agent_id: AgentId = None,
     limit: Limit = 50,
     offset: Offset = 0,
 ) -> ArchivedSessions:

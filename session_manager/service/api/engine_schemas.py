@@ -30,8 +30,9 @@ def _bytes_in_hex(text: str) -> str:
     return text
 
 
-def _sized(least: int, most: int) -> StringConstraints:
-    return StringConstraints(min_length=2 * least, max_length=2 * most)
+def _sized(least: int, most: int) -> Any:
+    extra: dict[str, Any] = {"pattern": f"^{_HEX.pattern}$"}
+    return Field(min_length=2 * least, max_length=2 * most, json_schema_extra=extra)
 
 
 PublicKey = Annotated[str, _sized(32, 133), AfterValidator(_bytes_in_hex)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import uuid
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -24,6 +25,7 @@ from session_manager.service.volume_reader import ID_LIMIT
 BULK_LIMIT = 10_000
 METADATA_LIMIT = 65_536
 _MOST = 2**53
+_DATED = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
 Status = Literal["active", "completed", "ended", "error"]
 
@@ -36,7 +38,8 @@ def storable(text: str) -> str:
 
 
 def _text(value: object) -> object:
-    if not isinstance(value, str):
+    # A number in a text is seconds or milliseconds, whichever is nearer; nobody should have to guess.
+    if not (isinstance(value, str) and _DATED.match(value)):
         raise ValueError("must be a text such as 2026-02-15T18:00:00Z")
     return value
 

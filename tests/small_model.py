@@ -238,6 +238,12 @@ def _counts_oddly(handler: _Handler) -> None:
     handler.raw(b"")
 
 
+def _ends_oddly(handler: _Handler) -> None:
+    handler.begin()
+    handler.raw(b'data: {"choices": [{"delta": {"content": "ok"}, "finish_reason": "st\\ud83dop"}]}\n\n')
+    handler.raw(b"")
+
+
 def _knows_no_options(handler: _Handler) -> None:
     if "stream_options" in handler.model.asked[-1]:
         return handler.refuse(400, "Unrecognized request argument supplied: stream_options")
@@ -265,6 +271,7 @@ BEHAVIOURS: dict[str, Callable[[_Handler], None]] = {
     "cuts-emoji": _cuts_emoji,
     "is-peculiar": _is_peculiar,
     "counts-oddly": _counts_oddly,
+    "ends-oddly": _ends_oddly,
     "knows-no-options": _knows_no_options,
     "redirects": _redirects,
     "refuses-the-key": lambda handler: handler.refuse(401, "Incorrect API key provided: sk-of-the-service"),

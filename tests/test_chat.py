@@ -202,6 +202,7 @@ def test_a_model_that_fails_leaves_no_trace(
         ("cuts-emoji", "a\N{GRINNING FACE}b\ufffdc\ufffd\ufffdz\ufffd", "stop", 18),
         ("is-peculiar", "one\u2028two \u00e9", "length", 0),
         ("counts-oddly", "ok", None, 0),
+        ("ends-oddly", "ok", "st\ufffdop", 0),
         ("knows-no-options", "You said so.", "stop", 18),
     ],
 )
@@ -476,6 +477,20 @@ def test_a_frame_that_is_no_json_is_told_so_and_the_connection_stays(
         line.send(frame)
         assert error(heard(line)) == "invalid"
         assert done(over(line, "say 1"))["content"] == words(1)
+
+
+def test_a_frame_that_is_no_text_is_told_so_and_one_that_is_no_utf_8_ends_the_connection_quietly(
+    service: Service, chats: Chats
+) -> None:
+    with socket(service) as line:
+        line.send(b'{"message": "say 1"}')
+        assert "text frame" in heard(line)[-1][1]["error"]
+        line.send(b"\xff\xfe", text=True)
+        with pytest.raises(ConnectionClosed) as closed:
+            line.recv(timeout=60)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1007
+    assert "Traceback" not in service.log
 
 
 def test_a_frame_that_is_too_long_ends_the_connection(service: Service, chats: Chats) -> None:

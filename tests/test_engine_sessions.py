@@ -121,6 +121,9 @@ def test_messages_keep_their_order_and_can_be_read_in_parts(client: httpx.Client
     assert texts(client, session_id, limit=2, offset=3) == ["m3", "m4"]
     assert texts(client, session_id, since=said[4]["created_at"]) == ["m5", "m6"]
     assert texts(client, session_id, since=said[6]["created_at"]) == []
+    as_it_stands = f"{BASE}/{session_id}/messages?since={said[4]['created_at']}"
+    assert "+00:00" in as_it_stands
+    assert [message["content"] for message in client.get(as_it_stands).json()] == ["m5", "m6"]
     assert texts(client, session_id, offset=100) == []
     chats.check()
 
@@ -360,16 +363,19 @@ def test_title_and_model_can_be_changed(client: httpx.Client, agent: str) -> Non
 
 def test_an_ended_session_takes_no_message(client: httpx.Client, agent: str) -> None:
     session_id = create(client, agent_id=agent)["id"]
-    say(client, session_id, "last")
+    stored = say(client, session_id, "last", idempotency_key="k")
     first, second = (client.post(f"{BASE}/{session_id}/end").json() for _ in range(2))
     assert first["status"] == second["status"] == "ended"
     assert first["ended_at"] == second["ended_at"] is not None
     refused = client.post(f"{BASE}/{session_id}/messages", json={"content": "too late"})
     assert (refused.status_code, refused.json()["code"]) == (409, "session_ended")
+    retry = {"content": "last", "idempotency_key": "k"}
+    assert client.post(f"{BASE}/{session_id}/messages", json=retry).json() == stored
     client.post(f"{BASE}/{session_id}/archive")
     refused = client.post(f"{BASE}/{session_id}/messages", json={"content": "too late"})
     assert (refused.status_code, refused.json()["code"]) == (409, "session_ended")
     assert detail(client, session_id)["status"] == "archived"
+    assert "brings it back" not in client.post(f"{BASE}/{session_id}/end").json()["error"]
     assert texts(client, session_id) == ["last"]
 
 
@@ -485,6 +491,7 @@ def bad_requests() -> Iterator[Any]:
         ("POST", "", {"ttl_minutes": 0}, 422, "ttl_minutes"),
         ("POST", "", {"ttl_minutes": -5}, 422, "ttl_minutes"),
         ("POST", "", {"ttl_minutes": 43_201}, 422, "ttl_minutes"),
+        ("POST", "", {"ttl_minutes": True}, 422, "ttl_minutes"),
         ("POST", "", {"metadata": {"ttl_minutes": "soon"}}, 422, "ttl_minutes"),
         ("POST", "", {"metadata": {"a": "\0"}}, 422, "metadata"),
         ("POST", "", b'{"metadata": {"a": NaN}}', 422, "metadata"),

@@ -35,7 +35,7 @@ MESSAGES_LIMIT = 200
 RECENT = 20
 LAST_OFFSET = 2**40
 
-_STATE: Responses = {409: {"model": Problem, "description": "the session is archived or has ended"}}
+_STATE: Responses = {409: {"model": Problem, "description": "the session is archived"}}
 
 router = APIRouter(prefix="/api/engine/sessions", tags=["engine"], responses={**WHO, **BUSY, **INVALID})
 

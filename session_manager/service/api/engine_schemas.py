@@ -48,6 +48,12 @@ def _whole_day(value: object) -> object:
     return value
 
 
+def _no_switch(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number of minutes")
+    return value
+
+
 LastMoment = Annotated[GivenMoment, BeforeValidator(_whole_day)]
 
 
@@ -144,7 +150,7 @@ class NewChatSession(_Body):
     model: Name | None = None
     user_id: Name | None = Field(default=None, description="the token's user; an admin may name anybody")
     org_id: Name | None = Field(default=None, description="an organisation that the token names")
-    ttl_minutes: Annotated[int, Field(ge=1, le=LONGEST_TTL_MINUTES)] | None = Field(
+    ttl_minutes: Annotated[int, BeforeValidator(_no_switch), Field(ge=1, le=LONGEST_TTL_MINUTES)] | None = Field(
         default=None, description="SESSION_CLEANUP_TTL_MINUTES when left out, which is 30 by default"
     )
     kind: Name | None = Field(default=None, description="what it is for; `session_type` when left out")

@@ -25,6 +25,7 @@ from session_manager.service.volume_reader import ID_LIMIT
 BULK_LIMIT = 10_000
 METADATA_LIMIT = 65_536
 _MOST = 2**53
+_PLUS = re.compile(r"(\d:\d\S*) (\d\d:?\d\d)$")
 _DATED = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
 Status = Literal["active", "completed", "ended", "error"]
@@ -41,7 +42,8 @@ def _text(value: object) -> object:
     # A number in a text is seconds or milliseconds, whichever is nearer; nobody should have to guess.
     if not (isinstance(value, str) and _DATED.match(value)):
         raise ValueError("must be a text such as 2026-02-15T18:00:00Z")
-    return value
+    # In an address a plus sign that is not escaped arrives as a space.
+    return _PLUS.sub(r"\1+\2", value)
 
 
 def _in_utc(at: datetime) -> datetime:

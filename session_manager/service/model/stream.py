@@ -54,7 +54,7 @@ async def pieces(data: AsyncIterator[bytes]) -> AsyncGenerator[str | End, None]:
         if isinstance(text, str) and (whole := joined.add(text)):
             yield whole
         if isinstance(choice.get("finish_reason"), str):
-            reason, ended = choice["finish_reason"][:100], True
+            reason, ended = _storable(choice["finish_reason"][:100]), True
     if not begun:
         raise garbled()
     if not ended:

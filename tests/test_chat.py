@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from socket import SHUT_RDWR
+from socket import SHUT_RDWR, create_connection
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -507,6 +509,28 @@ def test_a_frame_that_is_too_long_ends_the_connection(service: Service, chats: C
 
 def test_the_longest_message_can_be_said(service: Service, chats: Chats, talk: Say) -> None:
     assert done(talk(service, "say 1 " + "\N{GRINNING FACE}" * (2**18 - 6)))["content"] == words(1)
+
+
+def test_a_hundred_sockets_that_say_nothing_are_in_nobody_s_way(service: Service, chats: Chats) -> None:
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket(service)) for _ in range(100)]
+        assert done(by_socket(service, "say 1"))["content"] == words(1)
+        assert service.client.get("/readyz").status_code == 200
+        assert done(over(silent[-1], "say 1"))["content"] == words(1)
+    chats.check()
+
+
+def test_a_request_that_is_cut_off_leaves_no_trace(service: Service, chats: Chats, model: SmallModel) -> None:
+    whole = b'{"message": "say 1"}'
+    head = f"POST {STREAM} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    address = ("127.0.0.1", urlsplit(service.url).port)
+    log = len(service.log)
+    for sent in (b"", whole[:1], whole[:-1]):
+        with create_connection(address, timeout=60) as line:
+            line.sendall(head.encode() + f"Content-Length: {len(whole)}\r\n\r\n".encode() + sent)
+    assert done(by_stream(service, "say 2"))["message_count"] == 2
+    assert [asked["messages"][-1]["content"] for asked in model.asked] == ["say 2"]
+    assert "Traceback" not in service.log[log:]
 
 
 def test_one_socket_takes_one_message_after_the_other(service: Service, chats: Chats, model: SmallModel) -> None:

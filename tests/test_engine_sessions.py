@@ -468,6 +468,8 @@ def bad_requests() -> Iterator[Any]:
         ("DELETE", "/ghosts?older_than_minutes=x", None, 422, "older_than_minutes"),
         ("DELETE", "/ghosts?older_than_minutes=1.5", None, 422, "older_than_minutes"),
         ("DELETE", "/ghosts?older_than_minutes=99999999999", None, 422, "older_than_minutes"),
+        ("DELETE", "/ghosts?older_then_minutes=1440", None, 422, "older_then_minutes"),
+        ("POST", "/cleanup?dry_run=false&day=365", None, 422, "day"),
         ("POST", "/cleanup?days=0&dry_run=false", None, 422, "days"),
         ("POST", "/cleanup?days=-1&dry_run=false", None, 422, "days"),
         ("POST", "/cleanup?days=9999999&dry_run=false", None, 422, "days"),

@@ -10,7 +10,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from session_manager.service.api.schemas import GivenMoment, Metadata, Moment, Name, SmallCount, storable
 from session_manager.service.config import LONGEST_TTL_MINUTES
+from session_manager.service.db.chat_cleanup import GHOST_MINUTES, IDLE_DAYS
 
+# Ten years: nothing is older, and no date of that age is out of range.
+LONGEST_MINUTES = 5_256_000
 CONTENT_LIMIT = 2**18
 CIPHERTEXT_LIMIT = 2**18
 # What the service says about a session; a client's word on it does not count.
@@ -215,6 +218,21 @@ class ChatStats(BaseModel):
     ghost_sessions: int = Field(description="sessions without messages")
     oldest_session: Moment | None
     newest_activity: Moment | None
+
+
+class GhostAge(_Body):
+    """The query of a purge. A misspelt age is refused: the default may be less than what was meant."""
+
+    older_than_minutes: int = Field(
+        default=GHOST_MINUTES, ge=0, le=LONGEST_MINUTES, description="age in minutes; 0: all, also those just made"
+    )
+
+
+class Idleness(_Body):
+    """The query of a cleanup."""
+
+    days: int = Field(default=IDLE_DAYS, ge=1, le=36_500, description="days without activity")
+    dry_run: bool = Field(default=True, description="true: only count them")
 
 
 class Purged(BaseModel):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from session_manager.service.api.schemas import GivenMoment, Metadata, Moment, Name, SmallCount, storable
+from session_manager.service.api.schemas import GivenMoment, Metadata, Moment, Name, SmallCount, given, storable
 from session_manager.service.config import LONGEST_TTL_MINUTES
 from session_manager.service.db.chat_cleanup import GHOST_MINUTES, IDLE_DAYS
 
@@ -175,6 +175,8 @@ class NewChatSession(_Body):
 class ChatChanges(_Body):
     """What to change; at least one field."""
 
+    model_config = ConfigDict(json_schema_extra=given("title", "model"))
+
     title: Title | None = None
     model: Name | None = None
 
@@ -193,6 +195,8 @@ class NewTitle(_Body):
 
 class NewChatMessage(_Body):
     """A message: either `content` or `encrypted`."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": given("content", "encrypted")["anyOf"]})
 
     role: Role = "user"
     content: Content | None = None

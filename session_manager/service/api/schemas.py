@@ -89,6 +89,12 @@ GivenMoment = Annotated[datetime, BeforeValidator(_text), AfterValidator(_in_utc
 Moment = Annotated[datetime, PlainSerializer(lambda at: at.astimezone(UTC).isoformat(), return_type=str)]
 
 
+def given(*names: str) -> dict[str, Any]:
+    """Returns what a JSON Schema says where one of some fields is needed; null is none."""
+    some = [{"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in names]
+    return {"anyOf": some}
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -147,6 +153,10 @@ class Created(BaseModel):
 
 class SessionChanges(_Body):
     """What to change; at least one field."""
+
+    model_config = ConfigDict(
+        json_schema_extra=given("status", "messages_count", "tokens_used", "cost_usd", "metadata")
+    )
 
     status: Status | None = Field(
         default=None, description="`active` clears `ended_at`; any other sets it, unless it is set already"

@@ -163,7 +163,7 @@ def _ends_early(handler: _Handler) -> None:
 def _fails_midway(handler: _Handler) -> None:
     handler.begin()
     handler.event(delta("half a "))
-    handler.event({"error": {"message": "out of\nmemory", "code": 500}})
+    handler.event({"error": {"message": "out of\nmemory for sk-of-the-service", "code": 500}})
     handler.raw(b"")
 
 
@@ -238,6 +238,12 @@ def _counts_oddly(handler: _Handler) -> None:
     handler.raw(b"")
 
 
+def _ends_oddly(handler: _Handler) -> None:
+    handler.begin()
+    handler.raw(b'data: {"choices": [{"delta": {"content": "ok"}, "finish_reason": "st\\ud83dop"}]}\n\n')
+    handler.raw(b"")
+
+
 def _knows_no_options(handler: _Handler) -> None:
     if "stream_options" in handler.model.asked[-1]:
         return handler.refuse(400, "Unrecognized request argument supplied: stream_options")
@@ -265,9 +271,11 @@ BEHAVIOURS: dict[str, Callable[[_Handler], None]] = {
     "cuts-emoji": _cuts_emoji,
     "is-peculiar": _is_peculiar,
     "counts-oddly": _counts_oddly,
+    "ends-oddly": _ends_oddly,
     "knows-no-options": _knows_no_options,
     "redirects": _redirects,
     "refuses-the-key": lambda handler: handler.refuse(401, "Incorrect API key provided: sk-of-the-service"),
+    "repeats-the-key": lambda handler: handler.refuse(400, "x" * 190 + "No sk-of-the-service is known"),
     "is-busy": lambda handler: handler.refuse(429, "slow down"),
     "is-broken": lambda handler: handler.refuse(500, "boom\n" * 500),
     "knows-no-such-model": lambda handler: handler.refuse(404, "The model `x` does not exist"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from socket import SHUT_RDWR
+from socket import SHUT_RDWR, create_connection
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -202,6 +204,7 @@ def test_a_model_that_fails_leaves_no_trace(
         ("cuts-emoji", "a\N{GRINNING FACE}b\ufffdc\ufffd\ufffdz\ufffd", "stop", 18),
         ("is-peculiar", "one\u2028two \u00e9", "length", 0),
         ("counts-oddly", "ok", None, 0),
+        ("ends-oddly", "ok", "st\ufffdop", 0),
         ("knows-no-options", "You said so.", "stop", 18),
     ],
 )
@@ -254,9 +257,10 @@ def test_a_session_that_an_echo_began_goes_on_with_a_model(
 
 def test_logs_hold_neither_the_key_nor_what_was_said(service: Service, chats: Chats) -> None:
     told = done(by_stream(service, "say 1 of my secret"))
-    for message in ("refuses-the-key my secret", "fails-midway my secret", "is-broken my secret"):
+    for message in (f"{way} my secret" for way in ("refuses-the-key", "repeats-the-key", "fails-midway", "is-broken")):
         events = by_socket(service, message)
-        assert "sk-of-the-service" not in str(events)
+        assert error(events) == "model_failed"
+        assert "sk-of" not in str(events)
     for secret in ("sk-of-the-service", "my secret", "word-0", "out of memory", told["session_id"]):
         assert secret not in service.log
     assert f"exchange in {told['session_id'][:8]}…: stored" in service.log
@@ -269,12 +273,13 @@ def test_a_reader_who_goes_away_in_mid_stream_leaves_no_trace(
     service: Service, chats: Chats, model: SmallModel
 ) -> None:
     kept = done(by_stream(service, "say 1"))["session_id"]
+    log = len(service.log)
     for n, session_id in enumerate((None, kept)):
         message = f"hold 2 of {n}"
         with listening(service.client, message, session_id=session_id) as events:
             assert [next(events)[0], next(events)[0]] == ["session", "delta"]
         wait_until(lambda message=message: model.gone[message])
-        wait_until(lambda n=n: service.log.count(": left after") == n + 1)
+        wait_until(lambda n=n: service.log[log:].count(": left after") > n)
         assert chats.counts() == (1, 2)
     assert done(by_stream(service, "say 1", session_id=kept))["message_count"] == 4
     chats.check()
@@ -478,6 +483,20 @@ def test_a_frame_that_is_no_json_is_told_so_and_the_connection_stays(
         assert done(over(line, "say 1"))["content"] == words(1)
 
 
+def test_a_frame_that_is_no_text_is_told_so_and_one_that_is_no_utf_8_ends_the_connection_quietly(
+    service: Service, chats: Chats
+) -> None:
+    with socket(service) as line:
+        line.send(b'{"message": "say 1"}')
+        assert "text frame" in heard(line)[-1][1]["error"]
+        line.send(b"\xff\xfe", text=True)
+        with pytest.raises(ConnectionClosed) as closed:
+            line.recv(timeout=60)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1007
+    assert "Traceback" not in service.log
+
+
 def test_a_frame_that_is_too_long_ends_the_connection(service: Service, chats: Chats) -> None:
     with socket(service) as line:
         line.send("x" * (2**22 + 1))
@@ -490,6 +509,28 @@ def test_a_frame_that_is_too_long_ends_the_connection(service: Service, chats: C
 
 def test_the_longest_message_can_be_said(service: Service, chats: Chats, talk: Say) -> None:
     assert done(talk(service, "say 1 " + "\N{GRINNING FACE}" * (2**18 - 6)))["content"] == words(1)
+
+
+def test_a_hundred_sockets_that_say_nothing_are_in_nobody_s_way(service: Service, chats: Chats) -> None:
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket(service)) for _ in range(100)]
+        assert done(by_socket(service, "say 1"))["content"] == words(1)
+        assert service.client.get("/readyz").status_code == 200
+        assert done(over(silent[-1], "say 1"))["content"] == words(1)
+    chats.check()
+
+
+def test_a_request_that_is_cut_off_leaves_no_trace(service: Service, chats: Chats, model: SmallModel) -> None:
+    whole = b'{"message": "say 1"}'
+    head = f"POST {STREAM} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    address = ("127.0.0.1", urlsplit(service.url).port)
+    log = len(service.log)
+    for sent in (b"", whole[:1], whole[:-1]):
+        with create_connection(address, timeout=60) as line:
+            line.sendall(head.encode() + f"Content-Length: {len(whole)}\r\n\r\n".encode() + sent)
+    assert done(by_stream(service, "say 2"))["message_count"] == 2
+    assert [asked["messages"][-1]["content"] for asked in model.asked] == ["say 2"]
+    assert "Traceback" not in service.log[log:]
 
 
 def test_one_socket_takes_one_message_after_the_other(service: Service, chats: Chats, model: SmallModel) -> None:

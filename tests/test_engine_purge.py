@@ -132,6 +132,21 @@ def test_no_time_gets_in_that_would_stop_every_purge(chats: Chats, moment: str) 
     """Other programs write here, too, and what cannot be read cannot be purged."""
     with pytest.raises(CheckViolation):
         chats.execute("INSERT INTO chat_sessions (created_at) VALUES (%s)", moment)
+    (session_id,) = chats.empty()
+    for change in ("last_message_at", "ended_at"):
+        with pytest.raises(CheckViolation):
+            chats.execute(f"UPDATE chat_sessions SET {change} = %s", moment)
+    said = "INSERT INTO chat_messages (session_id, position, role, created_at, content) VALUES (%s, 1, 'user', %s, 'x')"
+    with pytest.raises(CheckViolation):
+        chats.execute(said, session_id, moment)
+
+
+@pytest.mark.parametrize("payload", ["[]", '"text"', "null", "7"])
+def test_no_payload_gets_in_that_could_not_be_listed(chats: Chats, payload: str) -> None:
+    (session_id,) = chats.empty()
+    said = "INSERT INTO chat_messages (session_id, position, role, encrypted) VALUES (%s, 1, 'user', %s)"
+    with pytest.raises(CheckViolation):
+        chats.execute(said, session_id, payload)
 
 
 def test_a_used_session_is_kept_for_ever(client: httpx.Client, chats: Chats) -> None:

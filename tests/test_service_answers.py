@@ -47,6 +47,10 @@ def test_an_address_of_nothing_is_a_page_for_browsers_but_never_below_the_api(sh
         ("DELETE", "/healthz", {"GET", "HEAD"}),
         ("DELETE", "/login", {"GET", "POST"}),
         ("PATCH", "/sessions", {"GET"}),
+        ("PATCH", "/api/sessions/stats", {"GET"}),
+        ("DELETE", "/api/sessions/sync", {"POST"}),
+        ("PATCH", "/api/engine/sessions/ghosts", {"DELETE", "GET"}),
+        ("GET", "/api/engine/sessions/cleanup", {"POST"}),
     ],
 )
 def test_405_names_every_method_that_the_address_knows(
@@ -55,6 +59,27 @@ def test_405_names_every_method_that_the_address_knows(
     for headers in ({}, BROWSER):
         answer = shared_service.client.request(method, path, headers=headers)
         assert (answer.status_code, set(answer.headers["allow"].split(", "))) == (405, allowed)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "sentence"),
+    [
+        (b'{"title": "x"}', "text/plain", "body: must be a JSON object, sent with Content-Type: application/json"),
+        (b"[]", "application/json", "body: must be a JSON object, sent with Content-Type: application/json"),
+        (b"{'title'}", "application/json", "body: not readable as JSON (Expecting property name enclosed in"),
+        (b"\xff", "application/json", "body: not readable as JSON"),
+        (b'{"titel": "x"}', "application/json", "titel: there is no such field"),
+        (b'{"title": "\\ud83d"}', "application/json", "title: must not hold half a character"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said_in_words(
+    shared_service: Service, body: bytes, kind: str, sentence: str
+) -> None:
+    answer = shared_service.client.post("/api/engine/sessions", content=body, headers={"content-type": kind})
+    document = answer.json()
+    assert (answer.status_code, document["code"]) == (422, "invalid")
+    assert document["error"].startswith(sentence)
+    assert document["error"] == f"{document['field']}: {document['fields'][0]['error']}"
 
 
 def test_the_description_says_how_to_authenticate(shared_service: Service) -> None:

@@ -38,10 +38,16 @@ def configure() -> None:
 
 
 class _NoRefusals(logging.Filter):
-    """Leaves out the error that uvicorn logs whenever a WebSocket's handshake is refused with an answer."""
+    """Leaves out what uvicorn logs as errors of its own.
+
+    These are a WebSocket's handshake that is refused with an answer, and one's text that is no UTF-8.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.msg != "ASGI callable returned without completing handshake."
+        return record.msg not in (
+            "ASGI callable returned without completing handshake.",
+            "Invalid UTF-8 sequence received from client.",
+        )
 
 
 class AccessLog:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from session_manager.core.errors import SessionManagerError
+from session_manager.service import invalid
 from session_manager.service.db.engine import is_unreachable, server_message
 from session_manager.service.pages.render import render
 
@@ -78,15 +78,12 @@ async def _ours(request: Request, error: Exception) -> Response:
     return _answer(request, error.http_status, error.message, error.code, **error.details)
 
 
-def _field(location: Sequence[object]) -> str:
-    """Returns where in a request something is wrong; what is wrong with the body as a whole is in ``body``."""
-    parts = [str(part) for part in location[1:]]
-    return ".".join(parts) if parts and not parts[0].isdigit() else str(location[0])
-
-
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    found = [{"field": _field(e["loc"]), "error": e["msg"].removeprefix("Value error, ")} for e in error.errors()[:20]]
+    return _refused(request, invalid.found(error.errors()))
+
+
+def _refused(request: Request, found: list[dict[str, str]]) -> Response:
     first = found[0]
     return _answer(request, 422, f"{first['field']}: {first['error']}", "invalid", field=first["field"], fields=found)
 
@@ -95,8 +92,7 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 400:
         # FastAPI's answer to a body that no JSON parser takes (depth, digits, encoding).
-        sentence = "body: not readable as JSON"
-        return _answer(request, 422, sentence, "invalid", field="body", fields=[{"field": "body", "error": sentence}])
+        return _refused(request, [{"field": "body", "error": "not readable as JSON"}])
     code = _CODES.get(error.status_code, "http_error")
     sentence = {
         404: "there is nothing at this address; /docs lists what there is",
@@ -109,9 +105,14 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> list[str]:
-    """Returns the methods that the address knows; what the router says of it is one route's alone."""
+    """Returns the methods that the address knows; what the router says of it is one route's alone.
+
+    To the router an address such as ``stats`` may also be an ``{id}``, whose methods are not its own.
+    """
     routes = request.app.router.routes
-    asked = ({**request.scope, "method": method} for method in _METHODS)
+    own = request.app.openapi()["paths"].get(request.scope["path"])
+    methods = [method for method in _METHODS if own is None or method == "HEAD" or method.lower() in own]
+    asked = ({**request.scope, "method": method} for method in methods)
     return [s["method"] for s in asked if any(route.matches(s)[0] is Match.FULL for route in routes)]
 
 

@@ -37,6 +37,7 @@ _ANSWERS: Responses = {
     200: {"description": "the events", "content": {"text/event-stream": {"example": _EXAMPLE}}},
     404: {"model": Problem, "description": "there is no such session"},
     409: {"model": Problem, "description": "the session has ended, or the key was used for another message"},
+    503: {"model": Problem, "description": "no room or no database now; `Retry-After` says when to ask again"},
 }
 
 router = APIRouter(prefix="/api/engine/chat", tags=["engine"], responses={**WHO, **BUSY, **INVALID})

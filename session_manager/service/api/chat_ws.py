@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.websockets import WebSocketDisconnect
 
 from session_manager.core.errors import Refused, SessionManagerError, UsageError
+from session_manager.service import invalid
 from session_manager.service.api.chat import HEARTBEAT_S
 from session_manager.service.api.chat_schemas import ChatRequest
 from session_manager.service.api.engine import owner
@@ -41,7 +42,7 @@ async def chat_ws(socket: WebSocket) -> None:
             message = await socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
-            if not await line.take(message.get("text") or ""):
+            if not await line.take(message.get("text")):
                 await socket.close(POLICY_VIOLATION, "unauthorized")
                 return
     except WebSocketDisconnect:
@@ -58,7 +59,7 @@ class _Line:
         self._talk: Talk | None = None
         self._telling: asyncio.Task[None] | None = None
 
-    async def take(self, text: str) -> bool:
+    async def take(self, text: str | None) -> bool:
         """Takes a message; False when its sender may not talk any more. Raises WebSocketDisconnect."""
         try:
             if self._telling is not None and not self._telling.done():
@@ -104,11 +105,12 @@ class _Line:
             self._telling.cancel()
 
 
-def _read(text: str) -> ChatRequest:
+def _read(text: str | None) -> ChatRequest:
+    if text is None:
+        raise UsageError("body: must be a text frame, not a binary one", code="invalid", field="body")
     try:
         return ChatRequest.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "body"
-        sentence = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{field}: {sentence}", code="invalid", field=field) from None
+        errors = error.errors(include_url=False, include_input=False)
+        first, *_ = invalid.found([{**each, "loc": ("body", *each["loc"])} for each in errors])
+        raise UsageError(f"{first['field']}: {first['error']}", code="invalid", field=first["field"]) from None

@@ -21,20 +21,21 @@ from session_manager.service.api.engine_schemas import (
     NewChatSession,
     NewTitle,
 )
+from session_manager.service.api.ids import PathId, uuid_in
 from session_manager.service.api.schemas import Deleted, GivenMoment, Name, Problem, storable
-from session_manager.service.api.sessions import Database
+from session_manager.service.api.sessions import AgentId, Database
 from session_manager.service.db import chat_archive, chat_messages, chat_sessions, tables
 from session_manager.service.db.chat_messages import NewMessage
 from session_manager.service.db.chat_sessions import ChatFilter, Row
 from session_manager.service.db.ownership import Viewer
-from session_manager.service.problems import BadId, Forbidden
+from session_manager.service.problems import Forbidden
 
 PAGE_LIMIT = 200
 MESSAGES_LIMIT = 200
 RECENT = 20
 LAST_OFFSET = 2**40
 
-_STATE: Responses = {409: {"model": Problem, "description": "the session is archived or has ended"}}
+_STATE: Responses = {409: {"model": Problem, "description": "the session is archived"}}
 
 router = APIRouter(prefix="/api/engine/sessions", tags=["engine"], responses={**WHO, **BUSY, **INVALID})
 
@@ -45,20 +46,16 @@ def viewer(request: Request) -> Viewer:
     return found
 
 
-def chat_id(id: str) -> uuid.UUID:
-    """Reads the id in a path; raises BadId."""
-    try:
-        return uuid.UUID(id)
-    except ValueError:
-        raise BadId(
-            f"{id[:64]!r} is not the id of a chat session; ids are UUIDs, as GET /api/engine/sessions lists them"
-        ) from None
+def chat_id(request: Request, id: PathId) -> uuid.UUID:
+    """Reads the id in a path; raises what ``uuid_in`` raises."""
+    return uuid_in(request, id, "a chat session", "GET /api/engine/sessions")
 
 
+Sort = Literal["updated_at", "created_at", "last_message_at", "message_count", "title"]
 Asking = Annotated[Viewer, Depends(viewer)]
 ChatId = Annotated[uuid.UUID, Depends(chat_id)]
-Limit = Annotated[int, Query(ge=1, le=PAGE_LIMIT)]
-Offset = Annotated[int, Query(ge=0, le=LAST_OFFSET)]
+Limit = Annotated[int, Query(ge=1, le=PAGE_LIMIT, description="how many at most")]
+Offset = Annotated[int, Query(ge=0, le=LAST_OFFSET, description="how many to pass by")]
 
 
 def page_of(rows: list[Row], total: int, limit: int, offset: int) -> ChatSessions:
@@ -76,8 +73,8 @@ def page_of(rows: list[Row], total: int, limit: int, offset: int) -> ChatSession
 async def list_chats(
     database: Database,
     asking: Asking,
-    agent_id: Annotated[Name | None, Query()] = None,
-    session_type: Annotated[Name | None, Query()] = None,
+    agent_id: AgentId = None,
+    session_type: Annotated[Name | None, Query(description="of this type only")] = None,
     search: Annotated[
         str | None,
         StringConstraints(max_length=200),
@@ -86,8 +83,10 @@ async def list_chats(
     ] = None,
     date_from: Annotated[GivenMoment | None, Query(description="created then or later")] = None,
     date_to: Annotated[LastMoment | None, Query(description="created then or earlier; a date is the whole day")] = None,
-    sort: Literal["updated_at", "created_at", "last_message_at", "message_count", "title"] = "updated_at",
-    order: Literal["asc", "desc"] = "desc",
+    sort: Annotated[Sort, Query(description="what the order goes by; sessions without such a value come last")] = (
+        "updated_at"
+    ),
+    order: Annotated[Literal["asc", "desc"], Query(description="`desc`: newest or largest first")] = "desc",
     limit: Limit = 50,
     offset: Offset = 0,
 ) -> ChatSessions:
@@ -135,7 +134,7 @@ async def list_messages(
     database: Database,
     asking: Asking,
     id: ChatId,
-    limit: Annotated[int, Query(ge=1, le=MESSAGES_LIMIT)] = 100,
+    limit: Annotated[int, Query(ge=1, le=MESSAGES_LIMIT, description="how many at most")] = 100,
     offset: Offset = 0,
     since: Annotated[
         GivenMoment | None, Query(description="only what came after this time, such as the last `created_at` seen")

@@ -12,25 +12,22 @@ from fastapi import APIRouter, Query, Request
 from session_manager.service.api.answers import BUSY, INVALID, WHO
 from session_manager.service.api.engine import Asking, Limit, Offset, page_of
 from session_manager.service.api.engine_schemas import (
+    LONGEST_MINUTES,
     ArchivedSession,
     ArchivedSessions,
     ChatSessions,
     ChatStats,
     CleanedUp,
+    GhostAge,
+    Idleness,
     Purged,
 )
-from session_manager.service.api.schemas import Name
-from session_manager.service.api.sessions import Database
+from session_manager.service.api.sessions import AgentId, Database
 from session_manager.service.db import chat_archive, chat_cleanup, chat_sessions
-from session_manager.service.db.chat_cleanup import GHOST_MINUTES, IDLE_DAYS
-
-# Ten years: nothing is older, and no date of that age is out of range.
-_LONGEST_MINUTES = 5_256_000
+from session_manager.service.db.chat_cleanup import GHOST_MINUTES
 
 # Included before the routes with {id}, which would take these names for ids.
 router = APIRouter(prefix="/api/engine/sessions", tags=["engine"], responses={**WHO, **BUSY, **INVALID})
-
-OlderThan = Annotated[int, Query(ge=0, le=_LONGEST_MINUTES, description="age in minutes; 0: all, also those just made")]
 
 
 @router.get("/stats", summary="Totals of conversations")
@@ -43,7 +40,7 @@ async def chat_stats(database: Database, asking: Asking) -> ChatStats:
 async def list_archived(
     database: Database,
     asking: Asking,
-    agent_id: Annotated[Name | None, Query()] = None,
+    agent_id: AgentId = None,
     limit: Limit = 50,
     offset: Offset = 0,
 ) -> ArchivedSessions:
@@ -62,7 +59,7 @@ async def list_archived(
 async def list_ghosts(
     database: Database,
     asking: Asking,
-    older_than_minutes: OlderThan = GHOST_MINUTES,
+    older_than_minutes: Annotated[int, Query(ge=0, le=LONGEST_MINUTES, description="age in minutes")] = GHOST_MINUTES,
     limit: Limit = 50,
     offset: Offset = 0,
 ) -> ChatSessions:
@@ -74,9 +71,9 @@ async def list_ghosts(
 
 
 @router.delete("/ghosts", summary="Delete sessions without messages now")
-async def purge_ghosts(request: Request, asking: Asking, older_than_minutes: OlderThan = GHOST_MINUTES) -> Purged:
+async def purge_ghosts(request: Request, asking: Asking, query: Annotated[GhostAge, Query()]) -> Purged:
     """Whatever their time to live. A message that arrives meanwhile wins: its session stays."""
-    which = chat_cleanup.ghosts(older_than_minutes, asking, whatever_ttl=True)
+    which = chat_cleanup.ghosts(query.older_than_minutes, asking, whatever_ttl=True)
     return Purged(deleted=await chat_cleanup.purge(request.app.state.engine, which))
 
 
@@ -89,14 +86,9 @@ async def purge_expired(request: Request, asking: Asking) -> Purged:
 
 
 @router.post("/cleanup", summary="Archive idle conversations")
-async def archive_idle(
-    request: Request,
-    asking: Asking,
-    days: Annotated[int, Query(ge=1, le=36_500, description="days without activity")] = IDLE_DAYS,
-    dry_run: Annotated[bool, Query(description="true: only count them")] = True,
-) -> CleanedUp:
+async def archive_idle(request: Request, asking: Asking, query: Annotated[Idleness, Query()]) -> CleanedUp:
     """Moves them to the archive with all their messages. Sessions without messages are left to the purge."""
     engine = request.app.state.engine
-    act = chat_cleanup.measure_idle if dry_run else chat_cleanup.archive_idle
-    found = await act(engine, days, asking)
-    return CleanedUp(pruned_count=found[0], message_count=found[1], days=days, dry_run=dry_run)
+    act = chat_cleanup.measure_idle if query.dry_run else chat_cleanup.archive_idle
+    found = await act(engine, query.days, asking)
+    return CleanedUp(pruned_count=found[0], message_count=found[1], days=query.days, dry_run=query.dry_run)

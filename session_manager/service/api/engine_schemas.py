@@ -8,9 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from session_manager.service.api.schemas import GivenMoment, Metadata, Moment, Name, SmallCount, storable
+from session_manager.service.api.schemas import GivenMoment, Metadata, Moment, Name, SmallCount, given, storable
 from session_manager.service.config import LONGEST_TTL_MINUTES
+from session_manager.service.db.chat_cleanup import GHOST_MINUTES, IDLE_DAYS
 
+# Ten years: nothing is older, and no date of that age is out of range.
+LONGEST_MINUTES = 5_256_000
 CONTENT_LIMIT = 2**18
 CIPHERTEXT_LIMIT = 2**18
 # What the service says about a session; a client's word on it does not count.
@@ -30,8 +33,9 @@ def _bytes_in_hex(text: str) -> str:
     return text
 
 
-def _sized(least: int, most: int) -> StringConstraints:
-    return StringConstraints(min_length=2 * least, max_length=2 * most)
+def _sized(least: int, most: int) -> Any:
+    extra: dict[str, Any] = {"pattern": f"^{_HEX.pattern}$"}
+    return Field(min_length=2 * least, max_length=2 * most, json_schema_extra=extra)
 
 
 PublicKey = Annotated[str, _sized(32, 133), AfterValidator(_bytes_in_hex)]
@@ -44,6 +48,12 @@ Salt = Annotated[str, _sized(8, 128), AfterValidator(_bytes_in_hex)]
 def _whole_day(value: object) -> object:
     if isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
         return f"{value}T23:59:59.999999Z"
+    return value
+
+
+def _no_switch(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number of minutes")
     return value
 
 
@@ -143,7 +153,7 @@ class NewChatSession(_Body):
     model: Name | None = None
     user_id: Name | None = Field(default=None, description="the token's user; an admin may name anybody")
     org_id: Name | None = Field(default=None, description="an organisation that the token names")
-    ttl_minutes: Annotated[int, Field(ge=1, le=LONGEST_TTL_MINUTES)] | None = Field(
+    ttl_minutes: Annotated[int, BeforeValidator(_no_switch), Field(ge=1, le=LONGEST_TTL_MINUTES)] | None = Field(
         default=None, description="SESSION_CLEANUP_TTL_MINUTES when left out, which is 30 by default"
     )
     kind: Name | None = Field(default=None, description="what it is for; `session_type` when left out")
@@ -165,6 +175,8 @@ class NewChatSession(_Body):
 class ChatChanges(_Body):
     """What to change; at least one field."""
 
+    model_config = ConfigDict(json_schema_extra=given("title", "model"))
+
     title: Title | None = None
     model: Name | None = None
 
@@ -183,6 +195,8 @@ class NewTitle(_Body):
 
 class NewChatMessage(_Body):
     """A message: either `content` or `encrypted`."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": given("content", "encrypted")["anyOf"]})
 
     role: Role = "user"
     content: Content | None = None
@@ -208,6 +222,21 @@ class ChatStats(BaseModel):
     ghost_sessions: int = Field(description="sessions without messages")
     oldest_session: Moment | None
     newest_activity: Moment | None
+
+
+class GhostAge(_Body):
+    """The query of a purge. A misspelt age is refused: the default may be less than what was meant."""
+
+    older_than_minutes: int = Field(
+        default=GHOST_MINUTES, ge=0, le=LONGEST_MINUTES, description="age in minutes; 0: all, also those just made"
+    )
+
+
+class Idleness(_Body):
+    """The query of a cleanup."""
+
+    days: int = Field(default=IDLE_DAYS, ge=1, le=36_500, description="days without activity")
+    dry_run: bool = Field(default=True, description="true: only count them")
 
 
 class Purged(BaseModel):

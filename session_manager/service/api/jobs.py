@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -59,7 +59,7 @@ async def list_jobs(request: Request, database: Database) -> JobList:
         **INVALID,
     },
 )
-async def run_job(request: Request, name: str) -> JobItem:
+async def run_job(request: Request, name: Annotated[str, Path(description="as `GET /api/jobs` lists it")]) -> JobItem:
     """Answers when the run has ended; whoever stops waiting does not stop it. Needs the scope `admin`."""
     runner: Runner = request.app.state.jobs
     try:

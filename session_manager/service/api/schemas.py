@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import uuid
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -24,6 +25,8 @@ from session_manager.service.volume_reader import ID_LIMIT
 BULK_LIMIT = 10_000
 METADATA_LIMIT = 65_536
 _MOST = 2**53
+_PLUS = re.compile(r"(\d:\d\S*) (\d\d:?\d\d)$")
+_DATED = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
 Status = Literal["active", "completed", "ended", "error"]
 
@@ -36,9 +39,11 @@ def storable(text: str) -> str:
 
 
 def _text(value: object) -> object:
-    if not isinstance(value, str):
+    # A number in a text is seconds or milliseconds, whichever is nearer; nobody should have to guess.
+    if not (isinstance(value, str) and _DATED.match(value)):
         raise ValueError("must be a text such as 2026-02-15T18:00:00Z")
-    return value
+    # In an address a plus sign that is not escaped arrives as a space.
+    return _PLUS.sub(r"\1+\2", value)
 
 
 def _in_utc(at: datetime) -> datetime:
@@ -82,6 +87,12 @@ SmallCount = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 Cost = Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False, strict=True)]
 GivenMoment = Annotated[datetime, BeforeValidator(_text), AfterValidator(_in_utc)]
 Moment = Annotated[datetime, PlainSerializer(lambda at: at.astimezone(UTC).isoformat(), return_type=str)]
+
+
+def given(*names: str) -> dict[str, Any]:
+    """Returns what a JSON Schema says where one of some fields is needed; null is none."""
+    some = [{"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in names]
+    return {"anyOf": some}
 
 
 class _Body(BaseModel):
@@ -142,6 +153,10 @@ class Created(BaseModel):
 
 class SessionChanges(_Body):
     """What to change; at least one field."""
+
+    model_config = ConfigDict(
+        json_schema_extra=given("status", "messages_count", "tokens_used", "cost_usd", "metadata")
+    )
 
     status: Status | None = Field(
         default=None, description="`active` clears `ended_at`; any other sets it, unless it is set already"

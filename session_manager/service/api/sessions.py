@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.core.errors import Failed, NotFound, Refused
 from session_manager.service.api.answers import BUSY, BY_ID, INVALID, LARGE, WHO, Responses
+from session_manager.service.api.ids import PathId, uuid_in
 from session_manager.service.api.schemas import (
     BulkErase,
     BulkErased,
@@ -41,7 +42,7 @@ from session_manager.service.api.schemas import (
 from session_manager.service.db import sessions as queries
 from session_manager.service.db.locks import LIMITS
 from session_manager.service.jobs.sync import sync_volume
-from session_manager.service.problems import BadId, Unavailable
+from session_manager.service.problems import Unavailable
 
 PAGE_LIMIT = 1000
 # With OFFSET behind it, a page number must stay a bigint.
@@ -69,25 +70,23 @@ async def transaction(request: Request) -> AsyncIterator[AsyncConnection]:
 Database = Annotated[AsyncConnection, Depends(transaction, scope="function")]
 
 
-def row_id(id: str) -> uuid.UUID:
-    """Reads the id in a path; raises BadId."""
-    try:
-        return uuid.UUID(id)
-    except ValueError:
-        raise BadId(f"{id[:64]!r} is not the id of a row; ids are UUIDs, as GET /api/sessions lists them") from None
+def row_id(request: Request, id: PathId) -> uuid.UUID:
+    """Reads the id in a path; raises what ``uuid_in`` raises."""
+    return uuid_in(request, id, "a row", "GET /api/sessions")
 
 
+AgentId = Annotated[Name | None, Query(description="of this agent only")]
 RowId = Annotated[uuid.UUID, Depends(row_id)]
 
 
 @router.get("", summary="List sessions, a page at a time")
 async def list_sessions(
     database: Database,
-    page: Annotated[int, Query(ge=1, le=_LAST_PAGE)] = 1,
-    limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT)] = 50,
-    status: Status | None = None,
-    agent_id: Annotated[Name | None, Query()] = None,
-    session_type: Annotated[Name | None, Query()] = None,
+    page: Annotated[int, Query(ge=1, le=_LAST_PAGE, description="which page; the first is 1")] = 1,
+    limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT, description="how many a page at most")] = 50,
+    status: Annotated[Status | None, Query(description="with this status only")] = None,
+    agent_id: AgentId = None,
+    session_type: Annotated[Name | None, Query(description="of this type only")] = None,
     search: Annotated[
         str | None,
         StringConstraints(max_length=200),
@@ -162,8 +161,8 @@ async def session_stats(database: Database) -> Stats:
 @router.get("/hourly", summary="Sessions per hour")
 async def sessions_per_hour(
     database: Database,
-    hours: Annotated[int, Query(ge=1, le=24 * 31)] = 24,
-    agent_id: Annotated[Name | None, Query()] = None,
+    hours: Annotated[int, Query(ge=1, le=24 * 31, description="how many hours, this one included")] = 24,
+    agent_id: AgentId = None,
 ) -> Hourly:
     """How many sessions started in each of the last hours."""
     counted = await queries.hourly(database, hours, agent_id)

@@ -94,18 +94,28 @@ async def stored(connection: AsyncConnection, session_id: uuid.UUID, key: str | 
 
 
 async def add(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer, message: NewMessage) -> Added:
-    """Adds a message; a retry with its idempotency key adds nothing.
+    """Adds a message; a retry with its idempotency key adds nothing, and is answered after the session's end, too.
 
     Raises NotFound, or Refused (``session_ended``, ``idempotency_conflict``).
     """
+    key = message.idempotency_key
+    known = None if key is None else await look(connection, session_id, viewer)
+    before = None if known is None else await stored(connection, session_id, key)
+    if known is not None and before is not None:
+        return _added_before(known, before, message)
     session = await hold(connection, session_id, viewer)
-    before = await stored(connection, session_id, message.idempotency_key)
+    # Another attempt may have been under way.
+    before = await stored(connection, session_id, key)
     if before is not None:
-        if not message.is_stored_as(before):
-            raise conflict(message.idempotency_key)
-        return Added(before, session, created=False)
+        return _added_before(session, before, message)
     rows, changed = await append(connection, session, [message])
     return Added(rows[0], changed, created=True)
+
+
+def _added_before(session: Row, before: Row, message: NewMessage) -> Added:
+    if not message.is_stored_as(before):
+        raise conflict(message.idempotency_key)
+    return Added(before, session, created=False)
 
 
 async def append(connection: AsyncConnection, session: Row, messages: Sequence[NewMessage]) -> tuple[list[Row], Row]:

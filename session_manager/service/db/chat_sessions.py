@@ -187,10 +187,12 @@ async def stats(connection: AsyncConnection, viewer: Viewer) -> Row:
 
 async def missing(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> SessionManagerError:
     """Returns why a session cannot be changed: it is in the archive, or it is not there."""
-    query = select(archive.c.id).where(archive.c.id == session_id, *viewer.sees(archive))
-    if await connection.scalar(query) is None:
+    query = select(archive.c.ended_at).where(archive.c.id == session_id, *viewer.sees(archive))
+    row = (await connection.execute(query)).first()
+    if row is None:
         return unknown(session_id)
-    return Refused(f"chat session {session_id} is archived; a new message brings it back", code="session_archived")
+    then = "a new message brings it back" if row.ended_at is None else "it has ended, and stays as it is"
+    return Refused(f"chat session {session_id} is archived; {then}", code="session_archived")
 
 
 def unknown(session_id: uuid.UUID) -> NotFound:

@@ -49,6 +49,7 @@ class Endpoint:
         self._client = client
         self._url = f"{settings.base_url}/chat/completions"
         self._usual = settings.model or ""
+        self._key = settings.api_key
         self._silence_s = settings.timeout_s
         self._asks_usage = True
         self.longest_s = _REPLIES * settings.timeout_s
@@ -64,7 +65,7 @@ class Endpoint:
             try:
                 async with (
                     contextlib.aclosing(stream.data_of(answer.aiter_bytes())) as data,
-                    contextlib.aclosing(stream.pieces(data)) as found,
+                    contextlib.aclosing(stream.pieces(data, self._key)) as found,
                 ):
                     async for piece in found:
                         yield piece
@@ -94,7 +95,7 @@ class Endpoint:
             if answer.status_code == 200:
                 return answer
             try:
-                said = await _said(answer)
+                said = await _said(answer, self._key)
             finally:
                 await answer.aclose()
             if not (asks_usage and answer.status_code in (400, 422) and "stream_options" in said):
@@ -110,7 +111,7 @@ class Endpoint:
         )
 
 
-async def _said(answer: httpx.Response) -> str:
+async def _said(answer: httpx.Response, key: str | None) -> str:
     """Returns what an endpoint says about a failure."""
     data = b""
     async for chunk in answer.aiter_bytes():
@@ -121,7 +122,7 @@ async def _said(answer: httpx.Response) -> str:
         document = json.loads(data)
     except (ValueError, RecursionError):
         document = None
-    return stream.said_in(document if isinstance(document, dict) else {})
+    return stream.said_in(document if isinstance(document, dict) else {}, key)
 
 
 def _refusal(status: int, said: str) -> ModelError:

@@ -30,10 +30,11 @@ async def data_of(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
             raise garbled()
 
 
-async def pieces(data: AsyncIterator[bytes]) -> AsyncGenerator[str | End, None]:
+async def pieces(data: AsyncIterator[bytes], key: str | None = None) -> AsyncGenerator[str | End, None]:
     """Yields the reply's text in pieces that can be stored, and its End. Raises ModelError when it is not complete.
 
     It is complete when the endpoint says why it ended, or that it has; a connection that just ends says neither.
+    ``key`` is what no error may repeat.
     """
     joined = _Joined()
     reason: str | None = None
@@ -46,7 +47,7 @@ async def pieces(data: AsyncIterator[bytes]) -> AsyncGenerator[str | End, None]:
             break
         chunk = _read(each)
         if chunk.get("error"):
-            raise ModelError(f"the model failed in the middle of its reply: {said_in(chunk)}")
+            raise ModelError(f"the model failed in the middle of its reply: {said_in(chunk, key)}")
         usage = _usage(chunk) or usage
         choice = _first_choice(chunk)
         delta = choice.get("delta")
@@ -54,7 +55,7 @@ async def pieces(data: AsyncIterator[bytes]) -> AsyncGenerator[str | End, None]:
         if isinstance(text, str) and (whole := joined.add(text)):
             yield whole
         if isinstance(choice.get("finish_reason"), str):
-            reason, ended = choice["finish_reason"][:100], True
+            reason, ended = _storable(choice["finish_reason"][:100]), True
     if not begun:
         raise garbled()
     if not ended:
@@ -64,11 +65,13 @@ async def pieces(data: AsyncIterator[bytes]) -> AsyncGenerator[str | End, None]:
     yield End(reason, *usage)
 
 
-def said_in(document: dict[str, Any]) -> str:
-    """Returns what an endpoint says about its failure, in one short line."""
+def said_in(document: dict[str, Any], key: str | None) -> str:
+    """Returns what an endpoint says about its failure, in one short line, without the key that it was given."""
     error = document.get("error")
     said = error.get("message") if isinstance(error, dict) else error
     text = said if isinstance(said, str) and said.strip() else "it does not say why"
+    if key:
+        text = text.replace(key, "…")
     return " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())[:200]
 
 

@@ -1,0 +1,26 @@
+"""Ids in paths: UUIDs, read by hand so that anything else is answered in words of its own."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated
+
+from fastapi import Path, Request
+from starlette.exceptions import HTTPException
+
+from session_manager.service.problems import BadId
+
+PathId = Annotated[str, Path(description="a UUID", json_schema_extra={"format": "uuid"})]
+
+
+def uuid_in(request: Request, id: str, thing: str, listing: str) -> uuid.UUID:
+    """Returns the id of a ``thing``; ``listing`` says where ids are found.
+
+    Raises BadId; and HTTPException (405) for a word that is an address of its own, such as ``stats``.
+    """
+    try:
+        return uuid.UUID(id)
+    except ValueError:
+        if request.scope["path"] in request.app.openapi()["paths"]:
+            raise HTTPException(405) from None
+        raise BadId(f"{id[:64]!r} is not the id of {thing}; ids are UUIDs, as {listing} lists them") from None

@@ -8,6 +8,7 @@ branch_labels = None
 depends_on = None
 
 _STATEMENTS = (
+    # The checks keep out what no program could read back, whoever writes it.
     # The time to live is in the metadata, and only there: what expires when follows from it. A value that is no number
     # is no time to live. Only arithmetic in UTC is immutable, which a generated column must be.
     """
@@ -35,8 +36,8 @@ _STATEMENTS = (
           )) AT TIME ZONE 'UTC'
         END
       ) STORED,
-      CHECK (least(created_at, updated_at) >= '1970-01-01 00:00Z'),
-      CHECK (greatest(created_at, updated_at) < '2200-01-01 00:00Z')
+      CHECK (least(created_at, updated_at, last_message_at, ended_at) >= '1970-01-01 00:00Z'),
+      CHECK (greatest(created_at, updated_at, last_message_at, ended_at) < '2200-01-01 00:00Z')
     )
     """,
     """
@@ -51,6 +52,8 @@ _STATEMENTS = (
       created_at timestamptz NOT NULL DEFAULT now(),
       idempotency_key text,
       CHECK (num_nonnulls(content, encrypted) = 1),
+      CHECK (jsonb_typeof(encrypted) = 'object'),
+      CHECK (created_at >= '1970-01-01 00:00Z' AND created_at < '2200-01-01 00:00Z'),
       UNIQUE (session_id, position)
     )
     """,

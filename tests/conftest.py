@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "fixtures"), str(ROOT / "tests")]
 
+from chats import Chats  # noqa: E402
 from forks import Forks  # noqa: E402
 from revive import revive  # noqa: E402
 from service import Databases, Service, databases, running  # noqa: E402
@@ -101,6 +103,21 @@ def shared_service(server: Databases, tmp_path_factory: pytest.TempPathFactory) 
     with running(log, DATABASE_URL=url, HOME=str(log.parent)) as service:
         yield service
     server.drop(url)
+
+
+@pytest.fixture
+def client(shared_service: Service) -> httpx.Client:
+    """Asks the shared service."""
+    return shared_service.client
+
+
+@pytest.fixture
+def chats(server: Databases, shared_service: Service) -> Chats:
+    """The database of the shared service, with no conversation in it."""
+    assert shared_service.database_url is not None
+    found = Chats(server, shared_service.database_url)
+    found.clear()
+    return found
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import path from "node:path";
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 
-const KEYS = 600;
+const KEYS = 250;
 const SCALE = 20;
 const [mode, folder, first, writes, logPath] = process.argv.slice(2);
 const index = path.join(folder, "sessions.json");
@@ -71,5 +71,5 @@ for (let value = Number(first); ; value++) {
     cached = { mtimeMs: after.mtimeMs, size: after.size, store };
   }
   fs.appendFileSync(logPath, `${key} ${value}\n`);
-  await sleep(Math.random() * 4);
+  await sleep(Math.random() * 12);
 }

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 # More than a gateway writes while one swap is under way: where both sides changed one entry, the newer one wins.
-KEYS = 600
+KEYS = 250
 SCALE = 20
 
 
@@ -117,7 +117,7 @@ def main(mode: str, folder: str, first: int, writes: int, log_path: str) -> None
             else:
                 os.unlink(marker)
             log.write(f"{key} {value}\n")
-            time.sleep(random.uniform(0, 0.004))
+            time.sleep(random.uniform(0, 0.012))
 
 
 if __name__ == "__main__":

@@ -161,6 +161,24 @@ def running(log: Path, *arguments: str, **env: str | None) -> Iterator[Service]:
         service.stop()
 
 
+def refused(client: httpx.Client, method: str, path: str, body: Any, status: int, field: str | None) -> None:
+    """Sends a bad body, as JSON or (bytes) as it is, and checks that the answer says what is wrong with it."""
+    content = body if isinstance(body, bytes) else None
+    answer = client.request(
+        method,
+        path,
+        content=content,
+        json=None if content is not None else body,
+        headers={"content-type": "application/json"},
+    )
+    document = answer.json()
+    assert answer.status_code == status, document
+    assert isinstance(document["error"], str)
+    assert isinstance(document["code"], str)
+    if field:
+        assert document["field"] == field
+
+
 def wait_until(condition: Any, timeout_s: float = 30.0) -> None:
     """Waits until ``condition()`` holds; fails when it never does."""
     deadline = time.monotonic() + timeout_s

@@ -19,7 +19,6 @@ from test_service_security import created
 from session_manager.functions import load
 from session_manager.functions.cleanup_ghosts import Arguments
 from session_manager.functions.context import Context
-from session_manager.live import steps
 from session_manager.live.emptiness import LONGEST
 from session_manager.live.transcripts import parse_archive
 from session_manager.live.volume import Volume
@@ -168,24 +167,6 @@ def test_the_calling_session_a_busy_one_and_a_young_family_stay(agents: Path, sk
     document = skill(GHOSTS, REAL, ARIA_SESSION_ID=calling, **OFF).document
     assert reasons(document) == {calling: "current", busy: "busy", parent: "family"}
     assert document["deleted_ids"] == []
-
-
-@pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
-    """Has something happen when a named step has been completed for the first time."""
-
-    def arrange(name: str, act: Callable[[], object]) -> None:
-        done = False
-
-        def watch(step: str) -> None:
-            nonlocal done
-            if step == name and not done:
-                done = True
-                act()
-
-        monkeypatch.setattr(steps, "watcher", watch)
-
-    return arrange
 
 
 def test_a_first_message_before_the_act_keeps_the_session(

@@ -9,21 +9,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from chats import Chats, create, say
-from service import Databases, Service, cli
-
-
-@pytest.fixture
-def chats(server: Databases, shared_service: Service) -> Chats:
-    """The database of the shared service, with no conversation in it."""
-    assert shared_service.database_url is not None
-    found = Chats(server, shared_service.database_url)
-    found.clear()
-    return found
-
-
-@pytest.fixture
-def client(shared_service: Service) -> httpx.Client:
-    return shared_service.client
+from service import Databases, cli
 
 
 def ghosts(chats: Chats, *arguments: str) -> subprocess.CompletedProcess[str]:

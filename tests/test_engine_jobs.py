@@ -7,21 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from chats import BASE, Chats, create, say
 from service import Databases, Service, running, wait_until
 from test_service_metrics import one, read
 
 DAY = 24 * 60
-
-
-@pytest.fixture
-def chats(server: Databases, shared_service: Service) -> Chats:
-    """The database of the shared service, with no conversation in it."""
-    assert shared_service.database_url is not None
-    found = Chats(server, shared_service.database_url)
-    found.clear()
-    return found
 
 
 def run(client: httpx.Client, job: str) -> Any:

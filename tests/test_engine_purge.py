@@ -32,20 +32,6 @@ UNCOUNTED = text("INSERT INTO chat_messages (session_id, position, role, content
 LATE = 0x1A7E
 
 
-@pytest.fixture
-def chats(server: Databases, shared_service: Service) -> Chats:
-    """The database of the shared service, with no conversation in it."""
-    assert shared_service.database_url is not None
-    found = Chats(server, shared_service.database_url)
-    found.clear()
-    return found
-
-
-@pytest.fixture
-def client(shared_service: Service) -> httpx.Client:
-    return shared_service.client
-
-
 def purge(client: httpx.Client, **query: int) -> int:
     answer = client.delete(f"{BASE}/ghosts", params=query)
     assert answer.status_code == 200, answer.text

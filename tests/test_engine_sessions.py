@@ -11,16 +11,11 @@ from typing import Any
 import httpx
 import pytest
 from chats import BASE, ENCRYPTED, Chats, create, listed, new_id, say
-from service import Databases, Service
+from service import Databases, Service, refused
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.service.db import chat_sessions as queries
 from session_manager.service.db.ownership import EVERYBODY
-
-
-@pytest.fixture
-def client(shared_service: Service) -> httpx.Client:
-    return shared_service.client
 
 
 @pytest.fixture
@@ -540,20 +535,7 @@ def test_bad_input_is_refused_with_the_field_named(
     client: httpx.Client, chats: Chats, method: str, path: str, body: Any, status: int, field: str | None
 ) -> None:
     before = chats.counts()
-    content = body if isinstance(body, bytes) else None
-    answer = client.request(
-        method,
-        path,
-        content=content,
-        json=None if content is not None else body,
-        headers={"content-type": "application/json"},
-    )
-    document = answer.json()
-    assert answer.status_code == status, document
-    assert isinstance(document["error"], str)
-    assert isinstance(document["code"], str)
-    if field:
-        assert document["field"] == field
+    refused(client, method, path, body, status, field)
     assert chats.counts() == before
 
 

@@ -64,7 +64,7 @@ class Watcher(threading.Thread):
         self.index, self.stopped, self.bad, self.reads = index, threading.Event(), [], 0  # type: ignore[var-annotated]
 
     def run(self) -> None:
-        while not self.stopped.wait(0.002):
+        while not self.stopped.wait(0.02):
             text = self.index.read_bytes()
             self.reads += 1
             try:

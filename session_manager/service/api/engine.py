@@ -6,7 +6,6 @@ import uuid
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import AfterValidator, StringConstraints
 
 from session_manager.service import metrics
 from session_manager.service.api.answers import BUSY, BY_ID, INVALID, LARGE, WHO, Responses
@@ -22,8 +21,8 @@ from session_manager.service.api.engine_schemas import (
     NewTitle,
 )
 from session_manager.service.api.ids import PathId, uuid_in
-from session_manager.service.api.schemas import Deleted, GivenMoment, Name, Problem, storable
-from session_manager.service.api.sessions import AgentId, Database
+from session_manager.service.api.schemas import Deleted, GivenMoment, Problem, SearchText
+from session_manager.service.api.sessions import AgentId, Database, SessionType
 from session_manager.service.db import chat_archive, chat_messages, chat_sessions, tables
 from session_manager.service.db.chat_messages import NewMessage
 from session_manager.service.db.chat_sessions import ChatFilter, Row
@@ -74,13 +73,8 @@ async def list_chats(
     database: Database,
     asking: Asking,
     agent_id: AgentId = None,
-    session_type: Annotated[Name | None, Query(description="of this type only")] = None,
-    search: Annotated[
-        str | None,
-        StringConstraints(max_length=200),
-        AfterValidator(lambda text: text and storable(text)),
-        Query(description="part of a title, whatever its case, or a whole id"),
-    ] = None,
+    session_type: SessionType = None,
+    search: Annotated[SearchText, Query(description="part of a title, whatever its case, or a whole id")] = None,
     date_from: Annotated[GivenMoment | None, Query(description="created then or later")] = None,
     date_to: Annotated[LastMoment | None, Query(description="created then or earlier; a date is the whole day")] = None,
     sort: Annotated[Sort, Query(description="what the order goes by; sessions without such a value come last")] = (

@@ -81,6 +81,9 @@ def _is_storable(value: object) -> bool:
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(storable)]
 SessionId = Annotated[str, StringConstraints(min_length=1, max_length=ID_LIMIT), AfterValidator(storable)]
+SearchText = Annotated[
+    str | None, StringConstraints(max_length=200), AfterValidator(lambda text: text and storable(text))
+]
 Metadata = Annotated[dict[str, Any], AfterValidator(_storable_metadata)]
 Count = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
 SmallCount = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]

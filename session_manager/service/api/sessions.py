@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import AfterValidator, StringConstraints
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -28,6 +27,7 @@ from session_manager.service.api.schemas import (
     Name,
     NewSession,
     Problem,
+    SearchText,
     SessionChanges,
     SessionId,
     SessionItem,
@@ -37,7 +37,6 @@ from session_manager.service.api.schemas import (
     Status,
     Synced,
     Updated,
-    storable,
 )
 from session_manager.service.db import sessions as queries
 from session_manager.service.db.locks import LIMITS
@@ -76,6 +75,7 @@ def row_id(request: Request, id: PathId) -> uuid.UUID:
 
 
 AgentId = Annotated[Name | None, Query(description="of this agent only")]
+SessionType = Annotated[Name | None, Query(description="of this type only")]
 RowId = Annotated[uuid.UUID, Depends(row_id)]
 
 
@@ -86,12 +86,9 @@ async def list_sessions(
     limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT, description="how many a page at most")] = 50,
     status: Annotated[Status | None, Query(description="with this status only")] = None,
     agent_id: AgentId = None,
-    session_type: Annotated[Name | None, Query(description="of this type only")] = None,
+    session_type: SessionType = None,
     search: Annotated[
-        str | None,
-        StringConstraints(max_length=200),
-        AfterValidator(lambda text: text and storable(text)),
-        Query(description="part of an agent, a type, a session id, a key or a label; case does not matter"),
+        SearchText, Query(description="part of an agent, a type, a session id, a key or a label; case does not matter")
     ] = None,
     aria_session_id: Annotated[SessionId | None, Query(description="the session's id at the gateway")] = None,
     include_cron_events: Annotated[bool, Query(description="false leaves out `cron`")] = True,

@@ -35,6 +35,7 @@ def main() -> int:
         print(f"A copy of a real store, its times moved to now: {agents}")
         with service(environment) as url:
             tour(agents, {**environment, "ARIA_API_URL": f"{url}/api"}, url)
+            talk(url)
     return 0
 
 
@@ -62,12 +63,33 @@ def tour(agents: Path, environment: dict[str, str], url: str) -> None:
     show_rows(url, "After, in history")
 
 
+def talk(url: str) -> None:
+    """Shows a conversation, which is stored with its first reply, and a session that was made and never used."""
+    engine = f"{url}/api/engine"
+
+    def totals() -> None:
+        found = httpx.get(f"{engine}/sessions/stats").json()
+        print(f"    conversations: {found['total_sessions']}, without a message: {found['ghost_sessions']}\n")
+
+    print(f"Conversations ({url}/chat):")
+    totals()
+    print("$ curl -X POST /api/engine/sessions   # a client that wants an id before there is a message")
+    httpx.post(f"{engine}/sessions", json={}).raise_for_status()
+    totals()
+    print('$ curl -N /api/engine/chat/stream -d \'{"message": "Hello"}\'')
+    print("    " + httpx.post(f"{engine}/chat/stream", json={"message": "Hello"}).text.strip().replace("\n", "\n    "))
+    totals()
+    print("$ curl -X DELETE '/api/engine/sessions/ghosts?older_than_minutes=0'")
+    print(f"    {httpx.delete(f'{engine}/sessions/ghosts', params={'older_than_minutes': 0}).text}")
+    totals()
+
+
 def environment_of(agents: Path, state: Path) -> dict[str, str]:
     """The environment of the service and of the calls: nothing of the caller's own settings."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("ARIA_", "OPENCLAW_", "PG")) and name != "DATABASE_URL"
+        if not name.startswith(("ARIA_", "OPENCLAW_", "SESSION_CLEANUP_", "PG")) and name != "DATABASE_URL"
     }
     return {**kept, "ARIA_AGENTS_DIR": str(agents), "XDG_STATE_HOME": str(state), "NO_PROXY": "*"}
 

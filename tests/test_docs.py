@@ -90,6 +90,23 @@ def test_commands_of_the_readme_run(line: str, database: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_tour_of_make_run() -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/tour.py"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {when: text for when, text in re.findall(r"^(\w+), in history.*\n((?: .*\n)*)", done.stdout, re.MULTILINE)}
+    assert "ended" not in rows["Before"]
+    assert re.findall(r"main +active +1 rows: 1 main", rows["After"])
+    assert rows["After"].count("ended") == 4
+    assert re.findall(r"conversations: (\d), without a message: (\d)", done.stdout) == [
+        ("0", "0"),
+        ("1", "1"),
+        ("2", "1"),
+        ("1", "0"),
+    ]
+
+
 def test_every_job_is_documented() -> None:
     for name in INTERVALS:
         assert f"| `{name}` |" in README, name

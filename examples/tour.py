@@ -91,7 +91,9 @@ def environment_of(agents: Path, state: Path) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("ARIA_", "OPENCLAW_", "SESSION_CLEANUP_", "PG")) and name != "DATABASE_URL"
     }
-    return {**kept, "ARIA_AGENTS_DIR": str(agents), "XDG_STATE_HOME": str(state), "NO_PROXY": "*"}
+    # The job that ends silent cron runs in history would be at it beside what is shown.
+    quiet = {"ARIA_CLOSING_SECONDS": "0", "NO_PROXY": "*"}
+    return {**kept, **quiet, "ARIA_AGENTS_DIR": str(agents), "XDG_STATE_HOME": str(state)}
 
 
 @contextlib.contextmanager

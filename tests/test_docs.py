@@ -95,7 +95,7 @@ def test_the_tour_of_make_run() -> None:
         [sys.executable, "examples/tour.py"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    rows = {when: text for when, text in re.findall(r"^(\w+), in history.*\n((?: .*\n)*)", done.stdout, re.MULTILINE)}
+    rows = dict(re.findall(r"^(\w+), in history.*\n((?: .*\n)*)", done.stdout, re.MULTILINE))
     assert "ended" not in rows["Before"]
     assert re.findall(r"main +active +1 rows: 1 main", rows["After"])
     assert rows["After"].count("ended") == 4

@@ -62,7 +62,8 @@ class Chats:
             return cursor.fetchall() if cursor.description else []
 
     def clear(self) -> None:
-        self.execute("TRUNCATE chat_sessions, chat_messages, chat_sessions_archive, chat_messages_archive")
+        tables = "chat_sessions, chat_messages, chat_sessions_archive, chat_messages_archive, chat_sessions_deleted"
+        self.execute(f"TRUNCATE {tables}")
 
     def age(self, session_id: str, minutes: float) -> None:
         """Makes a session older, with all that happened in it."""

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from typing import Any
 
+import msgspec
 import pytest
 from chats import ENCRYPTED, Chats, until_somebody_waits
 from service import Databases
@@ -24,7 +25,6 @@ from session_manager.service.db.chat_messages import NewMessage
 from session_manager.service.db.ownership import EVERYBODY, Viewer
 
 ALL_GHOSTS = chat_cleanup.ghosts(0, whatever_ttl=True)
-REPLY = NewMessage("assistant", "hello back", tokens=5)
 
 
 @pytest.fixture
@@ -36,15 +36,19 @@ def hello(key: str | None = None, content: str = "hello") -> NewMessage:
     return NewMessage("user", content, tokens=2, idempotency_key=key)
 
 
+def hello_back() -> NewMessage:
+    return NewMessage("assistant", "hello back", tokens=5)
+
+
 def new(**fields: Any) -> NewSession:
     return NewSession(agent_id="main", **fields)
 
 
 async def exchange(
-    engine: AsyncEngine, session: Any, user: NewMessage, viewer: Viewer = EVERYBODY, reply: NewMessage = REPLY
+    engine: AsyncEngine, session: Any, user: NewMessage, viewer: Viewer = EVERYBODY, reply: NewMessage | None = None
 ) -> Committed:
     async with engine.begin() as connection:
-        return await commit_exchange(connection, viewer, session, user, reply)
+        return await commit_exchange(connection, viewer, session, user, reply or hello_back())
 
 
 async def opened(engine: AsyncEngine, session_id: str, viewer: Viewer = EVERYBODY) -> Any:
@@ -73,7 +77,7 @@ def test_a_new_session_comes_with_both_messages(chats: Chats) -> None:
 
 def test_a_transaction_that_fails_leaves_nothing(chats: Chats) -> None:
     async def failing(connection: AsyncConnection) -> None:
-        await commit_exchange(connection, EVERYBODY, new(), hello("k"), REPLY)
+        await commit_exchange(connection, EVERYBODY, new(), hello("k"), hello_back())
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
@@ -150,7 +154,7 @@ def test_retries_at_the_same_moment_store_one_exchange(chats: Chats, existing: b
 def test_a_retry_waits_for_the_attempt_under_way_and_takes_over_when_that_fails(chats: Chats) -> None:
     async def work(engine: AsyncEngine) -> Committed:
         async with engine.connect() as first:
-            await commit_exchange(first, EVERYBODY, new(), hello("k"), REPLY)
+            await commit_exchange(first, EVERYBODY, new(), hello("k"), hello_back())
             retry = asyncio.create_task(exchange(engine, new(), hello("k")))
             await until_somebody_waits(engine)
             await first.rollback()
@@ -263,7 +267,8 @@ def test_an_encrypted_message_can_be_exchanged(chats: Chats) -> None:
     user = NewMessage("user", encrypted=ENCRYPTED, idempotency_key="k")
     reply = NewMessage("assistant", encrypted={**ENCRYPTED, "iv": "ff" * 12})
     for created in (True, False):
-        done = chats.run(lambda engine: exchange(engine, new(), user, reply=reply))
+        retry = msgspec.structs.replace(user, id=uuid.uuid4())
+        done = chats.run(lambda engine, user=retry: exchange(engine, new(), user, reply=reply))
         assert (done.created, done.user["encrypted"], done.session["title"]) == (created, ENCRYPTED, None)
         assert done.assistant["encrypted"]["iv"] == "ff" * 12
 

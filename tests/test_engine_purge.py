@@ -26,7 +26,6 @@ from session_manager.service.db.ownership import EVERYBODY
 
 SOAK = bool(os.environ.get("SOAK"))
 DAY = 24 * 60
-HELLO = NewMessage("user", "hello")
 # As another program may write it.
 UNCOUNTED = text("INSERT INTO chat_messages (session_id, position, role, content) VALUES (:id, 1, 'user', 'x')")
 LATE = 0x1A7E
@@ -272,7 +271,7 @@ def test_five_cleanups_at_once_share_the_work(shared_service: Service, chats: Ch
 
 async def first_message(engine: AsyncEngine, session_id: str) -> bool:
     async with engine.begin() as connection:
-        added = await chat_messages.add(connection, uuid.UUID(session_id), EVERYBODY, HELLO)
+        added = await chat_messages.add(connection, uuid.UUID(session_id), EVERYBODY, NewMessage("user", "hello"))
         return added.created
 
 
@@ -281,7 +280,7 @@ def test_a_purge_passes_by_a_session_whose_message_is_not_committed_yet(chats: C
 
     async def work(engine: AsyncEngine) -> int:
         async with engine.begin() as connection:
-            await chat_messages.add(connection, uuid.UUID(session_id), EVERYBODY, HELLO)
+            await chat_messages.add(connection, uuid.UUID(session_id), EVERYBODY, NewMessage("user", "hello"))
             async with asyncio.timeout(30):
                 return await background_purge(engine)
 
@@ -489,7 +488,7 @@ def test_a_message_to_an_idle_session_wins_over_the_archive(client: httpx.Client
     async def work(engine: AsyncEngine) -> None:
         # One message is under way when the archive comes; the other one comes while the archive is at it.
         async with engine.connect() as writing, engine.connect() as archiving:
-            await chat_messages.add(writing, uuid.UUID(before), EVERYBODY, HELLO)
+            await chat_messages.add(writing, uuid.UUID(before), EVERYBODY, NewMessage("user", "hello"))
             moved = await chat_archive.archive_idle(archiving, 30, EVERYBODY, 10)
             assert [str(row["id"]) for row in moved] == [after]
             late = asyncio.create_task(first_message(engine, after))
@@ -510,7 +509,7 @@ def test_archiving_by_hand_waits_for_the_message_under_way_and_takes_it_along(ch
 
     async def work(engine: AsyncEngine) -> int:
         async with engine.connect() as writing, engine.begin() as archiving:
-            await chat_messages.add(writing, uuid.UUID(session_id), EVERYBODY, HELLO)
+            await chat_messages.add(writing, uuid.UUID(session_id), EVERYBODY, NewMessage("user", "hello"))
             moving = asyncio.create_task(chat_archive.archive_one(archiving, uuid.UUID(session_id), EVERYBODY))
             await until_somebody_waits(engine)
             await writing.commit()

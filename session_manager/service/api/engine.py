@@ -35,6 +35,7 @@ RECENT = 20
 LAST_OFFSET = 2**40
 
 _STATE: Responses = {409: {"model": Problem, "description": "the session is archived"}}
+_EMPTY: Responses = {409: {"model": Problem, "description": "the session has no message"}}
 
 router = APIRouter(prefix="/api/engine/sessions", tags=["engine"], responses={**WHO, **BUSY, **INVALID})
 
@@ -181,7 +182,7 @@ async def end_chat(database: Database, asking: Asking, id: ChatId) -> ChatSessio
     return ChatSession.model_validate(await chat_sessions.end(database, id, asking))
 
 
-@router.post("/{id}/archive", summary="Archive a conversation", responses=BY_ID)
+@router.post("/{id}/archive", summary="Archive a conversation", responses={**BY_ID, **_EMPTY})
 async def archive_chat(database: Database, asking: Asking, id: ChatId) -> ChatSession:
     """Session and messages move together. Asking twice does no harm."""
     return ChatSession.model_validate(await chat_archive.archive_one(database, id, asking))

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from session_manager.core.errors import Failed, NotFound, Refused
 from session_manager.service.api.answers import BUSY, BY_ID, INVALID, LARGE, WHO, Responses
@@ -39,7 +39,9 @@ from session_manager.service.api.schemas import (
     Updated,
 )
 from session_manager.service.db import sessions as queries
+from session_manager.service.db.engine import snapshot
 from session_manager.service.db.locks import LIMITS
+from session_manager.service.guard import SAFE_METHODS
 from session_manager.service.jobs.sync import sync_volume
 from session_manager.service.problems import Unavailable
 
@@ -55,11 +57,13 @@ router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses={**WHO, 
 async def transaction(request: Request) -> AsyncIterator[AsyncConnection]:
     """Gives a request one connection in one transaction, committed when its answer is made.
 
+    All that a request reads that changes nothing is of the same moment.
     What is in ``request.state.then`` is called afterwards, unless the request has failed.
     """
     then: list[Callable[[], None]] = []
     request.state.then = then
-    async with request.app.state.engine.begin() as connection:
+    engine: AsyncEngine = request.app.state.engine
+    async with snapshot(engine) if request.method in SAFE_METHODS else engine.begin() as connection:
         await connection.execute(LIMITS)
         yield connection
     for each in then:

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Table, delete, func, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from session_manager.core.errors import Refused
 from session_manager.service.db import chat_sessions
 from session_manager.service.db.chat_sessions import KEPT, Row
 from session_manager.service.db.ownership import Viewer
@@ -53,11 +54,24 @@ async def archive_idle(
 
 
 async def archive_one(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row:
-    """Archives one session and returns it; one that is in the archive stays there. Raises NotFound."""
-    query = select(s.c.id).where(s.c.id == session_id, *viewer.sees(s)).with_for_update()
-    if await connection.scalar(query) is not None:
-        await _archive(connection, [session_id])
-    return await chat_sessions.find(connection, session_id, viewer)
+    """Archives one session and returns it; one that is in the archive stays there.
+
+    Raises NotFound, or Refused (``session_empty``): in the archive no purge would find it.
+    """
+    query = select(s.c.message_count).where(s.c.id == session_id, *viewer.sees(s)).with_for_update()
+    # Twice, since it may come back from the archive between the two.
+    for _ in range(2):
+        message_count = await connection.scalar(query)
+        if message_count == 0:
+            raise Refused(
+                f"chat session {session_id} has no message, and is not archived; delete it", code="session_empty"
+            )
+        if message_count is not None:
+            await _archive(connection, [session_id])
+        row = await chat_sessions.find(connection, session_id, viewer)
+        if row["status"] == "archived":
+            break
+    return row
 
 
 async def revive(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> bool:

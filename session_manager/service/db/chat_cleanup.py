@@ -23,6 +23,7 @@ from session_manager.service.db.locks import LIMITS
 from session_manager.service.db.ownership import EVERYBODY, Viewer
 from session_manager.service.db.tables import chat_messages as m
 from session_manager.service.db.tables import chat_sessions as s
+from session_manager.service.db.tables import chat_sessions_deleted as deleted
 from session_manager.service.logs import short
 
 GHOST_MINUTES = 15
@@ -136,6 +137,15 @@ async def _purged(engine: AsyncEngine, which: Empty, batch: int, shown: int) -> 
             after = done.last
             if after is None:
                 return
+
+
+async def forget_deleted(engine: AsyncEngine) -> None:
+    """Forgets which empty sessions were deleted on purpose a day ago: no message to them is under way any more."""
+    async with engine.begin() as connection:
+        await connection.execute(LIMITS)
+        await connection.execute(
+            delete(deleted).where(deleted.c.deleted_at < func.now() - func.make_interval(0, 0, 0, 1))
+        )
 
 
 async def archive_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewer = EVERYBODY) -> tuple[int, int]:

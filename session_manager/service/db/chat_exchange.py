@@ -7,10 +7,10 @@ leaves nothing behind.
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import Table, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,8 +20,8 @@ from session_manager.service.db.chat_messages import NewMessage
 from session_manager.service.db.chat_sessions import ITEM, Row
 from session_manager.service.db.ownership import Viewer
 from session_manager.service.db.sync import database_time
-from session_manager.service.db.tables import chat_messages as m
 from session_manager.service.db.tables import chat_sessions as s
+from session_manager.service.db.tables import chat_sessions_archive as archive
 
 
 class NewSession(msgspec.Struct, frozen=True):
@@ -62,16 +62,17 @@ async def commit_exchange(
     Raises NotFound when the session has been deleted, Refused (``idempotency_conflict``) when the key was used for
     another message.
     """
-    key = user.idempotency_key
     if isinstance(session, NewSession):
-        made = await _begin(connection, session, key)
-        if made is None:
-            return await _stored(connection, await _begun_with(connection, viewer, session, key), user)
-        held = made
+        held = await _begin(connection, session, user.idempotency_key)
+        if held is None:
+            begun = await _begun(connection, viewer, session, user.idempotency_key)
+            before = None if begun is None else await _stored(connection, begun, user)
+            return before or _raise_taken()
     else:
         held = await chat_messages.hold(connection, session["id"], viewer, seen=session)
-        if await chat_messages.stored(connection, held["id"], key) is not None:
-            return await _stored(connection, held, user)
+        before = await _stored(connection, held, user)
+        if before is not None:
+            return before
     rows, changed = await chat_messages.append(connection, held, [user, assistant])
     return Committed(changed, rows[0], rows[1], created=True)
 
@@ -94,17 +95,15 @@ async def stored_exchange(
 
     Raises Refused (``idempotency_conflict``) when the key was used for another message.
     """
-    key = user.idempotency_key
-    if key is None:
+    if user.idempotency_key is None:
         return None
-    if isinstance(session, NewSession):
-        begun = await _find_begun(connection, session, key)
-        if begun is None:
-            return None
-        session = await _begun_with(connection, viewer, session, key)
-    elif await chat_messages.stored(connection, session["id"], key) is None:
+    if not isinstance(session, NewSession):
+        return await _stored(connection, session, user)
+    if await _find_begun(connection, session, user.idempotency_key) is None:
         return None
-    return await _stored(connection, session, user)
+    begun = await _begun(connection, viewer, session, user.idempotency_key)
+    before = None if begun is None else await _stored(connection, begun, user)
+    return before or _raise_taken()
 
 
 async def _begin(connection: AsyncConnection, session: NewSession, key: str | None) -> Row | None:
@@ -125,29 +124,46 @@ async def _begin(connection: AsyncConnection, session: NewSession, key: str | No
     }
     made = await connection.execute(insert(s).values(values).on_conflict_do_nothing().returning(*ITEM))
     row = made.mappings().first()
-    return None if row is None else dict(row)
+    if row is None:
+        return None
+    if key is not None and await _begun_in(connection, archive, session, key) is not None:
+        # Archived before the row was made, or while that waited for it: only now is it certain that it is not there.
+        await connection.execute(delete(s).where(s.c.id == session.id))
+        return None
+    return dict(row)
 
 
-async def _find_begun(connection: AsyncConnection, session: NewSession, key: str) -> uuid.UUID | None:
-    owner = func.coalesce(s.c.user_id, "") == (session.user_id or "")
-    found = await connection.scalar(select(s.c.id).where(owner, s.c.creation_key == key))
+async def _begun_in(connection: AsyncConnection, table: Table, session: NewSession, key: str) -> uuid.UUID | None:
+    owner = func.coalesce(table.c.user_id, "") == (session.user_id or "")
+    found = await connection.scalar(select(table.c.id).where(owner, table.c.creation_key == key))
     return found if isinstance(found, uuid.UUID) else None
 
 
-async def _begun_with(connection: AsyncConnection, viewer: Viewer, session: NewSession, key: str | None) -> Row:
+async def _find_begun(connection: AsyncConnection, session: NewSession, key: str) -> uuid.UUID | None:
+    """Returns the session that this owner began with this key, live or archived."""
+    # Twice, since it may come back from the archive between two looks.
+    for table in (s, archive, s):
+        found = await _begun_in(connection, table, session, key)
+        if found is not None:
+            return found
+    return None
+
+
+async def _begun(connection: AsyncConnection, viewer: Viewer, session: NewSession, key: str | None) -> Row | None:
     begun = session.id if key is None else await _find_begun(connection, session, key)
-    row = None if begun is None else await chat_messages.look(connection, begun, viewer)
-    if row is None or key is None:
-        raise Refused("there is a session with this id or key already; ask again with new ones", code="session_exists")
-    return row
+    return None if begun is None else await chat_sessions.look(connection, begun, viewer)
 
 
-async def _stored(connection: AsyncConnection, session: Row, user: NewMessage) -> Committed:
-    first = await chat_messages.stored(connection, session["id"], user.idempotency_key)
-    if first is None or not user.is_stored_as(first):
+def _raise_taken() -> NoReturn:
+    raise Refused("there is a session with this id or key already; ask again with new ones", code="session_exists")
+
+
+async def _stored(connection: AsyncConnection, session: Row, user: NewMessage) -> Committed | None:
+    """Returns an exchange that a session holds already; ``created`` by this very call, where its answer was lost."""
+    first = await chat_messages.stored(connection, session, user)
+    if first is None:
+        return None
+    reply = await chat_messages.behind(connection, session, first)
+    if not user.is_stored_as(first) or reply is None or reply["role"] != "assistant":
         raise chat_messages.conflict(user.idempotency_key)
-    query = select(m).where(m.c.session_id == session["id"], m.c.position == first["position"] + 1)
-    reply = (await connection.execute(query)).mappings().first()
-    if reply is None or reply["role"] != "assistant":
-        raise chat_messages.conflict(user.idempotency_key)
-    return Committed(session, first, dict(reply), created=False)
+    return Committed(session, first, reply, created=first["id"] == user.id)

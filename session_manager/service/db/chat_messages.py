@@ -13,12 +13,12 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import case, func, insert, literal, select, text, update
+from sqlalchemy import Table, case, func, insert, literal, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as insert_or_not
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.core.errors import Refused
-from session_manager.service.db import chat_archive
+from session_manager.service.db import chat_archive, chat_sessions
 from session_manager.service.db.chat_sessions import ITEM, KEPT, Row, unknown
 from session_manager.service.db.ownership import Viewer
 from session_manager.service.db.tables import chat_messages as m
@@ -31,13 +31,17 @@ _TICK = text("interval '1 microsecond'")
 
 
 class NewMessage(msgspec.Struct, frozen=True):
-    """A message to add: plain ``content``, or ``encrypted``, which nobody here reads."""
+    """A message to add: plain ``content``, or ``encrypted``, which nobody here reads.
+
+    By its ``id`` an attempt whose answer was lost is found again.
+    """
 
     role: str
     content: str | None = None
     encrypted: dict[str, str] | None = None
     tokens: int = 0
     idempotency_key: str | None = None
+    id: uuid.UUID = msgspec.field(default_factory=uuid.uuid4)
 
     def is_stored_as(self, row: Row) -> bool:
         """Says whether a stored message is this one."""
@@ -52,22 +56,18 @@ class Added(msgspec.Struct, frozen=True):
     created: bool
 
 
-async def look(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row | None:
-    """Returns a session as it is, without holding it; None when it is not among the live ones."""
-    found = await connection.execute(select(*ITEM).where(s.c.id == session_id, *viewer.sees(s)))
-    row = found.mappings().first()
-    return None if row is None else dict(row)
-
-
 async def hold(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer, seen: Row | None = None) -> Row:
     """Holds a session's row until the transaction ends, so that a message can be added, and returns it.
 
     ``seen`` is the session as it was when the message arrived, where that was earlier than now: a session that was open
     then takes the message although it has been ended since. Raises NotFound, or Refused (``session_ended``).
     """
-    known = seen or await look(connection, session_id, viewer)
+    known = seen or await chat_sessions.look(connection, session_id, viewer)
+    if known is None:
+        raise unknown(session_id)
     query = select(*ITEM).where(s.c.id == session_id, *viewer.sees(s)).with_for_update(key_share=True)
-    for attempt in range(_ATTEMPTS):
+    # It may move into the archive and out of it in between.
+    for _ in range(_ATTEMPTS):
         row = (await connection.execute(query)).mappings().first()
         if row is not None:
             if row["status"] == "ended" and seen is None:
@@ -75,22 +75,36 @@ async def hold(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewe
             return dict(row)
         if await chat_archive.revive(connection, session_id, viewer):
             continue
-        if known is not None and known["status"] == "active" and not known["message_count"]:
+        if known["status"] == "active" and not known["message_count"]:
+            if await chat_sessions.was_deleted(connection, session_id):
+                break
             again = insert_or_not(s).values({name: known[name] for name in KEPT})
             await connection.execute(again.on_conflict_do_nothing())
-        elif attempt:
-            # Missed in both places twice; once may mean that it moved in between.
-            break
     raise unknown(session_id)
 
 
-async def stored(connection: AsyncConnection, session_id: uuid.UUID, key: str | None) -> Row | None:
-    """Returns the message of a session that has an idempotency key."""
-    if key is None:
-        return None
-    found = await connection.execute(select(m).where(m.c.session_id == session_id, m.c.idempotency_key == key))
+async def stored(connection: AsyncConnection, session: Row, message: NewMessage) -> Row | None:
+    """Returns what a session holds of a message already: by an earlier attempt with its id, or its idempotency key."""
+    table = _table(session)
+    same = table.c.id == message.id
+    if message.idempotency_key is not None:
+        same = or_(same, table.c.idempotency_key == message.idempotency_key)
+    found = await connection.execute(select(table).where(table.c.session_id == session["id"], same))
     row = found.mappings().first()
     return None if row is None else dict(row)
+
+
+async def behind(connection: AsyncConnection, session: Row, message: Row) -> Row | None:
+    """Returns the message that follows one of a session's."""
+    table = _table(session)
+    query = select(table).where(table.c.session_id == session["id"], table.c.position == message["position"] + 1)
+    row = (await connection.execute(query)).mappings().first()
+    return None if row is None else dict(row)
+
+
+def _table(session: Row) -> Table:
+    """Returns where the messages of a session are, live or archived as it was found."""
+    return archived if session["status"] == "archived" else m
 
 
 async def add(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer, message: NewMessage) -> Added:
@@ -98,14 +112,14 @@ async def add(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer
 
     Raises NotFound, or Refused (``session_ended``, ``idempotency_conflict``).
     """
-    key = message.idempotency_key
-    known = None if key is None else await look(connection, session_id, viewer)
-    before = None if known is None else await stored(connection, session_id, key)
-    if known is not None and before is not None:
-        return _added_before(known, before, message)
+    if message.idempotency_key is not None:
+        known = await chat_sessions.find(connection, session_id, viewer)
+        before = await stored(connection, known, message)
+        if before is not None:
+            return _added_before(known, before, message)
     session = await hold(connection, session_id, viewer)
     # Another attempt may have been under way.
-    before = await stored(connection, session_id, key)
+    before = await stored(connection, session, message)
     if before is not None:
         return _added_before(session, before, message)
     rows, changed = await append(connection, session, [message])
@@ -124,7 +138,12 @@ async def append(connection: AsyncConnection, session: Row, messages: Sequence[N
     # Times follow the positions, whatever the clock does: readers ask for what came since.
     at = func.greatest(func.clock_timestamp(), literal(session["last_message_at"], m.c.created_at.type) + _TICK)
     values = [
-        {"session_id": session["id"], "position": last + n, "created_at": at, **msgspec.structs.asdict(message)}
+        {
+            "session_id": session["id"],
+            "position": last + n,
+            "created_at": at + text(f"interval '{n - 1} microseconds'"),
+            **msgspec.structs.asdict(message),
+        }
         for n, message in enumerate(messages, 1)
     ]
     found = await connection.execute(insert(m).values(values).returning(m))
@@ -162,7 +181,7 @@ async def listed(
     connection: AsyncConnection, session: Row, limit: int, offset: int = 0, since: datetime | None = None
 ) -> list[Row]:
     """Returns messages of a session that ``chat_sessions.find`` has returned, in their order."""
-    table = archived if session["status"] == "archived" else m
+    table = _table(session)
     conditions = [table.c.session_id == session["id"]]
     if since is not None:
         conditions.append(table.c.created_at > since)
@@ -172,7 +191,7 @@ async def listed(
 
 async def last_ones(connection: AsyncConnection, session: Row, limit: int) -> list[Row]:
     """Returns the last messages of such a session, in their order."""
-    table = archived if session["status"] == "archived" else m
+    table = _table(session)
     query = select(table).where(table.c.session_id == session["id"]).order_by(table.c.position.desc()).limit(limit)
     return [dict(row) for row in (await connection.execute(query)).mappings()][::-1]
 

@@ -16,23 +16,23 @@ import msgspec
 from sqlalchemy import (
     Column,
     ColumnElement,
-    Table,
     and_,
     delete,
     func,
-    insert,
     literal,
     or_,
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from session_manager.core.errors import NotFound, Refused, SessionManagerError
+from session_manager.core.errors import NotFound, Refused
 from session_manager.service.db.ownership import Viewer
 from session_manager.service.db.sync import database_time
 from session_manager.service.db.tables import chat_sessions as s
 from session_manager.service.db.tables import chat_sessions_archive as archive
+from session_manager.service.db.tables import chat_sessions_deleted as deleted
 
 SORTS = ("updated_at", "created_at", "last_message_at", "message_count", "title")
 # What a session keeps on its way into the archive and out of it.
@@ -108,16 +108,24 @@ async def page(
     return [dict(row) for row in found.mappings()]
 
 
+async def look(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row | None:
+    """Returns one session, from the archive if it is there; None when it is in neither place."""
+    here = select(*ITEM).where(s.c.id == session_id, *viewer.sees(s))
+    there = select(*archived_columns()).where(archive.c.id == session_id, *viewer.sees(archive))
+    # Twice, since it may come back from the archive between two looks.
+    for query in (here, there, here):
+        row = (await connection.execute(query)).mappings().first()
+        if row is not None:
+            return dict(row)
+    return None
+
+
 async def find(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row:
     """Returns one session, from the archive if it is there. Raises NotFound."""
-    found = await connection.execute(select(*ITEM).where(s.c.id == session_id, *viewer.sees(s)))
-    row = found.mappings().first()
-    if row is None:
-        query = select(*archived_columns()).where(archive.c.id == session_id, *viewer.sees(archive))
-        row = (await connection.execute(query)).mappings().first()
+    row = await look(connection, session_id, viewer)
     if row is None:
         raise unknown(session_id)
-    return dict(row)
+    return row
 
 
 def archived_columns() -> list[ColumnElement[Any]]:
@@ -146,11 +154,18 @@ async def create(connection: AsyncConnection, values: Row, ttl_minutes: int, kin
 async def change(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer, changes: Row) -> Row:
     """Updates one session and returns it. Raises NotFound, or Refused (``session_archived``)."""
     query = update(s).where(s.c.id == session_id, *viewer.sees(s))
-    changed = await connection.execute(query.values(updated_at=func.clock_timestamp(), **changes).returning(*ITEM))
-    row = changed.mappings().first()
-    if row is None:
-        raise await missing(connection, session_id, viewer)
-    return dict(row)
+    query = query.values(updated_at=func.clock_timestamp(), **changes)
+    in_archive = select(archive.c.ended_at).where(archive.c.id == session_id, *viewer.sees(archive))
+    # Twice, since it may come back from the archive between the two.
+    for _ in range(2):
+        row = (await connection.execute(query.returning(*ITEM))).mappings().first()
+        if row is not None:
+            return dict(row)
+        archived = (await connection.execute(in_archive)).first()
+        if archived is not None:
+            then = "a new message brings it back" if archived.ended_at is None else "it has ended, and stays as it is"
+            raise Refused(f"chat session {session_id} is archived; {then}", code="session_archived")
+    raise unknown(session_id)
 
 
 async def end(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row:
@@ -160,16 +175,24 @@ async def end(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer
 
 
 async def remove(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> None:
-    """Deletes a session with its messages, from the archive if it is there. Raises NotFound."""
-    for table in (s, archive):
-        if await _removed(connection, table, session_id, viewer):
+    """Deletes a session with its messages, from the archive if it is there. Raises NotFound.
+
+    A message that is under way to an empty one does not bring it back.
+    """
+    # Twice, since it may move in between.
+    for table in (s, archive, s, archive):
+        query = delete(table).where(table.c.id == session_id, *viewer.sees(table)).returning(table.c.message_count)
+        message_count = await connection.scalar(query)
+        if message_count is not None:
+            if not message_count:
+                await connection.execute(insert(deleted).values(id=session_id).on_conflict_do_nothing())
             return
     raise unknown(session_id)
 
 
-async def _removed(connection: AsyncConnection, table: Table, session_id: uuid.UUID, viewer: Viewer) -> bool:
-    query = delete(table).where(table.c.id == session_id, *viewer.sees(table)).returning(table.c.id)
-    return (await connection.execute(query)).first() is not None
+async def was_deleted(connection: AsyncConnection, session_id: uuid.UUID) -> bool:
+    """Says whether somebody has deleted an empty session lately; a purge is nobody."""
+    return await connection.scalar(select(deleted.c.id).where(deleted.c.id == session_id)) is not None
 
 
 async def stats(connection: AsyncConnection, viewer: Viewer) -> Row:
@@ -183,16 +206,6 @@ async def stats(connection: AsyncConnection, viewer: Viewer) -> Row:
         func.max(s.c.updated_at).label("newest_activity"),
     ).where(*viewer.sees(s))
     return dict((await connection.execute(query)).mappings().one())
-
-
-async def missing(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> SessionManagerError:
-    """Returns why a session cannot be changed: it is in the archive, or it is not there."""
-    query = select(archive.c.ended_at).where(archive.c.id == session_id, *viewer.sees(archive))
-    row = (await connection.execute(query)).first()
-    if row is None:
-        return unknown(session_id)
-    then = "a new message brings it back" if row.ended_at is None else "it has ended, and stays as it is"
-    return Refused(f"chat session {session_id} is archived; {then}", code="session_archived")
 
 
 def unknown(session_id: uuid.UUID) -> NotFound:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 # Prepared statements belong to a server connection, and a pooler in transaction mode hands out another each time.
 CONNECT_ARGUMENTS: dict[str, Any] = {
@@ -37,6 +39,15 @@ def make_engine(url: str, pool_size: int = 10) -> AsyncEngine:
     )
 
 
+@contextlib.asynccontextmanager
+async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Gives a connection in a transaction to read in: all its statements see the same moment."""
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="REPEATABLE READ")
+        async with connection.begin():
+            yield connection
+
+
 def dump_json(value: Any) -> str:
     """Writes JSON for a ``jsonb`` parameter; raises TypeError for what JSON cannot hold."""
     return orjson.dumps(value).decode()
@@ -63,8 +74,11 @@ def server_message(error: SQLAlchemyError) -> str:
     return str(primary or origin).strip().splitlines()[0]
 
 
+def has_cut_off(error: SQLAlchemyError) -> bool:
+    """Says whether an error has ended a connection: what was asked last, a commit perhaps, may have been done."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
 def is_unreachable(error: SQLAlchemyError) -> bool:
     """Says whether an error means that the database does not answer now, and may later."""
-    return isinstance(error, OperationalError | InterfaceError | PoolTimeout) or (
-        isinstance(error, DBAPIError) and error.connection_invalidated
-    )
+    return isinstance(error, OperationalError | InterfaceError | PoolTimeout) or has_cut_off(error)

@@ -103,6 +103,7 @@ def _chat_session_columns() -> list[Column[Any]]:
         Column("last_message_at", DateTime(timezone=True)),
         Column("ended_at", DateTime(timezone=True)),
         Column("metadata", JSONB, nullable=False),
+        Column("creation_key", Text),
     ]
 
 
@@ -120,13 +121,12 @@ def _chat_message_columns(sessions: str) -> list[Column[Any]]:
     ]
 
 
-# ``expires_at`` follows from the ``ttl_minutes`` of the metadata. ``creation_key`` is the idempotency key of the
-# exchange that made the session. What has either is in use, so the archive has neither.
+# ``expires_at`` follows from the ``ttl_minutes`` of the metadata; it is of no use in the archive. ``creation_key`` is
+# the idempotency key of the exchange that made the session.
 chat_sessions = Table(
     "chat_sessions",
     metadata,
     *_chat_session_columns(),
-    Column("creation_key", Text),
     Column("expires_at", DateTime(timezone=True), Computed("", persisted=True)),
 )
 
@@ -140,6 +140,14 @@ chat_sessions_archive = Table(
     metadata,
     *_chat_session_columns(),
     Column("archived_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+)
+
+# Empty sessions that were deleted on purpose, for as long as a message to them may be under way.
+chat_sessions_deleted = Table(
+    "chat_sessions_deleted",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("deleted_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
 )
 
 chat_messages_archive = Table(

@@ -28,7 +28,9 @@ class Archived(msgspec.Struct, frozen=True):
 async def purge_ghosts(engine: AsyncEngine, config: Config) -> Purged:
     """Deletes what is empty for a quarter of an hour and carries no time to live."""
     ghosts = chat_cleanup.ghosts(chat_cleanup.GHOST_MINUTES, whatever_ttl=False)
-    return Purged(await chat_cleanup.purge(engine, ghosts))
+    purged = Purged(await chat_cleanup.purge(engine, ghosts))
+    await chat_cleanup.forget_deleted(engine)
+    return purged
 
 
 async def purge_expired(engine: AsyncEngine, config: Config) -> Purged:

@@ -15,6 +15,7 @@ from session_manager.service.db import chat_messages, chat_sessions
 from session_manager.service.db.chat_exchange import Committed, NewSession, open_session, stored_exchange
 from session_manager.service.db.chat_messages import NewMessage
 from session_manager.service.db.chat_sessions import Row
+from session_manager.service.db.engine import snapshot
 from session_manager.service.db.locks import LIMITS
 from session_manager.service.db.ownership import Viewer
 from session_manager.service.model.base import Model, Turn
@@ -60,7 +61,7 @@ async def open_exchange(engine: AsyncEngine, viewer: Viewer, ask: Ask, model: Mo
     ``idempotency_conflict``), and what the database raises.
     """
     user = NewMessage("user", ask.message, idempotency_key=ask.idempotency_key)
-    async with engine.begin() as connection:
+    async with snapshot(engine) as connection:
         await connection.execute(LIMITS)
         session: NewSession | Row
         before: list[Row] = []

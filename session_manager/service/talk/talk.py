@@ -13,18 +13,23 @@ from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
 import msgspec
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from session_manager.service import metrics
 from session_manager.service.db.chat_exchange import Committed, NewSession, commit_exchange
 from session_manager.service.db.chat_messages import NewMessage
+from session_manager.service.db.engine import has_cut_off, is_unreachable, server_message
 from session_manager.service.db.locks import LIMITS
 from session_manager.service.logs import short
 from session_manager.service.model.base import End, Model, ModelError
+from session_manager.service.problems import Unavailable
 from session_manager.service.talk.failures import document
 from session_manager.service.talk.opening import Opened
 
 REPLY_LIMIT = 2**18
+# Between attempts to store an exchange whose connection broke.
+PAUSES_S = (0.1, 0.4, 1.5)
 _log = logging.getLogger(__name__)
 
 
@@ -163,9 +168,24 @@ class Talk:
         opened = self._opened
         user = msgspec.structs.replace(opened.user, tokens=end.prompt_tokens or 0)
         reply = NewMessage("assistant", text, tokens=end.completion_tokens or 0)
-        async with self._turns, self._engine.begin() as connection:
-            await connection.execute(LIMITS)
-            return await commit_exchange(connection, opened.viewer, opened.session, user, reply)
+        # What was under way when a connection broke is found again by the messages' ids, or stored now.
+        cut_off = False
+        for pause_s in (*PAUSES_S, None):
+            try:
+                async with self._turns, self._engine.begin() as connection:
+                    await connection.execute(LIMITS)
+                    return await commit_exchange(connection, opened.viewer, opened.session, user, reply)
+            except SQLAlchemyError as error:
+                cut_off = cut_off or has_cut_off(error)
+                if not cut_off or not is_unreachable(error):
+                    raise
+                _log.warning("the database broke off while an exchange was stored: %s", server_message(error))
+            if pause_s is not None:
+                await asyncio.sleep(pause_s)
+        raise Unavailable(
+            "the database was lost while this was stored; send it again with the same idempotency_key",
+            code="outcome_unknown",
+        )
 
 
 def _done(committed: Committed, model: str, end: End | None) -> dict[str, Any]:

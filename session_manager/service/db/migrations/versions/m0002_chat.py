@@ -99,13 +99,25 @@ _STATEMENTS = (
       LIKE chat_sessions, archived_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (id)
     )
     """,
-    "ALTER TABLE chat_sessions_archive DROP COLUMN expires_at, DROP COLUMN creation_key",
+    "ALTER TABLE chat_sessions_archive DROP COLUMN expires_at",
     """
     CREATE TABLE chat_messages_archive (
       LIKE chat_messages, PRIMARY KEY (id), UNIQUE (session_id, position),
       FOREIGN KEY (session_id) REFERENCES chat_sessions_archive ON DELETE CASCADE
     )
     """,
+    """
+    CREATE INDEX idx_chat_archive_creation_key ON chat_sessions_archive (coalesce(user_id, ''), creation_key)
+      WHERE creation_key IS NOT NULL
+    """,
+    # Empty sessions that somebody has deleted, which is not undone by a message under way as a purge is.
+    """
+    CREATE TABLE chat_sessions_deleted (
+      id uuid PRIMARY KEY,
+      deleted_at timestamptz NOT NULL DEFAULT now()
+    )
+    """,
+    "CREATE INDEX idx_chat_sessions_deleted ON chat_sessions_deleted (deleted_at)",
     "CREATE INDEX idx_chat_archive_archived ON chat_sessions_archive (archived_at, id)",
     "CREATE INDEX idx_chat_archive_user ON chat_sessions_archive (user_id, archived_at, id) WHERE org_id IS NULL",
     "CREATE INDEX idx_chat_archive_org ON chat_sessions_archive (org_id, archived_at, id) WHERE org_id IS NOT NULL",

@@ -305,6 +305,38 @@ def test_few_jobs_run_at_once_and_those_that_wait_do_not_begin_after_the_end(dat
     on(database, work)
 
 
+def test_a_volume_that_hangs_keeps_no_job_of_the_database_waiting(database: str) -> None:
+    async def work(engine: AsyncEngine) -> None:
+        leave, hanging = asyncio.Event(), asyncio.Event()
+        begun: list[str] = []
+
+        def hung(name: str) -> Job:
+            async def step(engine: AsyncEngine, config: Config) -> Done:
+                begun.append(name)
+                hanging.set()
+                await leave.wait()
+                return Done(1)
+
+            return Job(name, step, 600.0, "default")
+
+        quick, done = counting()
+        volume = [hung(f"job{n}") for n in range(AT_ONCE + 1)]
+        runner = Runner(engine, CONFIG, [*volume, msgspec.structs.replace(quick, interval_s=0.0)])
+        runner.start()
+        try:
+            async with asyncio.timeout(30):
+                await hanging.wait()
+                for _ in range(20):
+                    await runner.run_now("counting")
+        finally:
+            leave.set()
+            first = list(begun)
+            await runner.stop()
+        assert (len(first), len(done)) == (1, 20)
+
+    on(database, work)
+
+
 def test_what_is_switched_off_runs_on_request_only_and_leaves_the_plan_of_others_alone(database: str) -> None:
     async def work(engine: AsyncEngine) -> None:
         job, done = counting()

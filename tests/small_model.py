@@ -160,6 +160,19 @@ def _ends_early(handler: _Handler) -> None:
     handler.raw(b"")
 
 
+def _ends_for_no_reason(handler: _Handler) -> None:
+    """Each piece has a reason without a word in it, and the last one does not come."""
+    handler.begin()
+    handler.event(delta("half a ", finish_reason=""))
+    handler.raw(b"")
+
+
+def _ends_in_failure(handler: _Handler) -> None:
+    handler.begin()
+    handler.event(delta("half a "))
+    handler.complete("Network_Error")
+
+
 def _fails_midway(handler: _Handler) -> None:
     handler.begin()
     handler.event(delta("half a "))
@@ -260,6 +273,8 @@ def _redirects(handler: _Handler) -> None:
 BEHAVIOURS: dict[str, Callable[[_Handler], None]] = {
     "breaks-off": _breaks_off,
     "ends-early": _ends_early,
+    "ends-for-no-reason": _ends_for_no_reason,
+    "ends-in-failure": _ends_in_failure,
     "fails-midway": _fails_midway,
     "says-nothing": _says_nothing,
     "is-silent": _is_silent,

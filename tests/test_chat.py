@@ -171,6 +171,8 @@ def test_a_session_that_was_made_before_its_first_message_is_used(service: Servi
     [
         ("breaks-off", "model_broke_off", "broke off"),
         ("ends-early", "model_broke_off", "broke off"),
+        ("ends-for-no-reason", "model_broke_off", "broke off"),
+        ("ends-in-failure", "model_broke_off", "(network_error)"),
         ("fails-midway", "model_failed", "out of memory"),
         ("says-nothing", "model_empty", "without a word"),
         ("says-too-much", "reply_too_long", "262144"),

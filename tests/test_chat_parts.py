@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Sequence
 
 import pytest
@@ -14,7 +15,8 @@ from session_manager.core.errors import UsageError
 from session_manager.service.api import chat
 from session_manager.service.config import read_config
 from session_manager.service.db.ownership import EVERYBODY
-from session_manager.service.model.base import End, Turn
+from session_manager.service.model.base import End, ModelError, Turn
+from session_manager.service.model.stream import pieces
 from session_manager.service.problems import Unavailable
 from session_manager.service.talk import talks
 from session_manager.service.talk.opening import Ask
@@ -149,6 +151,36 @@ def test_the_end_of_the_service_is_told_and_waited_for(chats: Chats, monkeypatch
 
     chats.run(work)
     assert chats.counts() == (0, 0)
+
+
+def read(*reasons: str | None) -> list[str | End]:
+    """What a stream comes to whose chunks have one word each and these reasons, and that then just ends."""
+
+    async def data() -> AsyncGenerator[bytes, None]:
+        for reason in reasons:
+            yield json.dumps({"choices": [{"delta": {"content": "word "}, "finish_reason": reason}]}).encode()
+
+    async def main() -> list[str | End]:
+        return [piece async for piece in pieces(data())]
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["stop", "length", "tool_calls", "function_call", "content_filter", "eos", "stop_sequence", "end_turn", "tomorrow"],
+)
+def test_a_reason_known_or_not_ends_a_reply(reason: str) -> None:
+    assert read(None, "", reason) == ["word ", "word ", "word ", End(reason)]
+
+
+@pytest.mark.parametrize(
+    "reason", ["error", "ERROR", "network_error", "cancelled", "canceled", "abort", " timeout", "", " "]
+)
+def test_a_failure_or_nothing_for_a_reason_ends_none(reason: str) -> None:
+    with pytest.raises(ModelError) as broken:
+        read(None, reason)
+    assert broken.value.code == "model_broke_off"
 
 
 LLM = {"ARIA_LLM_BASE_URL": "https://models.example/v1/", "ARIA_LLM_MODEL": "m", "ARIA_LLM_API_KEY": "sk-secret"}

@@ -31,6 +31,7 @@ SNAPSHOT = {"type": "custom", "customType": "model-snapshot", "id": "2", "data":
 SYSTEM = {"type": "message", "id": "3", "message": {"role": "system", "content": "be brief"}}
 USER = {"type": "message", "id": "4", "message": {"role": "user", "content": "hello"}}
 OFF = {"ARIA_API_URL": ""}
+MAYBE = "conversations may have been deleted: ask again"
 
 
 def rewrite(store: StoreBuilder, name: str, *lines: object, age: float = 60) -> Path:
@@ -228,31 +229,36 @@ def test_a_service_that_cannot_be_reached_is_no_failure(agents: Path, skill: Ski
     assert (answer.exit_code, answer.document["deleted_ids"]) == (0, [ghost])
     assert answer.document["database_ghosts"] is None
     assert "cannot be reached" in answer.document["pg_error"]
+    assert MAYBE not in answer.document["pg_error"]
     assert answer.document.get("pg_pending") == (1 if arguments else None)
     assert (agents / ".session_manager").exists() == bool(arguments)
 
 
 @pytest.mark.parametrize(
-    ("prepared", "says"),
+    ("prepared", "says", "doubt"),
     [
-        ((404, {}, b"{}"), "older one"),
-        ((401, {}, b"{}"), "refused the token (401)"),
-        ((403, {}, b"{}"), "set ARIA_API_TOKEN to one that may do this"),
-        ((422, {}, b"{}"), "older_than_minutes"),
-        ((500, {}, b"{}"), "look into its log"),
-        ((200, {}, b"<html>"), "does not speak as aria-api does"),
-        ((200, {}, b'{"deleted": "many"}'), "does not speak as aria-api does"),
-        ("die", "broke off"),
+        ((404, {}, b"{}"), "older one", False),
+        ((401, {}, b"{}"), "refused the token (401)", False),
+        ((403, {}, b"{}"), "set ARIA_API_TOKEN to one that may do this", False),
+        ((422, {}, b"{}"), "older_than_minutes", False),
+        ((429, {"Retry-After": "60"}, b"{}"), "is busy (429)", False),
+        ((307, {"Location": "http://elsewhere.example"}, b""), "redirects to another place", False),
+        ((500, {}, b"{}"), "look into its log", True),
+        ((503, {"Retry-After": "60"}, b"{}"), "is busy (503)", True),
+        ((200, {}, b"<html>"), "does not speak as aria-api does", True),
+        ((200, {}, b'{"deleted": "many"}'), "does not speak as aria-api does", True),
+        ("die", "broke off", True),
     ],
 )
-def test_what_is_wrong_with_the_service_is_said(
-    agents: Path, skill: Skill, aria: SmallAria, prepared: Any, says: str
+def test_what_is_wrong_with_the_service_is_said_and_whether_it_may_have_deleted(
+    agents: Path, skill: Skill, aria: SmallAria, prepared: Any, says: str, doubt: bool
 ) -> None:
     aria.always = prepared
     for arguments in ({}, REAL):
         answer = skill(GHOSTS, arguments, ARIA_API_URL=aria.url)
         assert (answer.exit_code, answer.document["database_ghosts"]) == (0, None)
         assert says in answer.document["pg_error"]
+        assert (MAYBE in answer.document["pg_error"]) == (doubt and arguments is REAL)
 
 
 def test_a_service_that_hangs_is_not_waited_for_beyond_the_budget(agents: Path, skill: Skill, aria: SmallAria) -> None:
@@ -262,6 +268,22 @@ def test_a_service_that_hangs_is_not_waited_for_beyond_the_budget(agents: Path, 
     over.set()
     assert (answer.exit_code, answer.document["database_ghosts"]) == (0, None)
     assert "within 0.5 s (ARIA_API_TIMEOUT)" in answer.document["pg_error"]
+    assert MAYBE in answer.document["pg_error"]
+
+
+def test_a_service_that_hung_before_it_was_asked_has_deleted_nothing(
+    agents: Path, skill: Skill, aria: SmallAria
+) -> None:
+    store = StoreBuilder(agents)
+    ghost = haunt(store, "cron:a")
+    store.write()
+    over = threading.Event()
+    aria.always = lambda: over.wait(60) and None
+    answer = skill(GHOSTS, REAL, ARIA_API_URL=aria.url, ARIA_API_TIMEOUT="0.5")
+    over.set()
+    assert (answer.document["deleted_ids"], answer.document["pg_pending"]) == ([ghost], 1)
+    assert {request.method for request in aria.requests} == {"PATCH"}
+    assert MAYBE not in answer.document["pg_error"]
 
 
 # Both layers.

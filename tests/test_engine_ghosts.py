@@ -32,6 +32,13 @@ def three(client: httpx.Client, chats: Chats) -> tuple[str, str, str]:
     return member, nobody, young
 
 
+def test_opening_a_page_makes_none(client: httpx.Client, chats: Chats) -> None:
+    for page in ("/chat", "/chat?session=00000000-0000-4000-8000-000000000000", "/chat.js", "/sessions"):
+        assert client.get(page).status_code == 200
+    assert chats.counts() == (0, 0)
+    assert client.get("/api/engine/sessions/ghosts", params={"older_than_minutes": 0}).json()["total"] == 0
+
+
 def test_they_are_listed_with_owner_and_creation_time_and_nothing_is_changed(
     client: httpx.Client, chats: Chats
 ) -> None:

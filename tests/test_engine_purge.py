@@ -14,7 +14,7 @@ import httpx
 import pytest
 from chats import BASE, Chats, create, listed, say, until_somebody_waits
 from psycopg.errors import CheckViolation
-from service import Databases, Service, running
+from service import Databases, Service, cli, running
 from sqlalchemy import Text, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -224,6 +224,8 @@ def test_cleanup_that_is_switched_off_keeps_what_was_made_first(
         assert chats.run(background_purge) == 0
         assert chats.ids() == {made}
         assert purge(service.client) == 1
+    words = " ".join(cli("serve", "--help").stdout.split())
+    assert "SESSION_CLEANUP_ENABLED (default true; false keeps it until purged by hand)" in words
 
 
 @pytest.mark.parametrize(

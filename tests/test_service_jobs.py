@@ -305,6 +305,38 @@ def test_few_jobs_run_at_once_and_those_that_wait_do_not_begin_after_the_end(dat
     on(database, work)
 
 
+def test_a_volume_that_hangs_keeps_no_job_of_the_database_waiting(database: str) -> None:
+    async def work(engine: AsyncEngine) -> None:
+        leave, hanging = asyncio.Event(), asyncio.Event()
+        begun: list[str] = []
+
+        def hung(name: str) -> Job:
+            async def step(engine: AsyncEngine, config: Config) -> Done:
+                begun.append(name)
+                hanging.set()
+                await leave.wait()
+                return Done(1)
+
+            return Job(name, step, 600.0, "default")
+
+        quick, done = counting()
+        volume = [hung(f"job{n}") for n in range(AT_ONCE + 1)]
+        runner = Runner(engine, CONFIG, [*volume, msgspec.structs.replace(quick, interval_s=0.0)])
+        runner.start()
+        try:
+            async with asyncio.timeout(30):
+                await hanging.wait()
+                for _ in range(20):
+                    await runner.run_now("counting")
+        finally:
+            leave.set()
+            first = list(begun)
+            await runner.stop()
+        assert (len(first), len(done)) == (1, 20)
+
+    on(database, work)
+
+
 def test_what_is_switched_off_runs_on_request_only_and_leaves_the_plan_of_others_alone(database: str) -> None:
     async def work(engine: AsyncEngine) -> None:
         job, done = counting()
@@ -503,7 +535,7 @@ def test_the_sync_revives_what_was_only_silent_and_leaves_the_rest_ended(history
     assert history.run(lambda engine: close_idle(engine, CONFIG)) == Closed(0)
 
 
-def test_what_a_request_has_made_active_is_left_alone_for_two_hours(history: History) -> None:
+def test_what_a_request_has_made_active_or_changed_is_left_alone_for_two_hours(history: History) -> None:
     history.execute(_ROWS)
     ids = dict(history.execute("SELECT metadata->>'aria_session_id', id FROM agent_sessions"))
     began = datetime.now(UTC) - timedelta(hours=5)
@@ -518,13 +550,41 @@ def test_what_a_request_has_made_active_is_left_alone_for_two_hours(history: His
 
     history.run(ask)
     history.mark("active", "main", "old delegation")
-    asked = {("main", name) for name in ("old cron", "old delegation", "begun long ago")}
-    assert history.run(lambda engine: close_idle(engine, CONFIG)) == Closed(1)
-    assert history.statuses()[("main", "never active")] == "ended", "a count is no status"
+    asked = {("main", name) for name in ("old cron", "old delegation", "never active", "begun long ago")}
+    assert history.run(lambda engine: close_idle(engine, CONFIG)) == Closed(0)
     assert {history.statuses()[name] for name in asked} == {"active"}
     history.execute("UPDATE agent_sessions SET status_at = now() - interval '121 minutes'")
-    assert history.run(lambda engine: close_idle(engine, CONFIG)) == Closed(3)
+    assert history.run(lambda engine: close_idle(engine, CONFIG)) == Closed(2)
+    history.execute(
+        "UPDATE agent_sessions SET last_activity_at = now() - interval '121 minutes' WHERE last_activity_at > now() -"
+        " interval '1 minute' AND session_type = 'cron'"
+    )
+    assert history.run(lambda engine: close_idle(engine, CONFIG)) == Closed(2)
     assert {history.statuses()[name] for name in asked} == {"ended"}
+
+
+def test_a_change_of_an_ended_row_neither_revives_it_nor_hides_a_sign_of_life(history: History) -> None:
+    store = StoreBuilder(history.agents)
+    for name in ("silent", "alive"):
+        store.add(f"cron:{name}", 180, session_id=name)
+    store.write()
+    history.sync()
+    assert history.run(lambda engine: close_idle(engine, CONFIG)) == Closed(2)
+    history.execute("UPDATE agent_sessions SET status_at = now() - interval '1 hour'")
+
+    async def count(engine: AsyncEngine) -> None:
+        async with engine.begin() as connection:
+            for (row_id,) in ids:
+                assert await sessions.change(connection, row_id, {"messages_count": 3})
+
+    ids = history.execute("SELECT id FROM agent_sessions")
+    history.run(count)
+    assert set(history.statuses().values()) == {"ended"}
+    store.entries["agent:main:cron:silent"]["label"] = "changed, and no sign of life"
+    store.entries["agent:main:cron:alive"]["updatedAt"] = int(time.time() * 1000) - 30 * 60_000
+    store.write()
+    assert history.sync().revived == 1
+    assert history.statuses() == {("main", "silent"): "ended", ("main", "alive"): "active"}
 
 
 def test_many_idle_rows_are_closed_in_batches_each_committed(history: History, monkeypatch: pytest.MonkeyPatch) -> None:

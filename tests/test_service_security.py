@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import os
 import re
@@ -265,6 +266,33 @@ def test_the_login_turns_a_token_into_a_cookie_and_the_logout_ends_it(closed: Se
         assert browser.get("/sessions").status_code == 303
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"/chat?session={SID}",
+        "/sessions?status=ended&agent_id=a%26b&search=50%25+of+%C3%A4&page=1",
+        "/chat?next=https%3A%2F%2Fevil.example",
+        "/chat?next=//evil.example&token=x%23y",
+        "/chat?%0d%0aSet-Cookie:%20a=b",
+    ],
+)
+def test_the_login_leads_back_to_the_address_with_its_query(closed: Service, address: str) -> None:
+    with httpx.Client(base_url=closed.url, trust_env=False) as browser:
+        sent = browser.get(address).headers["location"]
+        assert sent.startswith("/login?next=/")
+        form = browser.get(sent).text
+        (following,) = re.findall(r'name="next" value="([^"]*)"', form)
+        answer = browser.post("/login", data={"token": TOKEN, "next": html.unescape(following)})
+        assert (answer.status_code, answer.headers["location"]) == (303, address)
+        assert list(answer.cookies) == ["aria_token"]
+
+
+@pytest.mark.parametrize("address", ["/chat?" + "x" * 2001, "/chat?", "/chat"])
+def test_a_query_that_is_none_or_no_page_s_is_left_out(closed: Service, address: str) -> None:
+    answer = httpx.get(closed.url + address, trust_env=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=/chat")
+
+
 def test_the_cookie_is_secure_behind_https(closed: Service) -> None:
     plain = httpx.post(f"{closed.url}/login", data={"token": TOKEN}, trust_env=False)
     assert "secure" not in plain.headers["set-cookie"].lower()
@@ -275,7 +303,19 @@ def test_the_cookie_is_secure_behind_https(closed: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["https://evil.example", "//evil.example", "/\\evil.example", "javascript:alert(1)", "/\tx", ""]
+    "target",
+    [
+        "https://evil.example",
+        "https://evil.example?/chat",
+        "//evil.example",
+        "//evil.example/chat?session=x",
+        "/\\evil.example",
+        "/chat?\r\nLocation: https://evil.example",
+        "?next=//evil.example",
+        "javascript:alert(1)",
+        "/\tx",
+        "",
+    ],
 )
 def test_the_login_leads_nowhere_else(closed: Service, target: str) -> None:
     answer = httpx.post(f"{closed.url}/login", data={"token": TOKEN, "next": target}, trust_env=False)

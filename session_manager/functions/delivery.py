@@ -47,7 +47,7 @@ class History:
             return [], str(error)
 
     def ghosts(self, older_than_minutes: int, most: int, *, delete: bool) -> tuple[Ghosts | None, str | None]:
-        """Counts aria-api's own conversations without a message, or deletes them; None and why it was not possible."""
+        """Counts aria-api's own conversations without a message, or deletes them; None and why nothing is known."""
         try:
             return self._connected().ghosts(older_than_minutes, most, delete=delete)
         except NoConversation as error:

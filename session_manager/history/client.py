@@ -97,9 +97,10 @@ class Client:
     def ghosts(self, older_than_minutes: int, most: int, *, delete: bool) -> tuple[Ghosts | None, str | None]:
         """Counts conversations without a message, with the first ``most`` of them, or deletes them.
 
-        Returns None and why aria-api could not be asked, when that is so.
+        Returns None and why, when aria-api could not be asked or did not say what it did.
         """
         found: list[Ghosts] = []
+        asked = self._left_behind is None
 
         def work() -> None:
             if delete:
@@ -108,7 +109,14 @@ class Client:
                 found.append(list_ghosts(self._connection, older_than_minutes, most))
 
         error = self._in_time(work)
-        return (found[0], None) if error is None else (None, error)
+        if error is None:
+            return found[0], None
+        connection, thread = self._connection, self._thread
+        # A thread that was left behind may send the request yet.
+        under_way = connection.reached and thread is not None and thread.is_alive()
+        if delete and asked and (connection.doubtful or under_way):
+            error += "; conversations may have been deleted: ask again"
+        return None, error
 
     def _in_time(self, work: Callable[[], None]) -> str | None:
         """Does ``work`` in a thread and waits while there is budget; returns what went wrong, as a sentence."""

@@ -44,7 +44,8 @@ class Answer(msgspec.Struct):
 class Connection:
     """Asks aria-api at ``url`` for at most ``budget_s`` seconds, counted from the first request.
 
-    ``reached`` says whether there was a connection: without one, nobody has heard anything.
+    ``reached`` says whether there was a connection: without one, nobody has heard anything. ``doubtful`` says whether
+    the last request may have been carried out, at least in part, although it failed.
     ``clock`` and ``sleep`` are in seconds and can be replaced. Safe to use from several threads. Making one raises
     Unavailable when the URL, or what the environment says about proxies and certificates, is of no use.
     """
@@ -61,6 +62,7 @@ class Connection:
         self.budget_s = budget_s
         self.answered = threading.Event()
         self.reached = False
+        self.doubtful = False
         self._clock = clock
         self._sleep = sleep
         self._deadline: float | None = None
@@ -105,6 +107,7 @@ class Connection:
         """
         content = None if body is None else msgspec.json.encode(body)
         url = self.url + path
+        self.doubtful = False
         for attempt in range(_ATTEMPTS):
             self._pause()
             answer = self._follow(method, url, params, content)
@@ -189,6 +192,7 @@ class Connection:
                 extensions={"trace": self._trace},
             ) as response:
                 self.answered.set()
+                self.doubtful = response.is_success or (response.is_server_error and response.status_code != 501)
                 headers = response.headers
                 return Answer(
                     response.status_code, self._read(response), headers.get("retry-after"), headers.get("location")
@@ -206,6 +210,8 @@ class Connection:
         if event == "connection.connect_tcp.complete":
             self.reached = True
             self.answered.set()
+        elif event == "http11.send_request_headers.started":
+            self.doubtful = True
 
     def _read(self, response: httpx.Response) -> bytes:
         data = bytearray()

@@ -30,6 +30,7 @@ ADMIN = ("/api/jobs/",)
 FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
 ERASES = "/api/sessions/erase"
 PAGES = frozenset(("/", "/sessions", "/chat", "/docs"))
+LONGEST_QUERY = 2000
 # Decides nothing: it is what the API's description says about tokens.
 DESCRIBED = Security(
     HTTPBearer(auto_error=False, scheme_name="token", description="`ARIA_API_TOKEN`, or one that was created.")
@@ -102,8 +103,7 @@ class Auth:
             principal = None
         if principal is None:
             if scope["type"] == "http" and scope["path"] in PAGES and scope["method"] == "GET":
-                where = quote(scope["path"])
-                return await RedirectResponse(f"/login?next={where}", 303)(scope, receive, send)
+                return await RedirectResponse(f"/login?next={quote(address(scope))}", 303)(scope, receive, send)
             return await refuse(
                 scope,
                 receive,
@@ -120,6 +120,13 @@ class Auth:
             )
         scope["principal"] = principal
         return await self._app(scope, receive, send)
+
+
+def address(scope: Scope) -> str:
+    """Returns the path of a request with its query, which is left out when it is longer than any page's."""
+    path: str = scope["path"]
+    query: bytes = scope["query_string"]
+    return f"{path}?{query.decode('latin-1')}" if 0 < len(query) <= LONGEST_QUERY else path
 
 
 def scope_needed(scope: Scope) -> str:

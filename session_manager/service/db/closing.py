@@ -31,7 +31,7 @@ _CLOSE = text("""
 async def close(connection: AsyncConnection, idle_s: float, after: int, batch: int) -> tuple[int, int | None]:
     """Ends, as of their last activity, up to ``batch`` active rows of TYPES that were idle for ``idle_s`` seconds.
 
-    Rows that a request has made active within that time are left alone.
+    Rows that a request has made active, or changed, within that time are left alone.
     Goes on behind the row with the ``seq`` ``after``; returns how many there were, and the last one's ``seq``.
     """
     found = await connection.execute(_CLOSE, {"types": list(TYPES), "after": after, "idle_s": idle_s, "batch": batch})

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, TextClause, delete, func, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, Select, TextClause, case, delete, func, insert, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.service.db.locks import WRITERS
@@ -120,18 +120,25 @@ async def create(connection: AsyncConnection, values: Row) -> tuple[uuid.UUID, b
 
 
 async def change(connection: AsyncConnection, row_id: uuid.UUID, changes: Row) -> bool:
-    """Updates one row; False when there is none. ``metadata`` is merged; a status keeps the times in order."""
+    """Updates one row; False when there is none. ``metadata`` is merged; a status keeps the times in order.
+
+    A row that is active afterwards was active just now; of one that is not, later activity in the volume decides.
+    """
     values: Row = dict(changes)
     if "metadata" in values:
         if "aria_session_id" in values["metadata"]:
             await lock_writers(connection)
         values["metadata"] = t.c.metadata.op("||")(values["metadata"])
-    if "status" in values:
+    moved = func.greatest(t.c.last_activity_at, func.clock_timestamp())
+    if "status" not in values:
+        values["last_activity_at"] = case((t.c.status == "active", moved), else_=t.c.last_activity_at)
+    else:
         ended = values["status"] != "active"
         values |= {
             "status_at": func.clock_timestamp(),
             "ended_at": func.coalesce(t.c.ended_at, func.clock_timestamp()) if ended else None,
             "ended_by": BY_REQUEST,
+            "last_activity_at": t.c.last_activity_at if ended else moved,
         }
     found = await connection.execute(update(t).where(t.c.id == row_id).values(**values).returning(t.c.id))
     return found.first() is not None

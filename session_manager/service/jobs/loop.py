@@ -56,6 +56,8 @@ class Runner:
         self._config = config
         self._stop = asyncio.Event()
         self._turns = asyncio.Semaphore(AT_ONCE)
+        # A volume that hangs keeps whoever reads it, one after the other: never all turns.
+        self._turn_on_volume = asyncio.Semaphore(1)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
@@ -110,7 +112,7 @@ class Runner:
         return await asyncio.shield(task)
 
     async def _turn(self, job: Job, *, asked: bool = False, wait: bool = False) -> Turn:
-        async with self._turns:
+        async with self._turn_on_volume if job.volume else contextlib.nullcontext(), self._turns:
             if self._stop.is_set() and not asked:
                 return Turn(0)
             return await take_turn(self._engine, self._config, job, asked=asked, wait=wait)

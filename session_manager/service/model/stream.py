@@ -11,6 +11,24 @@ from session_manager.service.model.base import End, ModelError
 LINE_LIMIT = 2**20
 _MOST_TOKENS = 2**31 - 1
 _DONE = b"[DONE]"
+# Endpoints have words of their own for an ordinary end (eos, stop_sequence, end_turn …), and new ones come: a word that
+# nobody knows ends a reply. The words for a failure are few, and what came before one of them is no reply.
+_FAILURES = frozenset(
+    (
+        "abort",
+        "aborted",
+        "cancel",
+        "canceled",
+        "cancelled",
+        "error",
+        "failed",
+        "insufficient_system_resource",
+        "interrupted",
+        "network_error",
+        "server_error",
+        "timeout",
+    )
+)
 
 
 async def data_of(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
@@ -33,7 +51,8 @@ async def data_of(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
 async def pieces(data: AsyncIterator[bytes], key: str | None = None) -> AsyncGenerator[str | End, None]:
     """Yields the reply's text in pieces that can be stored, and its End. Raises ModelError when it is not complete.
 
-    It is complete when the endpoint says why it ended, or that it has; a connection that just ends says neither.
+    It is complete when the endpoint says why it ended, or that it has; a connection that just ends says neither, and
+    some reasons are failures.
     ``key`` is what no error may repeat.
     """
     joined = _Joined()
@@ -54,8 +73,8 @@ async def pieces(data: AsyncIterator[bytes], key: str | None = None) -> AsyncGen
         text = delta.get("content") if isinstance(delta, dict) else None
         if isinstance(text, str) and (whole := joined.add(text)):
             yield whole
-        if isinstance(choice.get("finish_reason"), str):
-            reason, ended = _storable(choice["finish_reason"][:100]), True
+        if said := _reason(choice):
+            reason, ended = said, True
     if not begun:
         raise garbled()
     if not ended:
@@ -63,6 +82,16 @@ async def pieces(data: AsyncIterator[bytes], key: str | None = None) -> AsyncGen
     if last := joined.rest():
         yield last
     yield End(reason, *usage)
+
+
+def _reason(choice: dict[str, Any]) -> str | None:
+    reason = choice.get("finish_reason")
+    if not isinstance(reason, str) or not reason.strip():
+        return None
+    word = reason.strip().lower()
+    if word in _FAILURES:
+        raise ModelError(f"the model broke off in the middle of its reply ({word}); try again", code="model_broke_off")
+    return _storable(reason[:100])
 
 
 def said_in(document: dict[str, Any], key: str | None) -> str:

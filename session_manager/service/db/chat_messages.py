@@ -141,7 +141,7 @@ async def append(connection: AsyncConnection, session: Row, messages: Sequence[N
         {
             "session_id": session["id"],
             "position": last + n,
-            "created_at": at + text(f"interval '{n - 1} microseconds'"),
+            "created_at": at + func.make_interval(0, 0, 0, 0, 0, 0, (n - 1) / 1_000_000),
             **msgspec.structs.asdict(message),
         }
         for n, message in enumerate(messages, 1)

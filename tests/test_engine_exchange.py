@@ -18,7 +18,7 @@ from session_manager.service.db.chat_exchange import (
     Committed,
     NewSession,
     commit_exchange,
-    open_session,
+    still_open,
     stored_exchange,
 )
 from session_manager.service.db.chat_messages import NewMessage
@@ -53,7 +53,7 @@ async def exchange(
 
 async def opened(engine: AsyncEngine, session_id: str, viewer: Viewer = EVERYBODY) -> Any:
     async with engine.begin() as connection:
-        return await open_session(connection, uuid.UUID(session_id), viewer)
+        return still_open(await chat_sessions.find(connection, uuid.UUID(session_id), viewer))
 
 
 def test_a_new_session_comes_with_both_messages(chats: Chats) -> None:

@@ -25,7 +25,7 @@ from talking import by_stream
 from session_manager.core.errors import NotFound, Refused
 from session_manager.service.api.sessions import transaction
 from session_manager.service.db import chat_archive, chat_cleanup, chat_messages, chat_sessions
-from session_manager.service.db.chat_exchange import NewSession, commit_exchange, open_session
+from session_manager.service.db.chat_exchange import NewSession, commit_exchange, still_open
 from session_manager.service.db.chat_messages import NewMessage
 from session_manager.service.db.engine import make_engine, snapshot
 from session_manager.service.db.ownership import EVERYBODY
@@ -101,7 +101,7 @@ def test_what_comes_back_between_two_looks_is_found(client: httpx.Client, chats:
 
 async def opened(engine: AsyncEngine, session_id: uuid.UUID) -> Any:
     async with snapshot(engine) as connection:
-        return await open_session(connection, session_id, EVERYBODY)
+        return still_open(await chat_sessions.find(connection, session_id, EVERYBODY))
 
 
 def test_what_is_read_is_of_one_moment(client: httpx.Client, chats: Chats) -> None:

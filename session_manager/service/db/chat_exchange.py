@@ -7,7 +7,7 @@ leaves nothing behind.
 from __future__ import annotations
 
 import uuid
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 from sqlalchemy import Table, delete, func, select
@@ -55,7 +55,7 @@ async def commit_exchange(
 ) -> Committed:
     """Stores both messages, and makes the session when it is a new one; the caller's transaction is the exchange's.
 
-    ``session`` is a NewSession, or an existing one as ``open_session`` returned it when the message came: a purge or an
+    ``session`` is a NewSession, or an existing one as it was found when the message came: a purge or an
     archive run in between does not stop the exchange. ``user.idempotency_key`` makes a retry return what the first
     attempt stored, also while that one is still under way. A new session's key counts among its owner's sessions.
 
@@ -65,9 +65,9 @@ async def commit_exchange(
     if isinstance(session, NewSession):
         held = await _begin(connection, session, user.idempotency_key)
         if held is None:
-            begun = await _begun(connection, viewer, session, user.idempotency_key)
-            before = None if begun is None else await _stored(connection, begun, user)
-            return before or _raise_taken()
+            key = user.idempotency_key
+            begun = session.id if key is None else await _find_begun(connection, session, key)
+            return await _stored_at_first(connection, viewer, begun, user)
     else:
         held = await chat_messages.hold(connection, session["id"], viewer, seen=session)
         before = await _stored(connection, held, user)
@@ -77,15 +77,11 @@ async def commit_exchange(
     return Committed(changed, rows[0], rows[1], created=True)
 
 
-async def open_session(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row:
-    """Returns an existing session that is to be talked in, live or archived; nothing is held or changed.
-
-    Raises NotFound, or Refused (``session_ended``).
-    """
-    row = await chat_sessions.find(connection, session_id, viewer)
-    if row["ended_at"] is not None:
-        raise chat_messages.ended(session_id)
-    return row
+def still_open(session: Row) -> Row:
+    """Returns an existing session, live or archived, that may be talked in. Raises Refused (``session_ended``)."""
+    if session["ended_at"] is not None:
+        raise chat_messages.ended(session["id"])
+    return session
 
 
 async def stored_exchange(
@@ -99,11 +95,8 @@ async def stored_exchange(
         return None
     if not isinstance(session, NewSession):
         return await _stored(connection, session, user)
-    if await _find_begun(connection, session, user.idempotency_key) is None:
-        return None
-    begun = await _begun(connection, viewer, session, user.idempotency_key)
-    before = None if begun is None else await _stored(connection, begun, user)
-    return before or _raise_taken()
+    begun = await _find_begun(connection, session, user.idempotency_key)
+    return None if begun is None else await _stored_at_first(connection, viewer, begun, user)
 
 
 async def _begin(connection: AsyncConnection, session: NewSession, key: str | None) -> Row | None:
@@ -149,13 +142,15 @@ async def _find_begun(connection: AsyncConnection, session: NewSession, key: str
     return None
 
 
-async def _begun(connection: AsyncConnection, viewer: Viewer, session: NewSession, key: str | None) -> Row | None:
-    begun = session.id if key is None else await _find_begun(connection, session, key)
-    return None if begun is None else await chat_sessions.look(connection, begun, viewer)
-
-
-def _raise_taken() -> NoReturn:
-    raise Refused("there is a session with this id or key already; ask again with new ones", code="session_exists")
+async def _stored_at_first(
+    connection: AsyncConnection, viewer: Viewer, begun: uuid.UUID | None, user: NewMessage
+) -> Committed:
+    """Returns the exchange by which a session was begun already. Raises Refused where it was begun by another one."""
+    session = None if begun is None else await chat_sessions.look(connection, begun, viewer)
+    before = None if session is None else await _stored(connection, session, user)
+    if before is None:
+        raise Refused("there is a session with this id or key already; ask again with new ones", code="session_exists")
+    return before
 
 
 async def _stored(connection: AsyncConnection, session: Row, user: NewMessage) -> Committed | None:

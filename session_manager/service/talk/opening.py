@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from session_manager.service.db import chat_messages, chat_sessions
-from session_manager.service.db.chat_exchange import Committed, NewSession, open_session, stored_exchange
+from session_manager.service.db.chat_exchange import Committed, NewSession, still_open, stored_exchange
 from session_manager.service.db.chat_messages import NewMessage
 from session_manager.service.db.chat_sessions import Row
 from session_manager.service.db.engine import snapshot
@@ -74,8 +74,7 @@ async def open_exchange(engine: AsyncEngine, viewer: Viewer, ask: Ask, model: Mo
             name = model.named(ask.model, session["model"])
             stored = await stored_exchange(connection, viewer, session, user)
             if stored is None:
-                session = await open_session(connection, ask.session_id, viewer)
-                before = await chat_messages.last_ones(connection, session, HISTORY_MESSAGES)
+                before = await chat_messages.last_ones(connection, still_open(session), HISTORY_MESSAGES)
     return Opened(viewer, session, user, name, _turns(before, ask.message), stored)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
-from service import Databases
+from service import Databases, Service
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -55,6 +55,14 @@ class Chats:
     def __init__(self, server: Databases, url: str) -> None:
         self.url = url
         self._server = server
+
+    @classmethod
+    def of(cls, server: Databases, service: Service) -> Chats:
+        """The database of a service, with no conversation in it."""
+        assert service.database_url is not None
+        found = cls(server, service.database_url)
+        found.clear()
+        return found
 
     def execute(self, statement: str, *values: object) -> list[Any]:
         with self._server.connect(self.url) as connection:

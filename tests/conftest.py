@@ -114,10 +114,7 @@ def client(shared_service: Service) -> httpx.Client:
 @pytest.fixture
 def chats(server: Databases, shared_service: Service) -> Chats:
     """The database of the shared service, with no conversation in it."""
-    assert shared_service.database_url is not None
-    found = Chats(server, shared_service.database_url)
-    found.clear()
-    return found
+    return Chats.of(server, shared_service)
 
 
 @pytest.fixture
@@ -175,3 +172,13 @@ def model() -> Iterator[SmallModel]:
     """An endpoint with a model, for a module's tests."""
     with small_model() as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def service(server: Databases, model: SmallModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with that model behind it."""
+    url = server.create()
+    log = tmp_path_factory.mktemp("service") / "log"
+    with running(log, DATABASE_URL=url, HOME=str(log.parent), **model.env) as found:
+        yield found
+    server.drop(url)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from socket import SHUT_RDWR, create_connection
@@ -38,22 +37,10 @@ from websockets.exceptions import ConnectionClosed
 from session_manager.service.talk.opening import HISTORY_CHARACTERS, HISTORY_MESSAGES
 
 
-@pytest.fixture(scope="module")
-def service(server: Databases, model: SmallModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with a model behind it."""
-    url = server.create()
-    log = tmp_path_factory.mktemp("service") / "log"
-    with running(log, DATABASE_URL=url, HOME=str(log.parent), **model.env) as found:
-        yield found
-    server.drop(url)
-
-
 @pytest.fixture
 def chats(server: Databases, service: Service, model: SmallModel) -> Chats:
     """The service's database, with no conversation in it; the model has been asked nothing."""
-    assert service.database_url is not None
-    found = Chats(server, service.database_url)
-    found.clear()
+    found = Chats.of(server, service)
     with model.lock:
         model.asked.clear()
         model.headers.clear()

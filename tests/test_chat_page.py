@@ -20,21 +20,9 @@ TOKEN = "a-token-of-the-operator"
 PICTURES = os.environ.get("SM_PICTURES")
 
 
-@pytest.fixture(scope="module")
-def service(server: Databases, model: SmallModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    url = server.create()
-    log = tmp_path_factory.mktemp("service") / "log"
-    with running(log, DATABASE_URL=url, HOME=str(log.parent), **model.env) as found:
-        yield found
-    server.drop(url)
-
-
 @pytest.fixture
 def chats(server: Databases, service: Service) -> Chats:
-    assert service.database_url is not None
-    found = Chats(server, service.database_url)
-    found.clear()
-    return found
+    return Chats.of(server, service)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,9 @@ OPEN = frozenset(("/healthz", "/readyz", "/login", "/style.css"))
 ADMIN = ("/api/jobs/",)
 FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
 ERASES = "/api/sessions/erase"
-PAGES = frozenset(("/", "/sessions", "/chat", "/docs"))
+PAGES = frozenset(("/", "/sessions", "/conversations", "/chat", "/docs"))
+# What a person ends or deletes on a page, by a form.
+DELETING = ("/sessions/", "/conversations/")
 # Decides nothing: it is what the API's description says about tokens.
 DESCRIBED = Security(
     HTTPBearer(auto_error=False, scheme_name="token", description="`ARIA_API_TOKEN`, or one that was created.")
@@ -101,7 +103,7 @@ class Auth:
             # A proxy on this machine asks for somebody elsewhere.
             principal = None
         if principal is None:
-            if scope["type"] == "http" and scope["path"] in PAGES and scope["method"] == "GET":
+            if scope["type"] == "http" and is_page(scope["path"]) and scope["method"] == "GET":
                 where = quote(scope["path"])
                 return await RedirectResponse(f"/login?next={where}", 303)(scope, receive, send)
             return await refuse(
@@ -131,7 +133,13 @@ def scope_needed(scope: Scope) -> str:
         return "read"
     if scope["path"].startswith(ADMIN):
         return "admin"
-    return "delete" if method == "DELETE" or scope["path"] == ERASES else "write"
+    deletes = method == "DELETE" or scope["path"] == ERASES or scope["path"].startswith(DELETING)
+    return "delete" if deletes else "write"
+
+
+def is_page(path: str) -> bool:
+    """Says whether a browser that asks for this is a person's, who can log in."""
+    return path in PAGES or path.startswith(DELETING)
 
 
 def token_of(scope: Scope) -> str | None:

@@ -74,12 +74,14 @@ class Page(msgspec.Struct, frozen=True):
     """Rows, newest first. ``newer`` and ``older`` are where the pages beside it begin, None where there is none.
 
     ``stopped_at`` is the start of the row at which the search stopped for now, None when it looked at all there is.
+    ``named`` says that the search was a whole id, and these are all the rows that have it.
     """
 
     rows: list[Row]
     newer: int | None
     older: int | None
     stopped_at: datetime | None
+    named: bool = False
 
 
 async def page(
@@ -89,7 +91,7 @@ async def page(
     if wanted.search is not None and before is None and after is None:
         exact = await _rows(connection, select(t.c.seq, *ITEM).where(*wanted.named()).order_by(t.c.seq.desc()), limit)
         if exact:
-            return Page(exact, None, None, None)
+            return Page(exact, None, None, None, named=True)
     walked = _walk(wanted, before, after)
     w = walked.subquery("w")
     order = w.c.seq.desc() if after is None else w.c.seq.asc()

@@ -84,7 +84,6 @@ async def dashboard(
         types=types,
         spans=[(name, words, address(PATH, chosen, span=name)) for name, (_, _, words) in _SPANS.items()],
         totals=await queries.totals(database, request.scope["principal"].viewer),
-        most=queries.MOST,
         stale_minutes=queries.STALE_MINUTES,
         links=_totals_links(),
         drawn=await _drawn(request, database, span),
@@ -100,7 +99,9 @@ async def _history(
     wanted = queries.Wanted(**{name: chosen[name] or None for name in filters})
     page = await queries.page(database, wanted, ROWS, before=before, after=after)
     first = before is None and after is None
-    counted, cut = await queries.count(database, wanted) if first and page.rows else (None, False)
+    counted, cut = (len(page.rows), False) if page.named else (None, False)
+    if first and page.rows and not page.named:
+        counted, cut = await queries.count(database, wanted)
     return {
         "page": page,
         "counted": counted,

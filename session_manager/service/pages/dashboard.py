@@ -20,7 +20,7 @@ from session_manager.service.db.tables import STATUSES
 from session_manager.service.pages.charts import Chart, Share, by_name, over_time
 from session_manager.service.pages.ledger import LedgerView, read_ledger
 from session_manager.service.pages.links import address, local
-from session_manager.service.pages.render import render
+from session_manager.service.pages.render import render, script_file
 from session_manager.service.problems import Forbidden
 
 ROWS = 50
@@ -90,6 +90,12 @@ async def dashboard(
         ledger=await _ledger(request),
         jobs=await _jobs(request, database),
     )
+
+
+@router.get("/sessions.js")
+async def script() -> Response:
+    """What htmx leaves to the page: to say that something went wrong."""
+    return script_file("sessions.js", "no-cache")
 
 
 async def _history(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
 FOLDER = os.path.dirname(__file__)
 HTMX = "htmx-2.0.11.min.js"
@@ -44,3 +44,10 @@ def render(template: str, status: int = 200, *, scripts: bool = False, **values:
             "Cache-Control": "no-store",
         },
     )
+
+
+def script_file(name: str, cache: str) -> Response:
+    """Returns a script of this folder; ``cache`` says how long it may be kept."""
+    with open(os.path.join(FOLDER, name), encoding="utf-8") as file:
+        headers = {"Cache-Control": cache, "X-Content-Type-Options": "nosniff"}
+        return Response(file.read(), media_type="text/javascript", headers=headers)

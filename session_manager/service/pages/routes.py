@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response
 
 from session_manager.service.auth import COOKIE, Authenticator
 from session_manager.service.pages.links import local
-from session_manager.service.pages.render import FOLDER, HTMX, render
+from session_manager.service.pages.render import FOLDER, HTMX, render, script_file
 
 router = APIRouter(include_in_schema=False)
 
@@ -31,9 +31,7 @@ async def style() -> Response:
 @router.get(f"/{HTMX}")
 async def htmx() -> Response:
     """The one script that is not our own; its name has its version."""
-    with open(os.path.join(FOLDER, HTMX), encoding="utf-8") as file:
-        headers = {"Cache-Control": "max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
-        return Response(file.read(), media_type="text/javascript", headers=headers)
+    return script_file(HTMX, "max-age=31536000, immutable")
 
 
 @router.get("/login")

@@ -19,6 +19,7 @@ from support import Skill, StoreBuilder
 
 from session_manager.service.db import dashboard as queries
 from session_manager.service.db.dashboard import Page, Wanted
+from session_manager.service.db.ownership import EVERYBODY
 from session_manager.service.pages.dashboard import ROWS
 
 NASTY = "<script>alert(1)</script>"
@@ -261,9 +262,10 @@ def test_each_query_goes_by_an_index(server: Databases, database: str) -> None:
     )
     rows.execute("VACUUM ANALYZE agent_sessions")
     plans = rows.run(_plans, pool_size=1)
-    assert len(plans) > 18
+    assert len(plans) > 24
     for plan in plans:
         assert "Seq Scan on agent_sessions" not in plan, plan
+    assert any("Index Cond: (GREATEST" in plan for plan in plans)
     assert any("idx_agent_sessions_type_seq" in plan for plan in plans)
     assert any("idx_agent_sessions_started" in plan for plan in plans)
 
@@ -288,6 +290,7 @@ async def _plans(engine: AsyncEngine) -> list[str]:
             await queries.page(connection, wanted, 50, before=15_000)
             await queries.page(connection, wanted, 50, after=15_000)
             await queries.page(connection, wanted, 50)
+        await queries.totals(connection, EVERYBODY)
         await queries.names(connection)
         await queries.counts(connection, 24, "hour")
         event.remove(engine.sync_engine, "before_cursor_execute", note)

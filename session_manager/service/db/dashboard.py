@@ -143,8 +143,11 @@ async def count(connection: AsyncConnection, wanted: Wanted) -> tuple[int, bool]
 
 
 def _silent(row: FromClause) -> ColumnElement[bool]:
-    last = func.greatest(row.c.last_activity_at, row.c.started_at)
-    return last < func.now() - func.make_interval(0, 0, 0, 0, 0, STALE_MINUTES)
+    return _last_activity(row) < func.now() - func.make_interval(0, 0, 0, 0, 0, STALE_MINUTES)
+
+
+def _last_activity(row: FromClause) -> ColumnElement[Any]:
+    return func.greatest(row.c.last_activity_at, row.c.started_at)
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -159,20 +162,22 @@ class Totals(msgspec.Struct, frozen=True):
 
 async def totals(connection: AsyncConnection, viewer: Viewer) -> Totals:
     """Counts what there is; of conversations without a message those that the viewer may see."""
-    wanted = {name: [t.c.status == name] for name in STATUSES}
-    counts = {name: await _up_to_most(connection, t, conditions) for name, conditions in wanted.items()}
+    ghosts = [chats.c.message_count == 0, *viewer.sees(chats)]
     estimate = text("SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass('agent_sessions')")
     return Totals(
-        by_status=counts,
-        sessions=await _up_to_most(connection, t, []),
+        by_status={name: await _up_to_most(connection, t.c.seq, [t.c.status == name]) for name in STATUSES},
+        sessions=await _up_to_most(connection, t.c.seq, []),
         about=int(await connection.scalar(estimate) or 0),
-        stale=await _up_to_most(connection, t, [t.c.status == "active", _silent(t)]),
-        ghosts=await _up_to_most(connection, chats, [chats.c.message_count == 0, *viewer.sees(chats)]),
+        stale=await _up_to_most(connection, _last_activity(t), [t.c.status == "active", _silent(t)]),
+        ghosts=await _up_to_most(connection, chats.c.created_at, ghosts),
     )
 
 
-async def _up_to_most(connection: AsyncConnection, table: FromClause, conditions: Sequence[ColumnElement[bool]]) -> int:
-    some = select(literal(1)).select_from(table).where(*conditions).limit(MOST + 1).subquery("some")
+async def _up_to_most(
+    connection: AsyncConnection, by: ColumnElement[Any], conditions: Sequence[ColumnElement[bool]]
+) -> int:
+    # The order is that of the index that shall be read, and not the table.
+    some = select(by.label("place")).where(*conditions).order_by(by).limit(MOST + 1).subquery("some")
     return int(await connection.scalar(select(func.count()).select_from(some)) or 0)
 
 

@@ -161,7 +161,9 @@ def history_checks(context: Context) -> Iterator[Check]:
     if health.token is not None:
         refused = Refused(f"{health.token}; {has}", code="aria_api_token")
         yield failed(
-            "aria_api_token", refused, "set ARIA_API_TOKEN to one with read and write: session-manager token create"
+            "aria_api_token",
+            refused,
+            "do as it says, or set ARIA_API_TOKEN to one with read and write: session-manager token create",
         )
     else:
         may = {True: "and may change history", None: "whether it may change history is not known", False: ""}

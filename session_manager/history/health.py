@@ -72,7 +72,8 @@ def _token(rows: Answer, may_write: bool | None) -> str | None:
     if rows.status == 401:
         return "aria-api refuses the token (401)"
     if rows.status == 403:
-        return "the token may not read history (403)"
+        # It may be the token, or the name that the service was asked by.
+        return _said(rows, "the token may not read history (403)")
     return "the token may not change history (403)" if may_write is False else None
 
 
@@ -81,11 +82,15 @@ def _database(answer: Answer) -> tuple[bool | None, str | None]:
         return True, None
     if answer.status != 503:
         return None, None
+    return False, _said(answer, "aria-api says that it is not ready (503)")
+
+
+def _said(answer: Answer, otherwise: str) -> str:
+    """Returns the sentence in which aria-api itself says what is wrong."""
     try:
-        sentence = msgspec.json.decode(answer.body, type=_Problem).error
+        return msgspec.json.decode(answer.body, type=_Problem).error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        sentence = "aria-api says that it is not ready (503)"
-    return False, sentence
+        return otherwise
 
 
 def _version(connection: Connection, root: str) -> str | None:

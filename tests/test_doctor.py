@@ -118,6 +118,23 @@ def test_what_is_wrong_in_one_store_keeps_none_of_the_others_from_being_looked_a
     assert (skill("doctor").exit_code, skill("doctor").document["code"]) == (4, "store_unsupported")
 
 
+def test_a_link_that_leads_out_is_told(whole: StoreBuilder, agents: Path, skill: Skill, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (agents / "linked").mkdir()
+    (agents / "linked" / "sessions").symlink_to(tmp_path / "elsewhere")
+    answer = skill("doctor")
+    assert (answer.exit_code, answer.document["code"]) == (4, "outside_agents_dir")
+    assert "mount the folder" in bad(answer)["store linked"]["advice"]
+
+
+def test_a_newer_ledger_is_told(whole: StoreBuilder, agents: Path, skill: Skill) -> None:
+    skill("delete_session", {"session_id": "old"})
+    ledger_sql(agents, "PRAGMA user_version = 99")
+    answer = skill("doctor")
+    assert (answer.exit_code, answer.document["code"]) == (4, "ledger_unsupported")
+    assert "update" in bad(answer)["ledger"]["advice"]
+
+
 def test_a_living_lock_is_told_with_its_holder(whole: StoreBuilder, skill: Skill) -> None:
     marker(whole.dir / "sessions.json.lock", os.getpid())
     marker(whole.dir / "old.jsonl.lock", os.getpid(), 7200)
@@ -153,16 +170,23 @@ def test_the_lock_of_a_pid_that_is_not_seen_here_is_respected(whole: StoreBuilde
     assert "another container" in checks(answer.document)["lock main/old.jsonl.lock"]["what"]
 
 
-def test_our_own_kernel_lock_is_seen_without_being_taken(whole: StoreBuilder, skill: Skill) -> None:
-    lock = whole.dir / ".session_manager.lock"
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("main/sessions", "lock main/.session_manager.lock"), (".session_manager", "lock delivery.lock")],
+)
+def test_our_own_kernel_locks_are_seen_without_being_taken(
+    whole: StoreBuilder, agents: Path, skill: Skill, place: str, name: str
+) -> None:
+    lock = agents / place / name.rpartition("/")[2].removeprefix("lock ")
+    lock.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-c", HOLD, str(lock)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         found = checks(skill("doctor").document)
-        assert f"session_manager, pid {holder.pid}," in found[f"lock main/{lock.name}"]["what"]
+        assert f"session_manager, pid {holder.pid}," in found[name]["what"]
         holder.communicate()
-    assert f"lock main/{lock.name}" not in checks(skill("doctor").document)
+    assert name not in checks(skill("doctor").document)
 
 
 @pytest.mark.parametrize("kill_at", range(2, 9))

@@ -21,6 +21,11 @@ _PATIENCE_MS = 3_600_000
 # A call that is at work is no killed one.
 _AT_WORK_MS = 60_000
 _SHOWN = 5
+_ADVICE = {
+    "not_writable": "run as the gateway's user",
+    "ledger_unsupported": "update this tool here; nothing of what a newer one wrote is touched",
+    "ledger_busy": "look again in a moment",
+}
 _CHANGE_S = 1.0
 _POLL_S = 0.02
 
@@ -28,6 +33,7 @@ _POLL_S = 0.02
 def ledger_checks(context: Context) -> Iterator[Check]:
     """Yields the checks of the ledger, of unfinished runs and of marks that wait. Opens it for reading only."""
     path = ledger_path(context.settings)
+    yield from _delivery_lock(context)
     if _in_the_middle(path):
         what = f"{path} was left in the middle of a change by a process that was killed, or is being changed for long"
         yield Check("ledger", False, what, "the next call that changes something takes that change back")
@@ -48,6 +54,15 @@ def ledger_checks(context: Context) -> Iterator[Check]:
         yield from checks
 
 
+def _delivery_lock(context: Context) -> Iterator[Check]:
+    from session_manager.live.delivery_lock import LOCK_NAME
+    from session_manager.live.locks import kernel_lock_holder
+
+    pid = kernel_lock_holder(os.path.join(context.settings.state_dir, LOCK_NAME))
+    if pid is not None:
+        yield Check(f"lock {LOCK_NAME}", True, f"of session_manager, pid {pid}, which is delivering marks to history")
+
+
 def _none_yet(path: str) -> Check:
     what = f"there is none yet at {path}: nothing was removed so far"
     place = os.path.dirname(path)
@@ -60,8 +75,7 @@ def _none_yet(path: str) -> Check:
 
 
 def _unreadable(error: SessionManagerError) -> Check:
-    advice = "run as the gateway's user" if isinstance(error, Refused) else "move it away, or restore it from a backup"
-    return failed("ledger", error, advice)
+    return failed("ledger", error, _ADVICE.get(error.code, "move it away, or restore it from a backup"))
 
 
 def _in_the_middle(path: str) -> bool:

@@ -20,9 +20,12 @@ DESCRIPTION = (
     "runs, marks that wait for history, aria-api, its token and its database. Changes nothing."
 )
 
-_GATEWAY = "ask the gateway: `openclaw sessions` lists and deletes them; no other agent is touched by this"
 _UNREADABLE = "restore sessions.json from a backup, or call readopt_orphans; until then nothing is written to it"
 _OTHER_USER = "run as the gateway's user, where the agents directory is mounted"
+_ADVICE = {
+    "store_unsupported": "ask the gateway: `openclaw sessions` lists and deletes them; other agents are not touched",
+    "outside_agents_dir": "mount the folder itself in the agents directory; what a link leads out to is left alone",
+}
 # Longer than any gateway or any call of ours holds a whole store.
 _LONG_MS = 30_000
 
@@ -66,8 +69,7 @@ def _agent(context: Context, agent_id: str, store: Store | SessionManagerError |
     if store is None:
         yield Check(name, True, "no sessions folder", None, None, agent_id)
     elif isinstance(store, SessionManagerError):
-        advice = _GATEWAY if store.code == "store_unsupported" else _OTHER_USER
-        yield failed(name, store, advice, agent_id)
+        yield failed(name, store, _ADVICE.get(store.code, _OTHER_USER), agent_id)
     else:
         try:
             names = listing(store)
@@ -81,7 +83,8 @@ def _store(context: Context, name: str, store: Store, names: list[str]) -> Check
     try:
         snapshot = read_snapshot(store, context.clock())
     except Damaged as error:
-        return failed(name, error, _UNREADABLE, store.agent_id)
+        hidden = os.path.lexists(store.index_path) and not os.access(store.index_path, os.R_OK)
+        return failed(name, error, _OTHER_USER if hidden else _UNREADABLE, store.agent_id)
     index_bytes = 0 if snapshot.index is None else len(snapshot.index.data)
     live = [n for n in names if parse_archive(n) is None and is_transcript(n)]
     archived = [n for n in names if parse_archive(n) is not None]

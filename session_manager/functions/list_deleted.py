@@ -62,7 +62,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
             raise unknown
         rows = ledger.removals(agent_id=agent, since=since, run_id=arguments.run_id, limit=arguments.limit)
     stores = Stores(context, SecondNames(context.settings.state_dir))
-    return {"deleted_count": count, "deleted": [_row(removed, stores.why_not(removed)) for removed in rows]}
+    return {"deleted_count": count, "deleted": [removal_row(removed, stores.why_not(removed)) for removed in rows]}
 
 
 class Stores:
@@ -96,7 +96,8 @@ class Stores:
             return error.message
 
 
-def _row(removed: Removed, why_not: str | None) -> dict[str, Any]:
+def removal_row(removed: Removed, why_not: str | None) -> dict[str, Any]:
+    """Returns what is shown of a removal; ``why_not`` says what is in a restore's way."""
     facts = removed.facts
     return {
         "id": removed.session_id,

@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 
 from session_manager.core.errors import Failed, Interrupted, SessionManagerError
-from session_manager.faces.cli import ghosts, service, tokens
+from session_manager.faces.cli import archives, ghosts, removals, restoring, service, sessions, tokens
 
 EXIT_CODES = """\
 Exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 damaged, 70 internal error,
@@ -23,13 +23,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (service, tokens, ghosts):
+for module in (sessions, removals, restoring, archives, ghosts, service, tokens):
     module.add_to(app)
 
 
 def main() -> NoReturn:
     """Runs the command line and exits with the mission's codes."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # nohup means it.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         app()
     except SessionManagerError as error:

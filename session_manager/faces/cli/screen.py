@@ -13,6 +13,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.color import ColorSystem
 from rich.console import Console
 from rich.style import Style
+from rich.text import Text
 
 _GAP = "  "
 _SYSTEMS = {
@@ -39,7 +40,7 @@ class Screen:
     """
 
     def __init__(self) -> None:
-        console = Console(file=sys.stdout)
+        self._console = console = Console(file=sys.stdout)
         self.width = console.width if console.is_terminal else None
         plain = "NO_COLOR" in os.environ or not console.is_terminal
         self._system = None if plain else _SYSTEMS.get(console.color_system or "")
@@ -56,14 +57,18 @@ class Screen:
 
     def item(self, text: str) -> None:
         """Adds one item of a list, wrapped."""
-        self._wrapped("- " + clean(text), _GAP, first="")
+        first, *rest = self._indented(clean(text))
+        self._lines += ["- " + first.removeprefix(_GAP), *rest]
 
     def facts(self, facts: Iterable[tuple[str, object]]) -> None:
         """Adds names and values, one pair a line; a value that is None is left out."""
         known = [(name, clean(value)) for name, value in facts if value is not None]
         widest = max((len(name) for name, _ in known), default=0)
         for name, value in known:
-            self._lines.append(self.styled(name.ljust(widest), "bold") + _GAP + value)
+            if self.width is None or widest + len(_GAP) + _cells(value) <= self.width:
+                self._lines.append(self.styled(name.ljust(widest), "bold") + _GAP + value)
+            else:
+                self._lines += [self.styled(name, "bold"), *self._indented(value)]
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[object]], marked: Sequence[str] = ()) -> None:
         """Adds a table; ``marked`` holds a style for each row, or nothing."""
@@ -82,14 +87,18 @@ class Screen:
     def _stacked(self, row: Sequence[str], style: str) -> None:
         """Adds a row that has no room in columns: what names it, and the rest below, wrapped."""
         self._lines.append(self.styled(row[0], style or "bold"))
-        self._wrapped(" · ".join(cell for cell in row[1:] if cell), _GAP, first=_GAP)
+        self._lines += self._indented(" · ".join(cell for cell in row[1:] if cell))
 
-    def _wrapped(self, text: str, indent: str, *, first: str) -> None:
-        if self.width is None:
-            self._lines.append(first + text)
-        else:
-            width = max(self.width, len(indent) + 1)
-            self._lines += textwrap.wrap(text, width, initial_indent=first, subsequent_indent=indent)
+    def _wrapped(self, text: str, room: int) -> list[str]:
+        """Returns a text in lines of at most ``room`` cells."""
+        if self.width is None or _cells(text) <= room:
+            return [text]
+        if cell_len(text) == len(text):
+            return textwrap.wrap(text, max(1, room))
+        return [line.plain.rstrip() for line in Text(text).wrap(self._console, max(2, room))]
+
+    def _indented(self, text: str) -> list[str]:
+        return [_GAP + line for line in self._wrapped(text, (self.width or 0) - len(_GAP))]
 
     def styled(self, text: str, style: str) -> str:
         """Returns ``text`` in a style (Rich's words), as the terminal takes it."""

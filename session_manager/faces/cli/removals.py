@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -65,12 +66,7 @@ def prune(
         "min_bytes": words.amount(larger_than),
         "empty": empty or None,
     }
-    if all(value is None for value in filters.values()):
-        raise UsageError(
-            "say which sessions: give --older-than, --agent, --type, --label, --model, --larger-than or --empty; "
-            "nothing was changed",
-            code="no_filter",
-        )
+    _check_filters(filters)
     arguments = {**filters, "include_durable": durable or None, "limit": limit}
     _plan_and_do("prune_sessions", "pruned_count", arguments, dry_run=dry_run, yes=yes, as_json=as_json)
 
@@ -100,17 +96,27 @@ def delete(
         "model": model,
         "min_bytes": words.amount(larger_than),
         "empty": empty or None,
-        "limit": limit,
     }
     if not session_ids:
-        arguments = {**filters, "agent": agent, "force": force or None}
+        _check_filters({**filters, "agent": agent})
+        arguments = {**filters, "agent": agent, "limit": limit, "force": force or None}
         _plan_and_do("delete_sessions", "deleted_count", arguments, dry_run=dry_run, yes=yes, as_json=as_json)
-    elif dry_run or any(value is not None for value in filters.values()):
+    elif dry_run or limit is not None or any(value is not None for value in filters.values()):
         raise UsageError("give either session ids or filters and --dry-run; nothing was changed")
     elif as_json and len(session_ids) > 1:
         raise UsageError("--json takes one session id: there is one document for each; nothing was changed")
     else:
         _delete_each(session_ids, agent=agent, force=force or None, as_json=as_json)
+
+
+def _check_filters(filters: Mapping[str, object]) -> None:
+    """Raises UsageError when nothing says which sessions are meant: `prune` alone was perhaps typed too early."""
+    if all(value is None for value in filters.values()):
+        raise UsageError(
+            "say which sessions: give --older-than, --agent, --type, --label, --model, --larger-than or --empty; "
+            "nothing was changed",
+            code="no_filter",
+        )
 
 
 def _delete_each(session_ids: list[str], *, agent: str | None, force: bool | None, as_json: bool) -> None:

@@ -46,7 +46,7 @@ def minutes(text: str | None, option: str = "--older-than") -> int | None:
     """Reads an age: 90m, 12h, 7d, 2w; None stays None. Raises UsageError."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d{1,7})\s*(m|min|h|d|w)", text.strip().lower())
+    found = re.fullmatch(r"([0-9]{1,7})\s*(m|min|h|d|w)", text.strip().lower())
     if found is None or int(found[1]) < 1:
         raise UsageError(f"{option} takes an age such as 90m, 12h, 7d or 2w, at least 1m; not {text!r}")
     return int(found[1]) * _MINUTES[found[2]]
@@ -64,7 +64,7 @@ def amount(text: str | None, option: str = "--larger-than") -> int | None:
     """Reads a size in bytes: 4096, 500k, 1.5M, 2GB. Raises UsageError."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?)\s*([kmgt]?)b?", text.strip().lower())
+    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,3})?)\s*([kmgt]?)b?", text.strip().lower())
     number = 0 if found is None else int(float(found[1]) * _BYTES[found[2]])
     if number < 1:
         raise UsageError(f"{option} takes a size such as 4096, 500k or 1.5M, at least 1; not {text!r}")

@@ -78,11 +78,14 @@ def test_examples_run(line: str, agents: Path, skill: Skill) -> None:
 
 
 @pytest.mark.parametrize("line", re.findall(r"^session-manager (?!serve)([^#\n]*)", README, re.MULTILINE))
-def test_commands_of_the_readme_run(line: str, database: str) -> None:
+def test_commands_of_the_readme_run(line: str, database: str, agents: Path) -> None:
+    store = StoreBuilder(agents)
+    store.add("cron:daily", 120)
+    store.write()
     done = subprocess.run(
         [sys.executable, "-m", "session_manager.faces.cli", *shlex.split(line)],
         cwd=ROOT,
-        env={**os.environ, "DATABASE_URL": database},
+        env={**os.environ, "DATABASE_URL": database, "ARIA_AGENTS_DIR": str(agents)},
         capture_output=True,
         timeout=120,
         check=False,

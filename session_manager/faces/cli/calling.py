@@ -89,7 +89,8 @@ def end_failed(error: SessionManagerError, *, as_json: bool = False) -> NoReturn
     run_id = error.details.get("run_id")
     if isinstance(error, Interrupted) and run_id is not None:
         with contextlib.suppress(SessionManagerError):
-            done = ask("list_deleted", run_id=run_id, limit=1)["deleted_count"]
+            known = ask("list_deleted", run_id=run_id, limit=1)
+            done = known["deleted_count"] - known.get("unfinished", 0)
             if done:
                 talk(f"{counted(done, 'session')} had been removed; take it back with: session-manager undo {run_id}")
     raise typer.Exit(error.exit_code)

@@ -161,11 +161,14 @@ def test_no_line_is_wider_than_the_terminal(store: StoreBuilder, agents: Path, w
     store.add("subagent:" + "x" * 200, 300, str(uuid.uuid4()), label="漢字" * 40, model="m" * 90)
     store.add("group:" + "y" * 20, 300, str(uuid.uuid4()), label="ordinary")
     store.write()
-    for command in (["list"], ["prune", "--older-than", "1h", "--dry-run"], ["stats"], ["show", "daily"], ["orphans"]):
+    prune = ["prune", "--older-than", "1h", "--dry-run"]
+    for command in (["list"], prune, ["stats"], ["show", "daily"], ["orphans"]):
         code, said = ended(terminal(agents, *command, width=width))
         assert code == 0
         shown = lines(said)
-        assert [line for line in shown if cell_len(line) > width and " to remove " not in line] == []
+        # The talk is sentences, which the terminal breaks by itself.
+        tables = [line for line in shown if " to remove " not in line and " to archive " not in line]
+        assert [line for line in tables if cell_len(line) > width] == []
     listed = "\n".join(lines(ended(terminal(agents, "list", width=width))[1]))
     for entry in store.entries.values():
         assert entry["sessionId"] in listed

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
 
-from session_manager.faces import cli_mcp
+from session_manager.faces.cli import mcp as cli_mcp
 
 app = typer.Typer()
 app.callback()(lambda: None)

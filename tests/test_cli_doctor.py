@@ -14,10 +14,10 @@ import typer
 from support import ROOT, Skill, StoreBuilder
 from typer.testing import CliRunner
 
-from session_manager.faces import cli_doctor
+from session_manager.faces.cli import doctor as cli_doctor
 
 PROGRAM = (
-    "import typer; from session_manager.faces import cli_doctor; app = typer.Typer();"
+    "import typer; from session_manager.faces.cli import doctor as cli_doctor; app = typer.Typer();"
     "app.callback()(lambda: None); cli_doctor.add_to(app); app()"
 )
 

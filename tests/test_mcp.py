@@ -222,7 +222,7 @@ def test_without_a_client_it_ends_with_its_input(skill: Skill, agents: Path) -> 
 def test_the_extra_that_is_missing_is_named(agents: Path) -> None:
     probe = (
         "import sys; sys.modules['mcp'] = None\n"
-        "from session_manager.faces.cli_mcp import mcp\n"
+        "from session_manager.faces.cli.mcp import mcp\n"
         "try:\n    mcp()\n"
         "except Exception as error:\n    print(error.exit_code, error.message)\n"
     )

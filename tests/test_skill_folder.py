@@ -20,7 +20,7 @@ from support import ROOT, StoreBuilder, picture
 from typer.testing import CliRunner
 
 from session_manager.core.errors import Refused
-from session_manager.faces import cli_skill
+from session_manager.faces.cli import skill as cli_skill
 from session_manager.functions import NAMES
 from session_manager.skill_folder import build
 

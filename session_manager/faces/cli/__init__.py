@@ -10,7 +10,18 @@ from typing import NoReturn
 import typer
 
 from session_manager.core.errors import Failed, Interrupted, SessionManagerError
-from session_manager.faces.cli import archives, ghosts, removals, restoring, service, sessions, tokens
+from session_manager.faces.cli import (
+    archives,
+    doctor,
+    ghosts,
+    mcp,
+    removals,
+    restoring,
+    service,
+    sessions,
+    skill,
+    tokens,
+)
 
 EXIT_CODES = """\
 Exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 damaged, 70 internal error,
@@ -23,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (sessions, removals, restoring, archives, ghosts, service, tokens):
+for module in (sessions, removals, restoring, archives, ghosts, doctor, service, tokens, mcp, skill):
     module.add_to(app)
 
 

@@ -27,6 +27,7 @@ class Settings(msgspec.Struct, frozen=True):
     ``api_url`` (no slash at its end) None means that there is no history layer; ``api_timeout`` is what one run may
     spend on it. ``lock_timeout`` and ``api_timeout`` are in seconds, ``keep_days`` in days. ``current`` holds the
     session ids or keys of the caller. ``allow_erase`` is a guard rail, not a wall: whoever can set it may set it.
+    ``agents_dir_from`` names the variable that said where the agents directory is, or the place where it was found.
     """
 
     agents_dir: str
@@ -39,6 +40,7 @@ class Settings(msgspec.Struct, frozen=True):
     current: frozenset[str]
     asked_by: str | None
     allow_erase: bool
+    agents_dir_from: str
 
     def __repr__(self) -> str:
         # The token must not get into a log by way of somebody's debugging.
@@ -56,7 +58,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     Raises UsageError (``agents_dir_missing``, ``bad_setting``) when a variable is unusable: one that is
     set but wrong is never passed over in favour of the next place.
     """
-    agents_dir = os.path.realpath(_agents_dir(environ))
+    found, found_by = _agents_dir(environ)
+    agents_dir = os.path.realpath(found)
     state_dir = environ.get("ARIA_STATE_DIR") or os.path.join(agents_dir, STATE_DIR_NAME)
     return Settings(
         agents_dir=agents_dir,
@@ -71,21 +74,24 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         ),
         asked_by=environ.get("ARIA_AGENT_ID") or None,
         allow_erase=_switch(environ, "ARIA_ALLOW_ERASE"),
+        agents_dir_from=found_by,
     )
 
 
-def _agents_dir(environ: Mapping[str, str]) -> str:
+def _agents_dir(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Returns the agents directory, and what named it: a variable, or the default place itself."""
     explicit = environ.get("ARIA_AGENTS_DIR")
     if explicit is not None:
-        return _existing(explicit, "ARIA_AGENTS_DIR")
+        return _existing(explicit, "ARIA_AGENTS_DIR"), "ARIA_AGENTS_DIR"
     # The gateway itself treats an empty OPENCLAW_STATE_DIR as unset.
     state = environ.get("OPENCLAW_STATE_DIR", "").strip()
     if state:
-        return _existing(os.path.join(os.path.expanduser(state), "agents"), "OPENCLAW_STATE_DIR")
+        place = os.path.join(os.path.expanduser(state), "agents")
+        return _existing(place, "OPENCLAW_STATE_DIR"), "OPENCLAW_STATE_DIR"
     tried = ["/app/agents", os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".openclaw", "agents")]
     for path in tried:
         if os.path.isdir(path):
-            return path
+            return path, "a default place"
     raise UsageError(
         f"no agents directory at {' or '.join(tried)}; set ARIA_AGENTS_DIR to the folder that holds <agent>/sessions",
         code="agents_dir_missing",

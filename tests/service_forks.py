@@ -95,7 +95,7 @@ def _import_everything() -> None:
     import session_manager
 
     for module in pkgutil.walk_packages(session_manager.__path__, "session_manager."):
-        if ".migrations." not in module.name:
+        if ".migrations." not in module.name and not module.name.endswith(("__main__", "mcp_server")):
             importlib.import_module(module.name)
     for name in (
         "psycopg_binary",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, Skill, StoreBuilder
 
-from session_manager.faces.cli import ENVIRONMENT
+from session_manager.faces.cli.environment import ENVIRONMENT
 from session_manager.faces.runner import USAGE
 from session_manager.functions import NAMES, load
 from session_manager.service.config import INTERVALS
@@ -70,7 +70,9 @@ def test_examples_run(line: str, agents: Path, skill: Skill) -> None:
     if function.startswith("restore_"):
         run_id = skill("delete_session", {"session_id": FINISHED}).document["run_id"]
         arguments = [re.sub(r'"run_id": "[^"]+"', f'"run_id": "{run_id}"', argument) for argument in arguments]
-    answer = skill(function, *arguments, ARIA_ALLOW_ERASE="1")
+    # No aria-api answers here, which the doctor would say.
+    without_history = {"ARIA_API_URL": ""} if function == "doctor" else {}
+    answer = skill(function, *arguments, ARIA_ALLOW_ERASE="1", **without_history)
     assert answer.exit_code == 0, answer.document
     section = SKILL.split(f"### {function}\n")[1].split("\n### ")[0]
     returned = re.findall(r"`([a-z_]+)`", section.split("Returns")[1].split("\n\n")[0].split("```")[0])
@@ -78,11 +80,14 @@ def test_examples_run(line: str, agents: Path, skill: Skill) -> None:
 
 
 @pytest.mark.parametrize("line", re.findall(r"^session-manager (?!serve)([^#\n]*)", README, re.MULTILINE))
-def test_commands_of_the_readme_run(line: str, database: str) -> None:
+def test_commands_of_the_readme_run(line: str, database: str, agents: Path) -> None:
+    store = StoreBuilder(agents)
+    store.add("cron:daily", 120)
+    store.write()
     done = subprocess.run(
         [sys.executable, "-m", "session_manager.faces.cli", *shlex.split(line)],
         cwd=ROOT,
-        env={**os.environ, "DATABASE_URL": database},
+        env={**os.environ, "DATABASE_URL": database, "ARIA_AGENTS_DIR": str(agents)},
         capture_output=True,
         timeout=120,
         check=False,
@@ -114,8 +119,12 @@ def test_every_job_is_documented() -> None:
 
 def test_environment_and_codes_are_documented() -> None:
     package = ROOT / "session_manager"
-    service = "".join(p.read_text() for p in [*package.glob("service/**/*.py"), package / "faces" / "cli.py"])
-    skill = "".join(p.read_text() for p in package.rglob("*.py") if "service" not in p.parts and p.name != "cli.py")
+    service = "".join(p.read_text() for p in [*package.glob("service/**/*.py"), *package.glob("faces/cli/*.py")])
+    skill = "".join(
+        p.read_text()
+        for p in package.rglob("*.py")
+        if not {"service", "cli"}.intersection(p.relative_to(package).parts)
+    )
     for sources, pages in ((skill, (USAGE,)), (service, (ENVIRONMENT, README))):
         for variable in set(re.findall(r'"((?:ARIA|OPENCLAW|SESSION_CLEANUP)_[A-Z_]+|DATABASE_URL)"', sources)):
             assert all(variable in page for page in pages), variable

@@ -14,6 +14,7 @@ from support import ROOT, Skill, StoreBuilder
 HEAVY = {
     "httpx", "filelock", "sqlite3", "_sqlite3", "pydantic", "asyncio", "fastapi", "sqlalchemy", "ssl", "socket",
     "subprocess", "multiprocessing", "session_manager.live.ledger", "session_manager.live.removal",
+    "typer", "rich", "session_manager.faces.cli",
 }  # fmt: skip
 # Prints the names of all modules after the runner has done its work; what the runner prints goes elsewhere.
 PROBE = """\
@@ -45,6 +46,8 @@ def loaded(skill: Skill, function: str, arguments: str = "{}") -> set[str]:
         ("cleanup_orphans", "{}"),
         ("readopt_orphans", "{}"),
         ("prune_sessions", '{"dry_run": true, "agent": "main", "include_durable": true, "limit": 3}'),
+        ("list_sessions", '{"label": "*", "empty": true, "min_bytes": 1, "older_than_minutes": 60, "sizes": true}'),
+        ("delete_sessions", '{"label": "*", "details": true}'),
     ],
 )
 def test_reading_loads_nothing_heavy(mixed: Path, skill: Skill, function: str, arguments: str) -> None:

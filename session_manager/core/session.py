@@ -226,9 +226,10 @@ def awaits_delivery(entry: Entry) -> bool:
 class Session(msgspec.Struct):
     """One session of one agent, with every key that points at it.
 
-    The ``entry_…`` fields come from the index, ``busy`` and ``transcript_activity`` from what lies beside it;
-    those two stay at their defaults until somebody has looked. ``usage`` holds the entry's counters as
-    found: total, input and output tokens, cost in US dollars, start of the session, start of the last run.
+    The ``entry_…`` fields come from the index; ``busy`` and ``transcript_activity``, ``size`` (bytes of its files) and
+    ``empty`` (its transcripts hold no message) from what lies beside it: those stay at their defaults until somebody
+    has looked. ``usage`` holds the entry's counters as found: total, input and output tokens, cost in US dollars,
+    start of the session, start of the last run.
     """
 
     agent_id: str
@@ -250,6 +251,8 @@ class Session(msgspec.Struct):
     usage: tuple[object, ...]
     busy: bool = False
     transcript_activity: int | None = None
+    size: int | None = None
+    empty: bool = False
 
     @property
     def last_activity(self) -> int | None:

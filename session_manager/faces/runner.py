@@ -60,7 +60,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if any(argument in ("--help", "-h") for argument in argv):
         functions = [load(name) for name in NAMES]
         text = USAGE % "\n".join(f"  {f.name}\n      {f.description}" for f in functions)
-        return 0 if _write(text.encode()) else Failed.exit_code
+        return 0 if write(text.encode()) else Failed.exit_code
     # One short call: what it allocates is freed with the process.
     gc.disable()
     # Whatever a library prints must not end up beside the document.
@@ -69,7 +69,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         document, exit_code = _answer(argv, environ)
     finally:
         sys.stdout = stdout
-    return exit_code if _write(encode(document) + b"\n") else Failed.exit_code
+    return exit_code if write(encode(document) + b"\n") else Failed.exit_code
 
 
 def _answer(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[str, Any], int]:
@@ -111,7 +111,7 @@ def _interrupt_on_sigterm() -> None:
 
 def _dispatch(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
     if "--list" in argv:
-        return {"functions": [_catalogue_entry(load(name)) for name in NAMES]}
+        return {"functions": [catalogue_entry(load(name)) for name in NAMES]}
     if not argv:
         raise UsageError("no skill named: run_skill.py session_manager <function> ['<json object>' | -]", code="usage")
     skill, *rest = argv
@@ -126,7 +126,12 @@ def _dispatch(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]
             "more than one argument after the function; give one JSON object, in quotes, or - for standard input",
             code="usage",
         )
-    arguments = _arguments(function, texts[0] if texts else "{}")
+    return call(function, _object(texts[0] if texts else "{}"), environ)
+
+
+def call(function: Function, given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """Calls a function with arguments as somebody gave them, and returns its document. Raises SessionManagerError."""
+    arguments = _arguments(function, given)
 
     from session_manager.functions.context import Context
     from session_manager.live.liveness import now_ms
@@ -154,8 +159,8 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _arguments(function: Function, text: str) -> msgspec.Struct:
-    """Reads the arguments laxly: ``"60"`` is 60, ``"true"`` is true. Raises UsageError."""
+def _object(text: str) -> dict[str, Any]:
+    """Reads the one JSON object that holds the arguments. Raises UsageError."""
     data = _standard_input() if text == "-" else text.encode("utf-8", "surrogateescape")
     try:
         value = msgspec.json.decode(data)
@@ -164,6 +169,11 @@ def _arguments(function: Function, text: str) -> msgspec.Struct:
     if not isinstance(value, dict):
         kind = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
         raise UsageError(f"the arguments must be one JSON object, not {kind}", code="bad_json")
+    return value
+
+
+def _arguments(function: Function, value: Mapping[str, Any]) -> msgspec.Struct:
+    """Reads the arguments laxly: ``"60"`` is 60, ``"true"`` is true. Raises UsageError."""
     known = function.arguments.__struct_fields__
     for name in value:
         if name not in known:
@@ -181,7 +191,8 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _catalogue_entry(function: Function) -> dict[str, Any]:
+def catalogue_entry(function: Function) -> dict[str, Any]:
+    """Returns a function's name, its description, and the JSON Schema of its arguments."""
     _, components = msgspec.json.schema_components((function.arguments,))
     schema = components[function.arguments.__name__]
     return {
@@ -202,7 +213,7 @@ def encode(document: dict[str, Any]) -> bytes:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
-def _write(data: bytes) -> bool:
+def write(data: bytes) -> bool:
     """Prints the answer; False when it cannot be. A reader that has gone away is no failure of ours."""
     if sys.stdout is None:
         return False

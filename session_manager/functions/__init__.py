@@ -14,9 +14,11 @@ import msgspec
 
 NAMES = (
     "list_sessions",
+    "show_session",
     "get_session_stats",
     "prune_sessions",
     "delete_session",
+    "delete_sessions",
     "cleanup_after_delegation",
     "deliver_history",
     "cleanup_orphans",
@@ -28,6 +30,7 @@ NAMES = (
     "restore_session",
     "restore_run",
     "verify_ledger",
+    "doctor",
 )
 
 

@@ -10,7 +10,7 @@ import msgspec
 from session_manager.core.errors import Refused, SessionManagerError, failure, with_errors
 from session_manager.core.orphans import Orphan, too_many
 from session_manager.core.session import Session
-from session_manager.functions.context import Agent, Context, Minutes, iso_utc
+from session_manager.functions.context import Agent, Context, Minutes, iso_utc, named_when_interrupted
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Plan, Planner
 from session_manager.functions.reading import errors_or_raise
 from session_manager.live.orphans import CLASSES, ORPHAN
@@ -113,7 +113,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     from session_manager.live.removal import Remover
 
     run_info = start_run("cleanup_orphans", context.settings)
-    with Remover(context.settings, run_info) as remover:
+    with named_when_interrupted(run_info), Remover(context.settings, run_info) as remover:
         cleanup.each(lambda state, store: cleanup.clean(remover, state, store))
     result = cleanup.result
     document = {**result.document(arguments), **tell(context, run_info, result.gone), "run_id": run_info.shown_id}

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from session_manager.core.errors import UsageError
+from session_manager.core.errors import Interrupted, UsageError
+from session_manager.core.selection import Selection
 from session_manager.core.session import KINDS, safe_name
 from session_manager.live.volume import Volume
 from session_manager.settings import Settings
 
+if TYPE_CHECKING:
+    from session_manager.live.ledger import Run
+
+INTERRUPTED = "interrupted; what was begun is finished or undone by the next call"
+
 Minutes = Annotated[int, msgspec.Meta(ge=1, description="minutes, at least 1")]
 Limit = Annotated[int, msgspec.Meta(ge=1, description="at most so many, at least 1")]
 Agent = Annotated[str, msgspec.Meta(description="one agent's name; all agents when left out")]
+Label = Annotated[str, msgspec.Meta(description="only sessions with this label, or like this pattern (* and ?)")]
+Model = Annotated[str, msgspec.Meta(description="only sessions of this model, or of those like this pattern (* and ?)")]
+MinBytes = Annotated[int, msgspec.Meta(ge=1, description="only sessions whose files have at least so many bytes")]
+Empty = Annotated[bool, msgspec.Meta(description="only sessions whose transcript holds no message")]
 SessionType = Annotated[str, msgspec.Meta(description=f"one of: {', '.join(KINDS)}")]
+
+
+class Filters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Arguments that narrow a call to some sessions, the same in every function that takes them."""
+
+    session_type: SessionType | None = None
+    label: Label | None = None
+    model: Model | None = None
+    min_bytes: MinBytes | None = None
+    empty: Empty = False
+
+    def selection(self) -> Selection:
+        """Returns them as what decides. Raises UsageError when the type is none."""
+        check_session_type(self.session_type)
+        return Selection(self.session_type, self.label, self.model, self.min_bytes, self.empty)
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -25,6 +51,16 @@ class Context(msgspec.Struct, frozen=True):
     settings: Settings
     volume: Volume
     clock: Callable[[], int]
+
+
+@contextlib.contextmanager
+def named_when_interrupted(run: Run) -> Iterator[None]:
+    """Turns Ctrl-C into Interrupted with the ``run_id`` by which list_deleted shows what was done until then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        details = {} if run.shown_id is None else {"run_id": run.shown_id}
+        raise Interrupted(INTERRUPTED, **details) from None
 
 
 def iso_utc(epoch_ms: float | None) -> str | None:

@@ -11,7 +11,7 @@ import msgspec
 from session_manager.core.errors import NotFound, Refused, SessionManagerError, failure, with_errors
 from session_manager.core.protection import Protection, protection
 from session_manager.core.session import Session
-from session_manager.functions.context import Agent, Context, check_session_id
+from session_manager.functions.context import Agent, Context, check_session_id, named_when_interrupted
 from session_manager.functions.reading import AgentRead, View, foreign_references, names_referred_to, observe, read_view
 from session_manager.functions.refusal import refusal
 from session_manager.live.observe import listing, observe_locks
@@ -73,7 +73,11 @@ def delete(context: Context, function: str, arguments: Arguments, wait_seconds: 
     from session_manager.live.removal import Remover
 
     run_info = start_run(function, context.settings)
-    with Remover(context.settings, run_info) as remover, History(context, run_info) as history:
+    with (
+        named_when_interrupted(run_info),
+        Remover(context.settings, run_info) as remover,
+        History(context, run_info) as history,
+    ):
         result = Result([], [], [], [], [], [], [])
         try:
             result = _remove(context, remover, everyone, scope, arguments)

@@ -22,6 +22,7 @@ DESCRIPTION = (
     "Writes nothing."
 )
 _DEFAULT_LIMIT = 100
+UNFINISHED = "unfinished"
 
 RunId = Annotated[str, msgspec.Meta(description="a result's run_id")]
 
@@ -36,7 +37,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns the rows, at most ``limit``, and how many there are in all.
+    """Returns the rows, at most ``limit``, how many there are in all, and how many of them a call left half done.
 
     Raises UsageError or NotFound for a bad agent name, and the ledger's failure.
     """
@@ -58,11 +59,13 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     since = None if arguments.since_minutes is None else context.clock() - arguments.since_minutes * MINUTE_MS
     with ledger:
         count = ledger.count_removals(agent_id=agent, since=since, run_id=arguments.run_id)
+        begun = ledger.count_removals(agent_id=agent, since=since, run_id=arguments.run_id, unfinished=True)
         if unknown is not None and not ledger.count_removals(agent_id=agent):
             raise unknown
         rows = ledger.removals(agent_id=agent, since=since, run_id=arguments.run_id, limit=arguments.limit)
     stores = Stores(context, SecondNames(context.settings.state_dir))
-    return {"deleted_count": count, "deleted": [_row(removed, stores.why_not(removed)) for removed in rows]}
+    shown = [removal_row(removed, stores.why_not(removed)) for removed in rows]
+    return {"deleted_count": count, "deleted": shown} | ({"unfinished": begun} if begun else {})
 
 
 class Stores:
@@ -96,7 +99,8 @@ class Stores:
             return error.message
 
 
-def _row(removed: Removed, why_not: str | None) -> dict[str, Any]:
+def removal_row(removed: Removed, why_not: str | None) -> dict[str, Any]:
+    """Returns what is shown of a removal; ``why_not`` says what is in a restore's way."""
     facts = removed.facts
     return {
         "id": removed.session_id,
@@ -108,7 +112,7 @@ def _row(removed: Removed, why_not: str | None) -> dict[str, Any]:
         "asked_by": removed.asked_by,
         "user": removed.user,
         "host": removed.host,
-        "state": removed.state,
+        "state": removed.state if removed.finished else UNFINISHED,
         "state_since": iso_utc(removed.changed_at),
         "restorable": why_not is None,
         "why_not": why_not,

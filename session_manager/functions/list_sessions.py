@@ -2,53 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from session_manager.core.errors import with_errors
-from session_manager.core.protection import protection
-from session_manager.core.session import Session
-from session_manager.functions.context import Agent, Context, Limit, SessionType, check_session_type, iso_utc
-from session_manager.functions.reading import read_view
+from session_manager.core.retention import MINUTE_MS, is_old
+from session_manager.functions.context import Agent, Context, Filters, Limit, Minutes
+from session_manager.functions.reading import measure_view, read_view
+from session_manager.functions.rows import row
 
 DESCRIPTION = "Lists the live sessions from the gateway's files, newest first; all agents unless one is named."
 
+Sizes = Annotated[bool, msgspec.Meta(description="also the bytes of each session's files")]
 
-class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+
+class Arguments(Filters, forbid_unknown_fields=True):
     """Arguments of list_sessions."""
 
     agent: Agent | None = None
-    session_type: SessionType | None = None
     limit: Limit | None = None
+    older_than_minutes: Minutes | None = None
+    sizes: Sizes = False
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns ``{"session_count", "sessions": [...]}``; one row per (agent, session id)."""
-    check_session_type(arguments.session_type)
-    view = read_view(context, arguments.agent)
+    only = arguments.selection()
+    age = arguments.older_than_minutes
+    cutoff = None if age is None else context.clock() - age * MINUTE_MS
+    view = read_view(context, arguments.agent, cutoff)
     errors = view.errors()
-    sessions = [s for s in view.sessions if arguments.session_type in (None, s.session_type)]
+    measure_view(view, only, sizes=arguments.sizes)
+    sessions = [s for s in view.sessions if only.covers(s) and (cutoff is None or is_old(s, cutoff))]
     sessions.sort(key=lambda s: (-(s.updated_at or 0), s.agent_id, s.id))
     shown = sessions[: arguments.limit]
     document: dict[str, Any] = {
         "session_count": len(sessions),
-        "sessions": [_row(s, context.settings.current) for s in shown],
+        "sessions": [row(s, context.settings.current) for s in shown],
     }
     return with_errors(document, errors)
-
-
-def _row(session: Session, current: frozenset[str]) -> dict[str, Any]:
-    protected = protection(session, current)
-    return {
-        "id": session.id,
-        "sessionId": session.id,
-        "key": session.key,
-        "agentId": session.agent_id,
-        "session_type": session.session_type,
-        "label": session.label,
-        "updatedAt": iso_utc(session.updated_at),
-        "contextTokens": session.context_tokens,
-        "model": session.model,
-        "protected": protected.reason if protected else None,
-    }

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from session_manager.core.errors import SessionManagerError, failure, with_errors
 from session_manager.core.retention import Decision, Policy, decide
 from session_manager.core.session import Session
-from session_manager.functions.context import Agent, Context, Limit, Minutes, SessionType, check_session_type
+from session_manager.functions.context import Agent, Context, Filters, Limit, Minutes, named_when_interrupted
 from session_manager.functions.reading import (
     AgentRead,
     View,
     errors_or_raise,
     foreign_references,
     kin_by_agent,
+    measure_view,
     names_referred_to,
     observe,
     read_view,
 )
+from session_manager.functions.rows import row
 from session_manager.live.transcripts import outside_files
 from session_manager.live.volume import Snapshot, Store
 
 if TYPE_CHECKING:
+    from session_manager.live.ledger import Run
     from session_manager.live.removal import Outcome
 
 DESCRIPTION = (
@@ -33,16 +36,18 @@ DESCRIPTION = (
 )
 ACTIVE = "active"
 
+Details = Annotated[bool, msgspec.Meta(description="with dry_run: also a row for each session that is old, in `plan`")]
 
-class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+
+class Arguments(Filters, forbid_unknown_fields=True):
     """Arguments of prune_sessions."""
 
     max_age_minutes: Minutes = 60
     dry_run: bool = False
     agent: Agent | None = None
-    session_type: SessionType | None = None
     include_durable: bool = False
     limit: Limit | None = None
+    details: Details = False
 
 
 class Tally(msgspec.Struct):
@@ -77,8 +82,8 @@ class Tally(msgspec.Struct):
         self.recovered += outcome.recovered
         self.reappeared += reported(store.agent_id, outcome.reappeared)
 
-    def document(self, arguments: Arguments) -> dict[str, Any]:
-        """Returns the function's document; in a dry run the counts mean "would"."""
+    def kept(self) -> list[dict[str, Any]]:
+        """Returns each session that stayed for a reason, with that."""
         gone = set(self.removed)
         kept = []
         for decision in self.decisions:
@@ -87,6 +92,10 @@ class Tally(msgspec.Struct):
             reason = ACTIVE if name in self.alive else decision.reason
             if reason is not None and name not in gone:
                 kept.append({"id": session.id, "agentId": session.agent_id, "reason": reason})
+        return kept
+
+    def document(self, arguments: Arguments) -> dict[str, Any]:
+        """Returns the function's document; in a dry run the counts mean "would"."""
         return {
             "total_sessions": len(self.decisions),
             "pruned_count": len(self.removed),
@@ -95,22 +104,30 @@ class Tally(msgspec.Struct):
             "deleted_ids": [session_id for _, session_id in self.removed],
             "errors": self.errors,
             "threshold_minutes": arguments.max_age_minutes,
-            "kept": kept,
+            "kept": self.kept(),
         }
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns the counts, the ids that went, and why each old session that stayed did stay."""
-    check_session_type(arguments.session_type)
-    policy = Policy(arguments.max_age_minutes, arguments.session_type, arguments.include_durable, arguments.limit)
+    only = arguments.selection()
+    age, limit = arguments.max_age_minutes, arguments.limit
+    policy = Policy(age, arguments.session_type, arguments.include_durable, limit, only)
     if arguments.dry_run:
-        tally = preview(context, arguments.agent, policy)
-        return with_errors(tally.document(arguments), tally.errors)
-    tally, extra = _prune(context, arguments.agent, policy)
+        tally = preview(context, arguments.agent, policy, sizes=arguments.details)
+        document = tally.document(arguments)
+        if arguments.details:
+            document["plan"] = plan_rows(tally.decisions, context.settings.current, _reason(policy))
+        return with_errors(document, tally.errors)
+    from session_manager.live.ledger import start_run
+
+    run_info = start_run("prune_sessions", context.settings)
+    with named_when_interrupted(run_info):
+        tally, extra = _prune(context, arguments.agent, policy, run_info)
     return with_errors({**tally.document(arguments), **extra}, tally.errors)
 
 
-def preview(context: Context, agent: str | None, policy: Policy) -> Tally:
+def preview(context: Context, agent: str | None, policy: Policy, *, sizes: bool = False) -> Tally:
     """Decides as a prune would, and touches nothing.
 
     Raises the failure of the named agent, or the first when every agent failed.
@@ -118,6 +135,7 @@ def preview(context: Context, agent: str | None, policy: Policy) -> Tally:
     now = context.clock()
     everyone = read_view(context, None, policy.cutoff(now))
     scope = everyone if agent is None else _only(everyone, context.volume.resolve_agent(agent))
+    measure_view(scope, policy.only, sizes=sizes)
     tally = Tally([], [], set(), scope.errors(), scope.agents)
     kin = kin_by_agent(everyone)
     for read in scope.agents:
@@ -128,12 +146,25 @@ def preview(context: Context, agent: str | None, policy: Policy) -> Tally:
     return tally
 
 
+def _reason(policy: Policy) -> str:
+    return f"older than {policy.max_age_minutes} min"
+
+
+def plan_rows(decisions: Sequence[Decision], current: Set[str], why: str) -> list[dict[str, Any]]:
+    """Returns a row for each session that would go, for the reason ``why``, or that stays for a reason of its own."""
+    return [
+        {**row(d.session, current), "prune": d.prune, "reason": why if d.prune else d.reason}
+        for d in decisions
+        if d.prune or d.reason is not None
+    ]
+
+
 def _only(view: View, agent_id: str) -> View:
     return View([a for a in view.agents if a.agent_id == agent_id], [(a, e) for a, e in view.failed if a == agent_id])
 
 
-def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, dict[str, Any]]:
-    from session_manager.live.ledger import start_run
+def _prune(context: Context, agent: str | None, policy: Policy, run_info: Run) -> tuple[Tally, dict[str, Any]]:
+    from session_manager.live.measure import measure
     from session_manager.live.removal import Remover
 
     settings = context.settings
@@ -144,7 +175,6 @@ def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, 
     kin = {alone: others.sessions} if alone is not None else kin_by_agent(others)
     references = foreign_references(others.agents)
     tally, failed = Tally([], [], set(), []), []
-    run_info = start_run("prune_sessions", settings)
     with Remover(settings, run_info) as remover:
         for agent_id, store in stores:
             if store is None:
@@ -161,9 +191,10 @@ def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, 
             ) -> list[tuple[Session, str]]:
                 now = context.clock()
                 observe(snapshot, names, now, policy.cutoff(now))
+                measure(snapshot.store, snapshot.sessions, names, policy.only)
                 earlier.update({d.session.id: d for d in last})
                 last[:] = decide(snapshot.sessions, policy, now, settings.current, kin, len(tally.removed))
-                return [(d.session, f"older than {policy.max_age_minutes} min") for d in last if d.prune]
+                return [(d.session, _reason(policy)) for d in last if d.prune]
 
             try:
                 if isinstance(store, SessionManagerError):

@@ -9,6 +9,7 @@ import msgspec
 
 from session_manager.core.errors import SessionManagerError, failure
 from session_manager.core.families import families
+from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.functions.context import Context
 from session_manager.live.observe import listing, observe_locks, observe_transcripts
@@ -89,6 +90,17 @@ def read_view(context: Context, agent: str | None, cutoff: int | None = None, sk
             else:
                 view.agents.append(AgentRead(agent_id, store, snapshot.sessions, names))
     return view
+
+
+def measure_view(view: View, only: Selection, *, sizes: bool = False) -> None:
+    """Looks up what ``only`` asks for, and with ``sizes`` how large every session is."""
+    if not (sizes or only.empty or only.min_bytes is not None):
+        return
+    from session_manager.live.measure import measure
+
+    for read in view.agents:
+        if read.store is not None:
+            measure(read.store, read.sessions, read.names, only, sizes=sizes)
 
 
 def kin_by_agent(view: View) -> dict[str, list[Session]]:

@@ -19,6 +19,7 @@ import msgspec
 from session_manager.history.connection import CONNECT_S, Connection, Unavailable
 from session_manager.history.erasing import MANY, UNKNOWN_REQUEST, Marked, erase_many, read_missing
 from session_manager.history.ghosts import Ghosts, delete_ghosts, list_ghosts
+from session_manager.history.health import Health, read_health
 from session_manager.history.marks import Mark, Name, Results, Status, Tally
 from session_manager.history.older import mark_one_by_one
 from session_manager.history.rows import PATH, Row, read_rows
@@ -117,6 +118,12 @@ class Client:
         if delete and asked and (connection.doubtful or under_way):
             error += "; conversations may have been deleted: ask again"
         return None, error
+
+    def health(self) -> tuple[Health | None, str | None]:
+        """Returns how aria-api is and what it lets the caller do; or None and why it could not be asked."""
+        found: list[Health] = []
+        error = self._in_time(lambda: found.append(read_health(self._connection)))
+        return (found[0], None) if error is None else (None, error)
 
     def _in_time(self, work: Callable[[], None]) -> str | None:
         """Does ``work`` in a thread and waits while there is budget; returns what went wrong, as a sentence."""

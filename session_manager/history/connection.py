@@ -126,6 +126,14 @@ class Connection:
             raise self.give_up(f"aria-api failed ({status}) at {method} {path}; look into its log")
         return answer
 
+    def look(self, url: str, method: str = "GET", body: object = None) -> Answer:
+        """Makes one request at the same origin and returns whatever is answered, without waiting for a busy service.
+
+        Raises Unavailable when the service cannot be reached, is too slow, breaks off or redirects elsewhere.
+        """
+        self._pause()
+        return self._follow(method, url, None, None if body is None else msgspec.json.encode(body))
+
     def json(self, answer: Answer) -> Any:
         """Decodes an answer. Raises Unavailable when it is no JSON."""
         try:

@@ -92,10 +92,11 @@ def is_held(marker: Marker, stale_ms: int, now_ms: int, gateway_is_here: Callabl
             return True
         if marker.ours or (gateway_is_here or gateway_visible)():
             return False
-    return 0 <= now_ms - _written_at(marker, now_ms) < stale_ms
+    return 0 <= now_ms - written_at(marker, now_ms) < stale_ms
 
 
-def _written_at(marker: Marker, now_ms: int) -> int:
+def written_at(marker: Marker, now_ms: int) -> int:
+    """Returns when a lock file was written, in epoch milliseconds: what it says itself, else its mtime."""
     from datetime import datetime
 
     if marker.payload is not None:

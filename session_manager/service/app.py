@@ -19,6 +19,7 @@ from session_manager.service.jobs.loop import Runner
 from session_manager.service.jobs.registry import jobs as registered
 from session_manager.service.logs import AccessLog
 from session_manager.service.pages import chat as chat_page
+from session_manager.service.pages import conversations, dashboard
 from session_manager.service.pages import routes as pages
 from session_manager.service.talk.talks import talking
 
@@ -46,9 +47,17 @@ def create_app(config: Config, database_url: str) -> FastAPI:
     app.state.engine = engine
     app.state.authenticator = Authenticator(config, engine)
     app.state.syncing = asyncio.Lock()
+    app.state.drawn = {}
     app.state.jobs = Runner(engine, config, registered(config))
     problems.install(app)
-    for router in (health.router, pages.router, chat_page.router, chat_ws.router):
+    for router in (
+        health.router,
+        pages.router,
+        dashboard.router,
+        conversations.router,
+        chat_page.router,
+        chat_ws.router,
+    ):
         app.include_router(router)
     for router in (sessions.router, engine_cleanup.router, engine_router, chat.router, jobs.router, metrics.router):
         app.include_router(router, dependencies=[DESCRIBED])

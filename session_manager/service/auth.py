@@ -29,7 +29,9 @@ OPEN = frozenset(("/healthz", "/readyz", "/login", "/style.css"))
 ADMIN = ("/api/jobs/",)
 FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
 ERASES = "/api/sessions/erase"
-PAGES = frozenset(("/", "/sessions", "/chat", "/docs"))
+PAGES = frozenset(("/", "/sessions", "/conversations", "/chat", "/docs"))
+# What a person ends or deletes on a page, by a form.
+DELETING = ("/sessions/", "/conversations/")
 LONGEST_QUERY = 2000
 # Decides nothing: it is what the API's description says about tokens.
 DESCRIBED = Security(
@@ -102,7 +104,7 @@ class Auth:
             # A proxy on this machine asks for somebody elsewhere.
             principal = None
         if principal is None:
-            if scope["type"] == "http" and scope["path"] in PAGES and scope["method"] == "GET":
+            if scope["type"] == "http" and is_page(scope["path"]) and scope["method"] == "GET":
                 return await RedirectResponse(f"/login?next={quote(address(scope))}", 303)(scope, receive, send)
             return await refuse(
                 scope,
@@ -138,7 +140,13 @@ def scope_needed(scope: Scope) -> str:
         return "read"
     if scope["path"].startswith(ADMIN):
         return "admin"
-    return "delete" if method == "DELETE" or scope["path"] == ERASES else "write"
+    deletes = method == "DELETE" or scope["path"] == ERASES or scope["path"].startswith(DELETING)
+    return "delete" if deletes else "write"
+
+
+def is_page(path: str) -> bool:
+    """Says whether a browser that asks for this is a person's, who can log in."""
+    return path in PAGES or path.startswith(DELETING)
 
 
 def token_of(scope: Scope) -> str | None:

@@ -53,6 +53,7 @@ from session_manager.live.ledger.rows import (
     Temp,
 )
 from session_manager.live.ledger.run import Run, new_run_id, run_started_at, start_run
+from session_manager.live.ledger.unfinished import Openness, Unfinished
 from session_manager.live.ledger.verification import Verification
 
 __all__ = [
@@ -69,11 +70,12 @@ __all__ = [
     "Removed",
     "Run",
     "Temp",
+    "Unfinished",
     "new_run_id",
     "run_started_at",
     "start_run",
 ]
 
 
-class Ledger(Attempts, Endings, Marks, Removals, Verification):
+class Ledger(Attempts, Endings, Marks, Openness, Removals, Verification):
     """The whole ledger, opened. A context manager; leaving it closes the file."""

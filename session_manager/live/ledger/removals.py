@@ -79,10 +79,17 @@ class Removals(Connection):
         return _removed(self.sql.execute(f"{_COLUMNS}{_FROM} WHERE r.removal_id = ?", (removal_id,)).fetchone())
 
     def count_removals(
-        self, *, agent_id: str | None = None, since: int | None = None, run_id: str | None = None
+        self,
+        *,
+        agent_id: str | None = None,
+        since: int | None = None,
+        run_id: str | None = None,
+        unfinished: bool = False,
     ) -> int:
-        """Returns how many removals there are in all."""
+        """Returns how many removals there are in all, or how many of them a call was killed over."""
         where, values = _conditions(agent_id, since, run_id, None, None)
+        if unfinished:
+            where += " AND a.state = 'intent'"
         with clear_sqlite_errors(self.path):
             row = self.sql.execute(f"SELECT count(*){_FROM}{where}", values).fetchone()
             return int(row[0])

@@ -1,1 +1,1 @@
-"""Pages for people: server-rendered, no script, no third-party host."""
+"""Pages for people: server-rendered, with scripts of our own at most, no third-party host."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from session_manager.service.pages.render import FOLDER, render
+from session_manager.service.pages.render import render, script_file
 
 router = APIRouter(include_in_schema=False)
 
@@ -22,6 +20,4 @@ async def chat_page(request: Request) -> Response:
 @router.get("/chat.js")
 async def chat_script() -> Response:
     """The one script."""
-    with open(os.path.join(FOLDER, "chat.js"), encoding="utf-8") as file:
-        headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-        return Response(file.read(), media_type="text/javascript", headers=headers)
+    return script_file("chat.js", "no-cache")

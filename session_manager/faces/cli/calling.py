@@ -1,0 +1,141 @@
+"""Calls a function as the JSON runner does, and ends a command with its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from session_manager.core.errors import PARTIAL_EXIT_CODE, Failed, Interrupted, SessionManagerError, UsageError
+from session_manager.faces.cli.screen import Screen, talk
+from session_manager.faces.runner import call, encode, write
+from session_manager.functions import load
+from session_manager.functions.context import INTERRUPTED
+
+Document = dict[str, Any]
+Show = Callable[[Screen, Document], None]
+
+
+def ask(name: str, **arguments: object) -> Document:
+    """Calls a function without the arguments that are None, and returns its document. Raises SessionManagerError."""
+    given = {argument: value for argument, value in arguments.items() if value is not None}
+    talking = Console(stderr=True)
+    quiet = not talking.is_terminal or talking.is_dumb_terminal or "NO_COLOR" in os.environ
+    shown = contextlib.nullcontext() if quiet else talking.status(name.replace("_", " ") + " …", spinner="line")
+    try:
+        with shown:
+            return call(load(name), given, os.environ)
+    except KeyboardInterrupt:
+        raise Interrupted(INTERRUPTED) from None
+
+
+def answer(name: str, show: Show, *, as_json: bool = False, **arguments: object) -> None:
+    """Calls a function and prints what came of it: its document as it is, or what ``show`` makes of it.
+
+    Ends the command with the function's exit code when it failed or was done in part.
+    """
+    try:
+        document = ask(name, **arguments)
+    except SessionManagerError as error:
+        end_failed(error, as_json=as_json)
+    if as_json:
+        _print(encode(document) + b"\n")
+    else:
+        show_now(show, document)
+    if document.get("code") == "partial":
+        _say_errors(document)
+        raise typer.Exit(PARTIAL_EXIT_CODE)
+
+
+def asked(name: str, show: Show, **arguments: object) -> Document:
+    """Calls a function, shows its plan and returns it; agents that failed are named and do not end the command."""
+    try:
+        document = ask(name, **arguments)
+    except SessionManagerError as error:
+        end_failed(error)
+    show_now(show, document)
+    _say_errors(document)
+    return document
+
+
+def show_now(show: Show, document: Document) -> None:
+    """Prints what ``show`` makes of a document."""
+    screen = Screen()
+    show(screen, document)
+    _print(screen.data())
+    for note in screen.notes:
+        talk(note)
+
+
+def _say_errors(document: Document) -> None:
+    for failure in document.get("errors", ()):
+        where = " ".join(str(failure[name]) for name in ("agentId", "id") if failure[name])
+        talk(f"error: {where}: {failure['error']}")
+
+
+def end_failed(error: SessionManagerError, *, as_json: bool = False) -> NoReturn:
+    """Ends the command with the error's code; says what an interrupted run had done until then."""
+    if as_json:
+        _print(encode(error.document()) + b"\n")
+    else:
+        talk(f"error: {error.message}")
+        for conflict in error.details.get("conflicts", ()):
+            talk(f"  {conflict['agentId']} {conflict['id']}: {conflict['reason']}")
+    run_id = error.details.get("run_id")
+    if isinstance(error, Interrupted) and run_id is not None:
+        with contextlib.suppress(SessionManagerError):
+            known = ask("list_deleted", run_id=run_id, limit=1)
+            done = known["deleted_count"] - known.get("unfinished", 0)
+            if done:
+                talk(f"{counted(done, 'session')} had been removed; take it back with: session-manager undo {run_id}")
+    raise typer.Exit(error.exit_code)
+
+
+def needs_somebody(flags: str, *, as_json: bool) -> None:
+    """Raises UsageError where nobody can be asked, naming the flags that make asking needless."""
+    if as_json or not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+        why = "--json prints one document" if as_json else "nobody is at a terminal to be asked"
+        raise UsageError(f"{why}: give {flags}; nothing was changed", code="not_confirmed")
+
+
+def confirmed(question: str) -> bool:
+    """Asks on the terminal; no is the default."""
+    try:
+        if typer.confirm(question, err=True):
+            return True
+    except typer.Abort:
+        talk("\nNothing was changed.")
+        raise typer.Exit(Interrupted.exit_code) from None
+    talk("Nothing was changed.")
+    return False
+
+
+def counted(number: int, noun: str) -> str:
+    """Writes a number with its noun: 1 session, 2 sessions."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def say_history(screen: Screen, document: Document) -> None:
+    """Says what history has still to hear of a removal."""
+    pending = document.get("pg_pending")
+    if pending:
+        waiting = "the mark" if pending is True else counted(pending, "mark")
+        why = document.get("pg_error", "aria-api was not reached")
+        screen.note(f"history: {waiting} waits and is delivered later ({why})")
+
+
+def say_run(screen: Screen, document: Document) -> None:
+    """Says how a removal is taken back."""
+    if document.get("run_id") is not None:
+        screen.note(f"take it back with: session-manager undo {document['run_id']}")
+
+
+def _print(data: bytes) -> None:
+    sys.stdout.flush()
+    if not write(data):
+        raise typer.Exit(Failed.exit_code)

@@ -1,0 +1,75 @@
+"""session-manager doctor: one page that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from session_manager.core.errors import PARTIAL_EXIT_CODE, SessionManagerError
+from session_manager.faces.runner import call, encode
+from session_manager.functions import load
+
+_MARKS = {True: ("ok", "green"), False: ("!!", "bold red")}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command ``doctor``."""
+    app.command()(doctor)
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+    """Say what is wrong and what to do: stores, locks, ledger, unfinished runs, history. Changes nothing."""
+    document, exit_code = _asked()
+    if as_json:
+        typer.echo(encode(document).decode())
+    else:
+        _show(document["checks"])
+    raise typer.Exit(exit_code)
+
+
+def _asked() -> tuple[dict[str, Any], int]:
+    """Returns the page and the exit code. Raises the failure of a call that came to no page."""
+    try:
+        document = call(load("doctor"), {}, os.environ)
+    except SessionManagerError as error:
+        if "checks" not in error.details:
+            raise
+        return error.document(), error.exit_code
+    return document, PARTIAL_EXIT_CODE if document.get("code") == "partial" else 0
+
+
+def _show(checks: list[dict[str, Any]]) -> None:
+    if sys.stdout.isatty():
+        _show_on_screen(checks)
+    else:
+        for check in checks:
+            advice = [f"-> {check['advice']}"] if check["advice"] else []
+            typer.echo("  ".join(map(_plain, (_MARKS[check["ok"]][0], check["name"], check["what"], *advice))))
+    bad = sum(not check["ok"] for check in checks)
+    said = f"{bad} of {len(checks)} checks found something to do" if bad else f"all {len(checks)} checks are well"
+    typer.echo(said, err=True)
+
+
+def _show_on_screen(checks: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    page = Table.grid(padding=(0, 2, 0, 0))
+    page.add_column()
+    page.add_column(overflow="fold", max_width=24)
+    page.add_column(overflow="fold")
+    for check in checks:
+        mark, style = _MARKS[check["ok"]]
+        page.add_row(Text(mark, style), Text(_plain(check["name"])), Text(_plain(check["what"])))
+        if check["advice"]:
+            page.add_row("", "", Text(f"-> {_plain(check['advice'])}", "" if check["ok"] else "bold"))
+    Console(highlight=False).print(page)
+
+
+def _plain(text: str) -> str:
+    """Writes what would steer a terminal as question marks: names of files and answers of services are anybody's."""
+    return "".join(character if character.isprintable() else "?" for character in text)

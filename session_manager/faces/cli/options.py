@@ -1,0 +1,52 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+
+from session_manager.core.errors import SessionManagerError
+from session_manager.core.session import KINDS
+
+
+def _types(incomplete: str) -> Iterable[str]:
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
+def _agents(incomplete: str) -> Iterable[str]:
+    from session_manager.live.volume import Volume
+    from session_manager.settings import read_settings
+
+    with contextlib.suppress(SessionManagerError):
+        volume = Volume(read_settings(os.environ).agents_dir)
+        return [name for name in volume.agent_ids() if name.startswith(incomplete)]
+    return []
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Agent = Annotated[
+    str | None, typer.Option("--agent", "-a", help="Only this agent.", autocompletion=_agents, metavar="NAME")
+]
+Type = Annotated[
+    str | None, typer.Option("--type", "-t", help="Only this session type.", autocompletion=_types, metavar="TYPE")
+]
+OlderThan = Annotated[
+    str | None, typer.Option(help="Only without activity for so long: 90m, 12h, 7d, 2w.", metavar="AGE")
+]
+Label = Annotated[
+    str | None, typer.Option(help="Only with this label; * and ? stand for any text and letter.", metavar="LABEL")
+]
+Model = Annotated[str | None, typer.Option(help="Only of this model; * and ? as in --label.", metavar="MODEL")]
+LargerThan = Annotated[
+    str | None, typer.Option(help="Only when its files have at least so many bytes: 500k, 1.5M.", metavar="SIZE")
+]
+Empty = Annotated[bool, typer.Option("--empty", help="Only when its transcript holds no message.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many.", metavar="N")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would happen, and change nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Also main sessions and those in use.")]
+SessionId = Annotated[str, typer.Argument(metavar="ID", help="The full session id, or one of its keys.")]

@@ -1,0 +1,197 @@
+"""prune and delete: the plan first, then a question, then what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from session_manager.core.errors import Interrupted, SessionManagerError, UsageError
+from session_manager.faces.cli import options, words
+from session_manager.faces.cli.calling import (
+    Document,
+    answer,
+    ask,
+    asked,
+    confirmed,
+    counted,
+    end_failed,
+    needs_somebody,
+    say_history,
+    say_run,
+    show_now,
+)
+from session_manager.faces.cli.screen import Column, Screen, talk
+
+_COLUMNS = (
+    Column("ID"),
+    Column("PLAN"),
+    Column("WHY"),
+    Column("SIZE", None, 1, right=True),
+    Column("AGE", None, 2),
+    Column("TYPE", None, 3),
+    Column("AGENT", 6, 4),
+    Column("LABEL", 8, 5),
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(prune)
+    app.command()(delete)
+
+
+def prune(
+    older_than: options.OlderThan = None,
+    agent: options.Agent = None,
+    session_type: options.Type = None,
+    label: options.Label = None,
+    model: options.Model = None,
+    larger_than: options.LargerThan = None,
+    empty: options.Empty = False,
+    durable: Annotated[bool, typer.Option("--durable", help="Also people's conversations.")] = False,
+    limit: options.Limit = None,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Remove sessions without activity (for 60m, unless --older-than says otherwise); `undo` takes it back."""
+    filters: dict[str, Any] = {
+        "max_age_minutes": words.minutes(older_than),
+        "agent": agent,
+        "session_type": session_type,
+        "label": label,
+        "model": model,
+        "min_bytes": words.amount(larger_than),
+        "empty": empty or None,
+    }
+    _check_filters(filters)
+    arguments = {**filters, "include_durable": durable or None, "limit": limit}
+    _plan_and_do("prune_sessions", "pruned_count", arguments, dry_run=dry_run, yes=yes, as_json=as_json)
+
+
+def delete(
+    session_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Full session ids or keys; or give filters.")
+    ] = None,
+    agent: options.Agent = None,
+    session_type: options.Type = None,
+    older_than: options.OlderThan = None,
+    label: options.Label = None,
+    model: options.Model = None,
+    larger_than: options.LargerThan = None,
+    empty: options.Empty = False,
+    limit: options.Limit = None,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Remove the named sessions, or all that the filters cover, whatever their type; `undo` takes it back."""
+    filters: dict[str, Any] = {
+        "session_type": session_type,
+        "older_than_minutes": words.minutes(older_than),
+        "label": label,
+        "model": model,
+        "min_bytes": words.amount(larger_than),
+        "empty": empty or None,
+    }
+    if not session_ids:
+        _check_filters({**filters, "agent": agent})
+        arguments = {**filters, "agent": agent, "limit": limit, "force": force or None}
+        _plan_and_do("delete_sessions", "deleted_count", arguments, dry_run=dry_run, yes=yes, as_json=as_json)
+    elif dry_run or limit is not None or any(value is not None for value in filters.values()):
+        raise UsageError("give either session ids or filters and --dry-run; nothing was changed")
+    elif as_json and len(session_ids) > 1:
+        raise UsageError("--json takes one session id: there is one document for each; nothing was changed")
+    else:
+        _delete_each(session_ids, agent=agent, force=force or None, as_json=as_json)
+
+
+def _check_filters(filters: Mapping[str, object]) -> None:
+    """Raises UsageError when nothing says which sessions are meant: `prune` alone was perhaps typed too early."""
+    if all(value is None for value in filters.values()):
+        raise UsageError(
+            "say which sessions: give --older-than, --agent, --type, --label, --model, --larger-than or --empty; "
+            "nothing was changed",
+            code="no_filter",
+        )
+
+
+def _delete_each(session_ids: list[str], *, agent: str | None, force: bool | None, as_json: bool) -> None:
+    """Deletes one by one; what goes wrong with one does not keep the others. Ends with the first failure's code."""
+    first: SessionManagerError | None = None
+    for session_id in session_ids:
+        if len(session_ids) == 1:
+            answer("delete_session", _show_deleted, as_json=as_json, session_id=session_id, agent=agent, force=force)
+            return
+        try:
+            document = ask("delete_session", session_id=session_id, agent=agent, force=force)
+        except Interrupted as error:
+            end_failed(error)
+        except SessionManagerError as error:
+            talk(f"error: {session_id}: {error.message}")
+            first = first or error
+        else:
+            show_now(_show_deleted, document)
+    if first is not None:
+        raise typer.Exit(first.exit_code)
+
+
+def _show_deleted(screen: Screen, document: Document) -> None:
+    screen.line(document["message"])
+    say_history(screen, document)
+    say_run(screen, document)
+
+
+def _plan_and_do(name: str, count: str, arguments: dict[str, Any], *, dry_run: bool, yes: bool, as_json: bool) -> None:
+    def show_plan(screen: Screen, document: Document) -> None:
+        _show_plan(screen, document, count)
+
+    def show_done(screen: Screen, document: Document) -> None:
+        _show_done(screen, document, count)
+
+    if dry_run:
+        answer(name, show_plan, as_json=as_json, **arguments, dry_run=True, details=True)
+        return
+    if not yes:
+        needs_somebody("--yes or --dry-run", as_json=as_json)
+        plan = asked(name, show_plan, **arguments, dry_run=True, details=True)
+        if not plan[count] or not confirmed(f"Remove {counted(plan[count], 'session')}?"):
+            return
+    answer(name, show_done, as_json=as_json, **arguments, dry_run=False)
+
+
+def _show_plan(screen: Screen, document: Document, count: str) -> None:
+    # What goes stands next to the question, however long the table is.
+    rows = sorted(document["plan"], key=lambda row: bool(row["prune"]))
+    cells = [
+        (
+            row["id"],
+            "remove" if row["prune"] else "keep",
+            row["reason"],
+            words.size(row["bytes"]),
+            words.age(row["updatedAt"]),
+            row["session_type"],
+            row["agentId"],
+            row["label"],
+        )
+        for row in rows
+    ]
+    if rows:
+        screen.table(_COLUMNS, cells, ["red" if row["prune"] else "dim" for row in rows])
+    going = sum(row["bytes"] for row in rows if row["prune"])
+    young = document["total_sessions"] - len(rows)
+    staying = counted(len(rows) - document[count], "session")
+    removed = counted(document[count], "session")
+    screen.note(f"{removed} to remove ({words.size(going)}), {staying} to keep, {young:,} young")
+
+
+def _show_done(screen: Screen, document: Document, count: str) -> None:
+    screen.line(f"{counted(document[count], 'session')} removed, {document['kept_count']:,} kept")
+    for kept in document["kept"]:
+        if kept["reason"] == "active":
+            screen.note(f"kept: {kept['agentId']} {kept['id']} became active just now")
+    say_history(screen, document)
+    say_run(screen, document)

@@ -1,0 +1,105 @@
+"""deleted, restore and undo: what was removed, and taking it back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from session_manager.faces.cli import options, words
+from session_manager.faces.cli.calling import Document, answer, counted, say_history
+from session_manager.faces.cli.screen import Column, Screen
+
+_COLUMNS = (
+    Column("ID"),
+    Column("REMOVED"),
+    Column("STATE", None, 1),
+    Column("RUN", None, 2),
+    Column("TYPE", None, 5),
+    Column("AGENT", 6, 3),
+    Column("LABEL", 8, 4),
+    Column("WHY", 10, 6),
+)
+
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run that `deleted` shows, or that a removal named.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(deleted)
+    app.command()(restore)
+    app.command()(undo)
+
+
+def removal_table(screen: Screen, removals: Sequence[Document]) -> None:
+    """Adds a table of rows of list_deleted."""
+    rows = [
+        (
+            row["id"],
+            words.age(row["deleted_at"]),
+            row["state"] if row["restorable"] or row["state"] != "removed" else "not restorable",
+            row["run_id"],
+            row["session_type"],
+            row["agentId"],
+            row["label"],
+            row["reason"],
+        )
+        for row in removals
+    ]
+    screen.table(_COLUMNS, rows, ["" if row["restorable"] else "dim" for row in removals])
+
+
+def deleted(
+    agent: options.Agent = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only what was removed since: 90m, 12h, 7d, 2w.", metavar="AGE")
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="Only what this run removed.", metavar="RUN")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.", metavar="N")] = 100,
+    as_json: options.AsJson = False,
+) -> None:
+    """List removed sessions, newest first, and whether they can be restored."""
+    minutes = words.minutes(since, "--since")
+    answer("list_deleted", _show_deleted, as_json=as_json, agent=agent, since_minutes=minutes, run_id=run, limit=limit)
+
+
+def _show_deleted(screen: Screen, document: Document) -> None:
+    rows = document["deleted"]
+    if rows:
+        removal_table(screen, rows)
+    total = document["deleted_count"]
+    shown = f" ({len(rows):,} shown, more with --limit)" if len(rows) < total else ""
+    screen.note(f"{counted(total, 'removed session')}{shown}")
+
+
+def restore(session_id: options.SessionId, agent: options.Agent = None, as_json: options.AsJson = False) -> None:
+    """Bring one removed session back."""
+    answer("restore_session", _say_message, as_json=as_json, session_id=session_id, agent=agent)
+
+
+def undo(
+    run_id: RunId,
+    agent: options.Agent = None,
+    skip_conflicts: Annotated[
+        bool, typer.Option("--skip-conflicts", help="Restore all others when some cannot be restored.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Bring back everything that one run removed."""
+    answer(
+        "restore_run", _show_undo, as_json=as_json, run_id=run_id, agent=agent, skip_conflicts=skip_conflicts or None
+    )
+
+
+def _show_undo(screen: Screen, document: Document) -> None:
+    for skipped in document["skipped"]:
+        screen.note(f"not restored: {skipped['agentId']} {skipped['id']}: {skipped['reason']}")
+    if document["already_restored"]:
+        screen.note(f"{counted(document['already_restored'], 'session')} had been restored before")
+    _say_message(screen, document)
+
+
+def _say_message(screen: Screen, document: Document) -> None:
+    screen.line(document["message"])
+    say_history(screen, document)

@@ -1,0 +1,39 @@
+"""session-manager skill: the skill as a folder that can be copied to an agent's machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the group ``skill``."""
+    skill_app = typer.Typer(help="The skill for an agent's machine.", no_args_is_help=True)
+    # With one command alone Typer would drop the group's name.
+    skill_app.callback()(_skill)
+    skill_app.command()(build)
+    app.add_typer(skill_app, name="skill")
+
+
+def _skill() -> None:
+    """The skill for an agent's machine."""
+
+
+def build(
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the folder of the skill.")] = Path("dist"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Write the skill as a folder in the Agent Skills format, to copy: SKILL.md, run_skill.py, the package."""
+    from session_manager.skill_folder import NAME
+    from session_manager.skill_folder import build as write
+
+    files = write(str(to))
+    folder = to / NAME
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "files": files}))
+        return
+    typer.echo(str(folder))
+    typer.echo(f"{len(files)} files; it needs Python 3.11 with msgspec, filelock and httpx, wherever it goes", err=True)

@@ -1,0 +1,91 @@
+"""token create, list and revoke: who may ask aria-api."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from session_manager.core.errors import UsageError
+from session_manager.faces.cli.database import in_database
+from session_manager.faces.cli.environment import ENVIRONMENT
+from session_manager.faces.cli.options import AsJson
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    tokens = typer.Typer(help="Tokens for aria-api.", no_args_is_help=True)
+    tokens.command("create", epilog=ENVIRONMENT)(create_token)
+    tokens.command("list", epilog=ENVIRONMENT)(list_tokens)
+    tokens.command("revoke", epilog=ENVIRONMENT)(revoke_token)
+    app.add_typer(tokens, name="token")
+
+
+def create_token(
+    name: Annotated[
+        str | None, typer.Option(help="Who will use it; shown in the log. The user's name when left out.")
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Whose chat sessions it sees and makes. Without one: those that are nobody's.")
+    ] = None,
+    org: Annotated[
+        list[str] | None, typer.Option(help="An organisation whose chat sessions it sees, too; may be given again.")
+    ] = None,
+    scope: Annotated[
+        str, typer.Option(help="What it may do, with commas: read, write, delete, admin (all of them).")
+    ] = "read,write",
+    as_json: AsJson = False,
+) -> None:
+    """Make a token and print it, once; only its hash is kept."""
+    from session_manager.service.db import tokens
+
+    scopes = [part.strip() for part in scope.split(",") if part.strip()]
+    unknown = [part for part in scopes if part not in tokens.SCOPES]
+    if unknown or not scopes:
+        raise UsageError(
+            f"--scope takes {', '.join(tokens.SCOPES)}, with commas; not {', '.join(unknown) or 'nothing'}"
+        )
+    if name is None and user is None:
+        raise UsageError("give --name, who will use the token, or --user, whose chat sessions it sees")
+    shown = _name("--name", name if name is not None else user)
+    user_id = None if user is None else _name("--user", user)
+    orgs = sorted({_name("--org", each) for each in org or ()})
+    token = in_database(lambda connection: tokens.create(connection, shown, scopes, user_id, orgs))
+    made = {"token": token, "name": shown, "scopes": sorted(set(scopes)), "user_id": user_id, "orgs": orgs}
+    typer.echo(json.dumps(made) if as_json else token)
+
+
+def _name(option: str, value: str | None) -> str:
+    name = (value or "").strip()
+    if not name or len(name) > 100 or not name.isprintable():
+        raise UsageError(f"{option} must be 1 to 100 printable characters")
+    return name
+
+
+def list_tokens(as_json: AsJson = False) -> None:
+    """List tokens; the tokens themselves cannot be shown again."""
+    from session_manager.service.db import tokens
+
+    found = in_database(tokens.listed)
+    if as_json:
+        typer.echo(json.dumps({"tokens": found}, default=lambda at: at.isoformat()))
+        return
+    if not found:
+        typer.echo("There are no tokens.", err=True)
+    for token in found:
+        state = f"revoked {token['revoked_at']:%Y-%m-%d %H:%M}" if token["revoked_at"] else "valid"
+        made, scopes = f"{token['created_at']:%Y-%m-%d %H:%M}", ",".join(token["scopes"])
+        whose = [f"user {token['user_id']}"] if token["user_id"] else []
+        whose += [f"org {org}" for org in token["orgs"]]
+        typer.echo("  ".join((token["id"], made, scopes, state, token["name"], *whose)))
+
+
+def revoke_token(
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `token list` shows.")],
+) -> None:
+    """Revoke a token; it is refused from the next request on."""
+    from session_manager.service.db import tokens
+
+    revoked = in_database(lambda connection: tokens.revoke(connection, token_id))
+    typer.echo(f"token {token_id} is revoked" if revoked else f"token {token_id} was revoked before")

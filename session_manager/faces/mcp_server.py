@@ -1,0 +1,144 @@
+"""The MCP face: every function as a tool, over standard input and output.
+
+Invariants:
+
+- A call is made as the runner makes it: the same arguments, the same document. One at a time, in a thread, so that
+  the connection stays alive meanwhile.
+- Standard output is the wire; what anybody prints goes to standard error.
+- A failure is a tool's error, its text our sentence: the connection outlives it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+import msgspec
+from mcp.server import Server, ServerRequestContext
+from mcp.server.stdio import stdio_server
+from mcp_types import (
+    CallToolRequestParams,
+    CallToolResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    TextContent,
+    Tool,
+    ToolAnnotations,
+)
+
+from session_manager import __version__
+from session_manager.core.errors import Failed, Interrupted, SessionManagerError, UsageError
+from session_manager.faces.runner import call, catalogue_entry, encode
+from session_manager.functions import NAMES, load
+
+INSTRUCTIONS = """\
+Keeps the agent's sessions clean, and loses nothing: what is removed is archived and can be restored.
+After every sub-agent delegation call cleanup_after_delegation with its session id. During a work cycle call
+prune_sessions with max_age_minutes 60; with dry_run true it only says what it would do. Before a session review call
+get_session_stats. Never pass force, purge with dry_run false, or erase, unless a person asked for it.
+"""
+
+READ_ONLY = frozenset(("list_sessions", "get_session_stats", "list_deleted", "verify_ledger", "doctor"))
+# These add or bring back; whatever else writes is said to destroy, though most of it can be taken back.
+_ADDITIVE = frozenset(("deliver_history", "restore_session", "restore_run", "readopt_orphans"))
+# With a limit, the next call goes on where this one ended.
+_NOT_IDEMPOTENT = frozenset(("prune_sessions",))
+
+
+def serve(environ: Mapping[str, str]) -> None:
+    """Serves until standard input ends. SIGINT and SIGTERM end the process, when the call in hand is done."""
+    anyio.run(_serve, environ)
+
+
+async def _serve(environ: Mapping[str, str]) -> None:
+    turn = anyio.Semaphore(1)
+    server = make_server(environ, turn)
+    async with anyio.create_task_group() as group:
+        group.start_soon(_end_at_signals, turn)
+        async with stdio_server() as (read, write):
+            await server.run(read, write, server.create_initialization_options())
+        group.cancel_scope.cancel()
+
+
+async def _end_at_signals(turn: anyio.Semaphore) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            await turn.acquire()
+            # Nothing else ends the thread that waits for standard input.
+            os._exit(Interrupted.exit_code)
+
+
+def make_server(environ: Mapping[str, str], turn: anyio.Semaphore) -> Server[Any]:
+    """Returns the server; its tools read ``environ`` at every call, as the runner does. ``turn`` is held by a call."""
+
+    async def list_tools(context: ServerRequestContext[Any], params: PaginatedRequestParams | None) -> ListToolsResult:
+        return ListToolsResult(tools=[_tool(name) for name in NAMES])
+
+    async def call_tool(context: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:
+        async with turn:
+            return await anyio.to_thread.run_sync(_result, params.name, params.arguments or {}, environ)
+
+    return Server(
+        "session-manager",
+        version=__version__,
+        title="Session manager",
+        instructions=INSTRUCTIONS,
+        on_list_tools=list_tools,
+        on_call_tool=call_tool,
+    )
+
+
+def _tool(name: str) -> Tool:
+    entry = catalogue_entry(load(name))
+    annotations = ToolAnnotations(
+        read_only_hint=name in READ_ONLY,
+        destructive_hint=name not in READ_ONLY | _ADDITIVE,
+        idempotent_hint=name not in _NOT_IDEMPOTENT,
+        open_world_hint=False,
+    )
+    return Tool(name=name, description=entry["description"], input_schema=entry["arguments"], annotations=annotations)
+
+
+def _result(name: str, arguments: Mapping[str, Any], environ: Mapping[str, str]) -> CallToolResult:
+    """Makes one call; returns the function's document, or the failure's sentence with what belongs to it."""
+    try:
+        document = _call(name, arguments, environ)
+    except SessionManagerError as error:
+        details = f"\n{_text(error.details)}" if error.details else ""
+        text = f"{error.message} (code {error.code}){details}"
+        return _made(text, error.document(), is_error=True)
+    return _made(_text(document), document, is_error=False)
+
+
+def _call(name: str, arguments: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    if name not in NAMES:
+        raise UsageError(f"unknown tool {name!r}; there are: {', '.join(NAMES)}", code="unknown_function")
+    try:
+        return call(load(name), arguments, environ)
+    except SessionManagerError:
+        raise
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        raise Failed(
+            f"the Python package {package!r} is missing or broken ({error}); install it: pip install {package}",
+            code="missing_package",
+        ) from error
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        raise Failed(f"internal error ({type(error).__name__}: {error}); the log has the traceback") from error
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    return encode(dict(document)).decode()
+
+
+def _made(text: str, document: Mapping[str, Any], *, is_error: bool) -> CallToolResult:
+    # By way of JSON: half a character out of somebody's label is nothing that the wire could carry.
+    plain = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    structured = msgspec.json.decode(encode(dict(document)))
+    return CallToolResult(content=[TextContent(text=plain)], structured_content=structured, is_error=is_error)

@@ -1,0 +1,139 @@
+"""doctor: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from session_manager.core.errors import Damaged, Locked, Refused, SessionManagerError
+from session_manager.functions.context import Context
+from session_manager.functions.diagnosis import Check, age, failed, page, plural, size
+from session_manager.live.observe import listing
+from session_manager.live.transcripts import is_transcript, parse_archive
+from session_manager.live.volume import Store, read_snapshot
+
+DESCRIPTION = (
+    "Says what is wrong and what to do about it: the agents directory, every store, locks, the ledger, unfinished "
+    "runs, marks that wait for history, aria-api, its token and its database. Changes nothing."
+)
+
+_UNREADABLE = "restore sessions.json from a backup, or call readopt_orphans; until then nothing is written to it"
+_OTHER_USER = "run as the gateway's user, where the agents directory is mounted"
+_ADVICE = {
+    "store_unsupported": "ask the gateway: `openclaw sessions` lists and deletes them; other agents are not touched",
+    "outside_agents_dir": "mount the folder itself in the agents directory; what a link leads out to is left alone",
+}
+# Longer than any gateway or any call of ours holds a whole store.
+_LONG_MS = 30_000
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of doctor: none."""
+
+
+def run(context: Context, arguments: Arguments) -> dict[str, Any]:
+    """Returns ``ok`` and ``checks``; as of a call that was done in part when something only waits.
+
+    Raises the first failure that a function would meet, with the checks as its details.
+    """
+    from session_manager.functions.diagnosis_history import history_checks, ledger_checks
+
+    checks = [_agents_dir(context)]
+    if checks[0].ok:
+        for agent_id, store in context.volume.stores(None):
+            checks += _agent(context, agent_id, store)
+    checks += ledger_checks(context)
+    checks += history_checks(context)
+    return page(checks)
+
+
+def _agents_dir(context: Context) -> Check:
+    root, named_by = context.settings.agents_dir, context.settings.agents_dir_from
+    try:
+        agents = context.volume.agent_ids()
+    except SessionManagerError as error:
+        return failed("agents_dir", error, _OTHER_USER)
+    what = f"{root}, named by {named_by}: {plural(len(agents), 'agent')}"
+    if not agents:
+        return Check(
+            "agents_dir", True, what, "if there should be some, set ARIA_AGENTS_DIR to what holds <agent>/sessions"
+        )
+    return Check("agents_dir", True, what)
+
+
+def _agent(context: Context, agent_id: str, store: Store | SessionManagerError | None) -> Iterator[Check]:
+    name = f"store {agent_id}"
+    if store is None:
+        yield Check(name, True, "no sessions folder", None, None, agent_id)
+    elif isinstance(store, SessionManagerError):
+        yield failed(name, store, _ADVICE.get(store.code, _OTHER_USER), agent_id)
+    else:
+        try:
+            names = listing(store)
+            yield _store(context, name, store, names)
+            yield from _locks(context, store, names)
+        except SessionManagerError as error:
+            yield failed(name, error, _OTHER_USER, agent_id)
+
+
+def _store(context: Context, name: str, store: Store, names: list[str]) -> Check:
+    try:
+        snapshot = read_snapshot(store, context.clock())
+    except Damaged as error:
+        hidden = os.path.lexists(store.index_path) and not os.access(store.index_path, os.R_OK)
+        return failed(name, error, _OTHER_USER if hidden else _UNREADABLE, store.agent_id)
+    index_bytes = 0 if snapshot.index is None else len(snapshot.index.data)
+    live = [n for n in names if parse_archive(n) is None and is_transcript(n)]
+    archived = [n for n in names if parse_archive(n) is not None]
+    what = (
+        f"sessions.json, {size(index_bytes)}: {plural(len(snapshot.sessions), 'session')}; "
+        f"{plural(len(live), 'transcript')}, {size(_bytes(store, live))}; "
+        f"{plural(len(archived), 'archive')}, {size(_bytes(store, archived))}"
+    )
+    if snapshot.index is None:
+        what = f"no index yet; {what}"
+    kept = sorted(n for n in names if n.startswith(("sessions.json.found.", "sessions.json.damaged.")))
+    if kept:
+        what += f"; {plural(len(kept), 'index')} kept aside ({kept[-1]})".replace("indexs", "indexes")
+    # As root everything may be written.
+    if not os.access(store.sessions_dir, os.W_OK | os.X_OK):
+        refused = Refused(f"{store.sessions_dir} cannot be written by this user", code="not_writable")
+        return Check(name, False, f"{what}; {refused.message}", _OTHER_USER, refused, store.agent_id)
+    return Check(name, True, what, None, None, store.agent_id)
+
+
+def _bytes(store: Store, names: list[str]) -> int:
+    total = 0
+    for name in names:
+        try:
+            total += os.lstat(os.path.join(store.sessions_dir, name)).st_size
+        except OSError:
+            continue
+    return total
+
+
+def _locks(context: Context, store: Store, names: list[str]) -> Iterator[Check]:
+    from session_manager.live.locks import ALIVE, STALE, UNSEEN, locks
+
+    for lock in locks(store, names, context.clock()):
+        name = f"lock {store.agent_id}/{lock.name}"
+        pid = "an unknown process" if lock.pid is None else f"pid {lock.pid}"
+        since = "" if lock.age_ms is None else f", {age(lock.age_ms)} old"
+        told = {
+            ALIVE: "which lives",
+            UNSEEN: "which is not to be seen here, and is respected: it may live in another container",
+            STALE: "which has gone; nobody respects it any more",
+        }
+        what = f"of {lock.who}, {pid}{since}, {told[lock.state]}"
+        if not lock.store:
+            yield Check(name, True, what, None, None, store.agent_id)
+        elif lock.state == STALE:
+            yield Check(name, False, what, "the next call that changes something removes it", None, store.agent_id)
+        elif lock.age_ms is not None and lock.age_ms > _LONG_MS:
+            error = Locked(f"the store of agent {store.agent_id!r} is locked: {what}")
+            yield Check(name, False, what, f"see what {pid} is doing; end it if it hangs", error, store.agent_id)
+        else:
+            yield Check(name, True, what, None, None, store.agent_id)

@@ -1,0 +1,108 @@
+"""show_session: all that is known of one session, live or removed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from session_manager.core.errors import NotFound, with_errors
+from session_manager.core.session import Session
+from session_manager.functions.context import Agent, Context, check_session_id, iso_utc
+from session_manager.functions.delete_session import SessionId
+from session_manager.functions.reading import AgentRead, read_view
+from session_manager.functions.rows import row
+from session_manager.live.observe import last_timestamp
+from session_manager.live.transcripts import files_by_session, is_transcript
+
+DESCRIPTION = (
+    "Shows one session by its full id or one of its keys: keys, times, counters and files where it lives, and what "
+    "was removed of it, when and why. Writes nothing."
+)
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of show_session."""
+
+    session_id: SessionId
+    agent: Agent | None = None
+
+
+def run(context: Context, arguments: Arguments) -> dict[str, Any]:
+    """Returns ``{"session_id", "live": [...], "removed": [...]}``, a row for each agent that has or had it.
+
+    Raises UsageError, NotFound, the failure of the only agent concerned, or the ledger's.
+    """
+    check_session_id(arguments.session_id)
+    view = read_view(context, arguments.agent)
+    errors = view.errors()
+    live = [shown for read in view.agents for shown in _live(context, read, arguments.session_id)]
+    removed = _removed(context, arguments)
+    if not live and not removed:
+        details: dict[str, Any] = {"errors": errors} if errors else {}
+        what = f"no session {arguments.session_id!r}: give the full id or key as list_sessions or list_deleted shows it"
+        raise NotFound(what, **details)
+    document = {"session_id": arguments.session_id, "live": live, "removed": removed}
+    return with_errors(document, errors)
+
+
+def _live(context: Context, read: AgentRead, wanted: str) -> Iterator[dict[str, Any]]:
+    found = [s for s in read.sessions if s.id == wanted or wanted in s.keys]
+    if not found or read.store is None:
+        return
+    files = files_by_session(read.names, read.sessions, read.store.sessions_dir)
+    for session in found:
+        paths = {name: os.path.join(read.store.sessions_dir, name) for name in files.get(session.id, ())}
+        sizes = {name: _bytes(path) for name, path in paths.items()}
+        session.size = sum(sizes.values())
+        seen = [_last_written(path, context.clock()) for name, path in paths.items() if is_transcript(name)]
+        session.transcript_activity = max(seen, default=0) or None
+        yield {**row(session, context.settings.current), **_facts(session), "files": sizes}
+
+
+def _facts(session: Session) -> dict[str, Any]:
+    from session_manager.live.liveness import now_ms
+    from session_manager.live.plan import facts_of
+
+    facts = facts_of(session, now_ms())
+    return {
+        "keys": session.keys,
+        "last_activity": iso_utc(session.last_activity),
+        "started_at": iso_utc(facts.started_at),
+        "tokens": facts.tokens,
+        "cost_usd": facts.cost_usd,
+        "pinned": session.pinned,
+        "busy": session.busy,
+        "spawned_by": list(session.parents),
+    }
+
+
+def _bytes(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
+
+
+def _last_written(path: str, now_ms: int) -> int:
+    try:
+        return last_timestamp(path, now_ms, 0) or 0
+    except OSError:
+        return 0
+
+
+def _removed(context: Context, arguments: Arguments) -> list[dict[str, Any]]:
+    from session_manager.functions.list_deleted import Stores, removal_row
+    from session_manager.live.ledger import Ledger
+    from session_manager.live.second_names import SecondNames
+
+    ledger = Ledger.open_existing(context.settings, "ro")
+    if ledger is None:
+        return []
+    agent = None if arguments.agent is None else context.volume.resolve_agent(arguments.agent)
+    with ledger:
+        found = ledger.removals(agent_id=agent, session=arguments.session_id)
+    stores = Stores(context, SecondNames(context.settings.state_dir))
+    return [removal_row(removed, stores.why_not(removed)) for removed in found]

@@ -1,0 +1,86 @@
+"""Who holds what in a store: looked at, never taken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import msgspec
+
+from session_manager.live.gateway_lock import KERNEL_LOCK_NAME, MARKER_NAME
+from session_manager.live.liveness import (
+    OWNER,
+    STORE_STALE_MS,
+    TRANSCRIPT_STALE_MS,
+    is_held,
+    process_lives,
+    read_marker,
+    written_at,
+)
+from session_manager.live.transcripts import LOCK_SUFFIX
+from session_manager.live.volume import Store
+
+ALIVE, UNSEEN, STALE = "alive", "unseen", "stale"
+
+
+class Lock(msgspec.Struct, frozen=True):
+    """One lock. ``who`` is ``gateway``, ``session_manager`` or ``unknown``; ``age_ms`` None where it cannot be told.
+
+    ``state`` is ``alive`` (its holder lives here), ``unseen`` (respected, though its holder is not to be seen here:
+    it may live in another container) or ``stale`` (nobody respects it any more). ``store``: it keeps others out of the
+    whole store, not of one transcript.
+    """
+
+    name: str
+    who: str
+    pid: int | None
+    age_ms: int | None
+    state: str
+    store: bool
+
+
+def locks(store: Store, names: Iterable[str], now_ms: int) -> list[Lock]:
+    """Returns the locks, held or left over, of a store whose folder holds ``names``; those of the whole store first."""
+    found = [_marker(store, MARKER_NAME, STORE_STALE_MS, now_ms)]
+    pid = kernel_lock_holder(os.path.join(store.sessions_dir, KERNEL_LOCK_NAME))
+    if pid is not None:
+        found.append(Lock(KERNEL_LOCK_NAME, OWNER, pid, None, ALIVE, True))
+    found += [
+        _marker(store, name, TRANSCRIPT_STALE_MS, now_ms)
+        for name in sorted(names)
+        if name.endswith(".jsonl" + LOCK_SUFFIX)
+    ]
+    return [lock for lock in found if lock is not None]
+
+
+def _marker(store: Store, name: str, stale_ms: int, now_ms: int) -> Lock | None:
+    marker = read_marker(os.path.join(store.sessions_dir, name))
+    if marker is None:
+        return None
+    payload = marker.payload
+    if payload is not None and process_lives(payload.pid, payload.starttime):
+        state = ALIVE
+    else:
+        state = UNSEEN if is_held(marker, stale_ms, now_ms) else STALE
+    who = str(marker.holder()["who"])
+    age = max(0, now_ms - written_at(marker, now_ms))
+    return Lock(name, who, None if payload is None else payload.pid, age, state, name == MARKER_NAME)
+
+
+def kernel_lock_holder(path: str) -> int | None:
+    """Returns the pid that holds the kernel's lock on a file, by what the kernel says of it; None when none is known.
+
+    To try the lock would be to take it. Processes in other containers are not to be seen, nor any without a /proc.
+    """
+    try:
+        status = os.stat(path)
+        with open("/proc/locks", encoding="ascii", errors="replace") as file:
+            lines = [line.split() for line in file]
+    except OSError:
+        return None
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for line in lines:
+        # "1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF"; one that waits has "->" in second place.
+        if len(line) >= 6 and line[1] == "FLOCK" and line[5] == place and line[4].isdigit():
+            return int(line[4]) or None
+    return None

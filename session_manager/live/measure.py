@@ -1,0 +1,37 @@
+"""Looks up how large sessions are and which hold no message, for calls that ask for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from session_manager.core.selection import Selection
+from session_manager.core.session import Session
+from session_manager.live.emptiness import empty_sessions
+from session_manager.live.transcripts import files_by_session
+from session_manager.live.volume import Store
+
+
+def measure(
+    store: Store, sessions: Sequence[Session], names: Sequence[str], only: Selection, *, sizes: bool = False
+) -> None:
+    """Sets ``size`` and ``empty`` where ``only`` asks for them; with ``sizes`` the size of every session.
+
+    ``sessions`` are all of the store, ``names`` lie in its folder.
+    """
+    if sizes or only.min_bytes is not None:
+        files = files_by_session(names, sessions, store.sessions_dir)
+        for session in sessions:
+            session.size = sum(_bytes(os.path.join(store.sessions_dir, name)) for name in files.get(session.id, ()))
+    if only.empty:
+        asked = [session for session in sessions if only.names(session)]
+        found = empty_sessions(store, sessions, names, asked)
+        for session in asked:
+            session.empty = session.id in found
+
+
+def _bytes(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0

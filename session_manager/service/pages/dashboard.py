@@ -1,0 +1,177 @@
+"""/sessions: history a person can look at, and what the jobs and the ledger say."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Form, Query, Request
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.responses import RedirectResponse, Response
+
+from session_manager.core.errors import NotFound
+from session_manager.service.api.sessions import Database, RowId
+from session_manager.service.db import dashboard as queries
+from session_manager.service.db import jobs
+from session_manager.service.db import sessions as history
+from session_manager.service.db.tables import STATUSES
+from session_manager.service.pages.charts import Chart, Share, by_name, over_time
+from session_manager.service.pages.ledger import LedgerView, read_ledger
+from session_manager.service.pages.links import address, local
+from session_manager.service.pages.render import render, script_file
+from session_manager.service.problems import Forbidden
+
+ROWS = 50
+# What reads more than a page of rows is at most so old.
+DRAWN_AGE_S = 10.0
+PATH = "/sessions"
+_HISTORY = "history"
+# By what is chosen: how many bars, of what.
+_SPANS: dict[str, tuple[int, Literal["hour", "day"], str]] = {
+    "24h": (24, "hour", "24 hours"),
+    "7d": (168, "hour", "7 days"),
+    "30d": (30, "day", "30 days"),
+}
+
+Span = Literal["24h", "7d", "30d"]
+Chosen = Annotated[str, Query(max_length=200)]
+# A place is a row's number, which is a bigint.
+PlaceIn = Annotated[int | None, Query(ge=1, lt=2**62)]
+
+router = APIRouter(include_in_schema=False)
+
+
+class Drawn(msgspec.Struct, frozen=True):
+    """What is drawn of all sessions, and ``at`` which time of this process."""
+
+    at: float
+    chart: Chart
+    agents: list[Share]
+    types: list[Share]
+
+
+@router.get(PATH)
+async def dashboard(
+    request: Request,
+    database: Database,
+    status: Chosen = "",
+    agent_id: Chosen = "",
+    session_type: Chosen = "",
+    search: Chosen = "",
+    span: Span = "24h",
+    before: PlaceIn = None,
+    after: PlaceIn = None,
+) -> Response:
+    """One page of history, newest first; a script that asks for that part alone gets it alone."""
+    # A form sends what was left empty, too; NUL can be in no row.
+    given = {"search": search, "status": status, "agent_id": agent_id, "session_type": session_type}
+    chosen = {name: value.replace("\0", "").strip() for name, value in given.items()}
+    chosen["span"] = "" if span == "24h" else span
+    values = await _history(database, chosen, before, after)
+    values |= {"chosen": chosen, "span": span, "who": request.scope["principal"].name}
+    values["may_delete"] = request.scope["principal"].may("delete")
+    if request.headers.get("hx-target") == _HISTORY:
+        return render("history.html", scripts=True, **values)
+    agents, types = await queries.names(database)
+    return render(
+        "sessions.html",
+        scripts=True,
+        **values,
+        statuses=(*STATUSES, queries.STALE),
+        agents=agents,
+        types=types,
+        spans=[(name, words, address(PATH, chosen, span=name)) for name, (_, _, words) in _SPANS.items()],
+        totals=await queries.totals(database, request.scope["principal"].viewer),
+        stale_minutes=queries.STALE_MINUTES,
+        links=_totals_links(),
+        drawn=await _drawn(request, database, span),
+        ledger=await _ledger(request),
+        jobs=await _jobs(request, database),
+    )
+
+
+@router.get("/sessions.js")
+async def script() -> Response:
+    """What htmx leaves to the page: to say that something went wrong."""
+    return script_file("sessions.js", "no-cache")
+
+
+async def _history(
+    database: AsyncConnection, chosen: dict[str, str], before: int | None, after: int | None
+) -> dict[str, Any]:
+    filters = ("status", "agent_id", "session_type", "search")
+    wanted = queries.Wanted(**{name: chosen[name] or None for name in filters})
+    page = await queries.page(database, wanted, ROWS, before=before, after=after)
+    first = before is None and after is None
+    counted, cut = (len(page.rows), False) if page.named else (None, False)
+    if first and page.rows and not page.named:
+        counted, cut = await queries.count(database, wanted)
+    return {
+        "page": page,
+        "counted": counted,
+        "cut": cut,
+        "most": queries.MOST,
+        "scan": queries.SCAN,
+        "here": address(PATH, chosen, before=before, after=after),
+        "newest": None if first else address(PATH, chosen),
+        "newer": None if page.newer is None else address(PATH, chosen, after=page.newer),
+        "older": None if page.older is None else address(PATH, chosen, before=page.older),
+        "forward": after is not None,
+    }
+
+
+def _totals_links() -> dict[str, str]:
+    return {name: address(PATH, {"status": name}) for name in (*STATUSES, queries.STALE)}
+
+
+async def _drawn(request: Request, database: AsyncConnection, span: Span) -> Drawn:
+    known: dict[str, Drawn] = request.app.state.drawn
+    found = known.get(span)
+    if found is None or time.monotonic() - found.at > DRAWN_AGE_S:
+        bars, unit, _ = _SPANS[span]
+        counted = await queries.counts(database, bars, unit)
+        found = Drawn(
+            time.monotonic(), over_time(counted.by_time, unit), by_name(counted.by_agent), by_name(counted.by_type)
+        )
+        known[span] = found
+    return found
+
+
+async def _ledger(request: Request) -> LedgerView | None:
+    """Returns what the ledger says, None where this service has no volume."""
+    live = request.app.state.config.live
+    return None if live is None else await asyncio.to_thread(read_ledger, live)
+
+
+async def _jobs(request: Request, database: AsyncConnection) -> list[tuple[Any, jobs.Run]]:
+    known = list(request.app.state.jobs.jobs)
+    return list(zip(known, await jobs.runs(database, [job.key for job in known]), strict=True))
+
+
+def may_delete(request: Request) -> None:
+    """Raises Forbidden unless the sender may delete."""
+    if not request.scope["principal"].may("delete"):
+        raise Forbidden("this token may not do that; it lacks the scope 'delete'")
+
+
+@router.get(f"{PATH}/{{id}}/end")
+async def ask_to_end(request: Request, database: Database, id: RowId, next: str = PATH) -> Response:
+    """Shows the row, and asks."""
+    may_delete(request)
+    row = await queries.row(database, id)
+    if row is None:
+        raise NotFound(f"history has no row {id}")
+    return render("end_session.html", row=row, next=local(next), who=request.scope["principal"].name)
+
+
+@router.post(f"{PATH}/{{id}}/end")
+async def end(database: Database, id: RowId, next: Annotated[str, Form()] = PATH) -> Response:
+    """Marks an active row ended; one that is not active stays as it is."""
+    row = await queries.row(database, id, hold=True)
+    if row is None:
+        raise NotFound(f"history has no row {id}")
+    if row["status"] == "active":
+        await history.change(database, id, {"status": "ended"})
+    return RedirectResponse(local(next), 303)

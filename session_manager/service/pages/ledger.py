@@ -1,0 +1,34 @@
+"""What the volume's ledger says, for the dashboard. Reads only."""
+
+from __future__ import annotations
+
+import msgspec
+
+from session_manager.core.errors import SessionManagerError
+from session_manager.live.ledger import Ledger
+from session_manager.live.ledger.runs import RunSummary, recent_runs
+from session_manager.settings import Settings
+
+RUNS = 10
+# A page does not wait long for a ledger that somebody writes to.
+_PATIENCE_S = 1.0
+
+
+class LedgerView(msgspec.Struct, frozen=True):
+    """The last runs, and how many marks history has still to hear; or why the ledger cannot be read."""
+
+    runs: list[RunSummary] = []
+    pending: int = 0
+    problem: str | None = None
+
+
+def read_ledger(settings: Settings) -> LedgerView:
+    """Reads the ledger; where there is none, nothing was ever removed."""
+    try:
+        ledger = Ledger.open_existing(msgspec.structs.replace(settings, lock_timeout=_PATIENCE_S), "ro")
+        if ledger is None:
+            return LedgerView()
+        with ledger:
+            return LedgerView(recent_runs(ledger, RUNS), ledger.pending_count())
+    except SessionManagerError as error:
+        return LedgerView(problem=error.message)

@@ -1,0 +1,123 @@
+"""The skill as a folder of its own, in the Agent Skills format: what an agent's machine needs, and nothing else.
+
+``<place>/aria-sessionmanager/`` holds ``SKILL.md``, ``run_skill.py``, the package without its service and without the
+faces for people, and ``references/``. With msgspec, filelock and httpx it runs wherever it is copied to.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+from session_manager import __version__
+from session_manager.core.errors import Failed, Refused
+from session_manager.faces.runner import catalogue_entry
+from session_manager.functions import NAMES, load
+from session_manager.live.atomic import clear_errors
+
+NAME = "aria-sessionmanager"
+_PACKAGE = Path(__file__).resolve().parent
+_FACES = ("__init__.py", "runner.py")
+_LEFT_OUT = ("service", "skill_folder.py", "__pycache__")
+_ARGUMENTS = "arguments.md"
+
+
+def build(place: str) -> list[str]:
+    """Writes the folder into ``place``, which is made if need be, and returns the paths of its files within it.
+
+    One that an earlier build wrote is replaced as a whole. Raises Refused (``folder_in_use`` when something else has
+    its name, ``not_writable``, ``disk_full``) or Failed; then everything is as it was.
+    """
+    target = Path(place, NAME)
+    skill, runner, references = _sources()
+    with clear_errors("write the skill to", str(target)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _check_free(target)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{NAME}.") as scratch:
+            made = Path(scratch, NAME)
+            _write(made, skill, runner, references)
+            if target.exists():
+                target.rename(Path(scratch, "before"))
+            made.rename(target)
+    return sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
+
+
+def _check_free(target: Path) -> None:
+    if not os.path.lexists(target):
+        return
+    page = target / "SKILL.md"
+    if target.is_symlink() or not page.is_file() or f"name: {NAME}\n" not in page.read_text(errors="replace"):
+        raise Refused(
+            f"{target} is there and was not written by this command; move it away, or name another folder with --to",
+            code="folder_in_use",
+        )
+
+
+def _sources() -> tuple[Path, Path, list[Path]]:
+    """Finds the skill's page, its runner and its references: beside the package, or where pip has put them."""
+    root = _PACKAGE.parent
+    if not (root / "skill.md").is_file():
+        root = _installed()
+    return root / "skill.md", root / "run_skill.py", sorted((root / "references").glob("*.md"))
+
+
+def _installed() -> Path:
+    try:
+        files = metadata.files(NAME) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == "skill.md" and (page := Path(str(file.locate())).resolve()).is_file():
+            return page.parent
+    raise Failed(
+        f"skill.md and run_skill.py of {NAME} are not to be found: install its wheel, or call this in a checkout",
+        code="sources_missing",
+    )
+
+
+def _write(made: Path, skill: Path, runner: Path, references: Iterable[Path]) -> None:
+    for source in _package_files():
+        _copy(source, made / "session_manager" / source.relative_to(_PACKAGE))
+    _copy(runner, made / "run_skill.py")
+    for source in references:
+        _copy(source, made / "references" / source.name)
+    (made / "references").mkdir(exist_ok=True)
+    (made / "references" / _ARGUMENTS).write_text(_arguments_page(), encoding="utf-8")
+    pages = sorted(path for path in (made / "references").iterdir())
+    text = skill.read_text(encoding="utf-8").rstrip("\n")
+    (made / "SKILL.md").write_text(f"{text}\n\n## References\n\n{''.join(map(_link, pages))}", encoding="utf-8")
+    # mkdtemp's folder is for its owner alone; this one is to be read by whoever runs the agent.
+    made.chmod(0o755)
+
+
+def _package_files() -> Iterable[Path]:
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        room, *inside = path.relative_to(_PACKAGE).parts
+        if room not in _LEFT_OUT and (room != "faces" or inside in [[name] for name in _FACES]):
+            yield path
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _link(page: Path) -> str:
+    title = page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+    return f"- [{title}](references/{page.name})\n"
+
+
+def _arguments_page() -> str:
+    """Writes the page that holds every function's arguments as JSON Schema."""
+    parts = [f"# Arguments of all functions, as JSON Schema (version {__version__})\n"]
+    for name in NAMES:
+        entry = catalogue_entry(load(name))
+        schema = msgspec.json.format(msgspec.json.encode(entry["arguments"]), indent=2).decode()
+        parts.append(f"\n## {name}\n\n{entry['description']}\n\n```json\n{schema}\n```\n")
+    return "".join(parts)

@@ -1,0 +1,226 @@
+"""session-manager where nobody watches: documents, exit codes, refusals. Its terminal: test_cli_terminal.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from service import cli
+from support import ROOT, Skill, StoreBuilder, picture
+
+from session_manager.faces.cli import words
+
+COMMANDS = (
+    "list", "show", "stats", "prune", "delete", "deleted", "restore", "undo", "orphans", "purge", "erase", "deliver",
+    "ghosts", "doctor", "serve", "migrate", "token", "mcp", "skill",
+)  # fmt: skip
+
+
+@pytest.fixture
+def store(agents: Path, monkeypatch: pytest.MonkeyPatch) -> StoreBuilder:
+    monkeypatch.setenv("ARIA_AGENTS_DIR", str(agents))
+    store = StoreBuilder(agents)
+    store.add("cron:a", 180, "daily", label="Daily report", model="gpt-4o")
+    store.add("direct:ann", 200, "talk", label="Ann")
+    store.add("cron:b", 5, "young")
+    store.add("main", 500, "the-main")
+    return store.write()
+
+
+READS: list[tuple[list[str], str, dict[str, Any]]] = [
+    (["list"], "list_sessions", {"sizes": True}),
+    (
+        ["list", "-a", "main", "-t", "cron", "--older-than", "1h", "--label", "d*", "--limit", "1"],
+        "list_sessions",
+        {
+            "sizes": True,
+            "agent": "main",
+            "session_type": "cron",
+            "older_than_minutes": 60,
+            "label": "d*",
+            "limit": 1,
+        },
+    ),
+    (["list", "--larger-than", "0.2k", "--empty"], "list_sessions", {"sizes": True, "min_bytes": 200, "empty": True}),
+    (["show", "daily"], "show_session", {"session_id": "daily"}),
+    (["stats", "--older-than", "2h"], "get_session_stats", {"stale_minutes": 120}),
+    (["prune", "-n", "--older-than", "1h"], "prune_sessions", {"dry_run": True, "details": True}),
+    (
+        ["delete", "-n", "--model", "gpt*", "--force"],
+        "delete_sessions",
+        {"model": "gpt*", "force": True, "details": True},
+    ),
+    (["deleted", "--since", "1d"], "list_deleted", {"since_minutes": 1440}),
+    (["orphans", "--older-than", "1w"], "cleanup_orphans", {"older_than_minutes": 10080}),
+    (["purge", "--older-than", "2w", "--dry-run"], "purge_archives", {"older_than_days": 14}),
+]
+
+
+@pytest.mark.parametrize(("command", "function", "arguments"), READS)
+def test_json_is_the_functions_own_document_byte_for_byte(
+    store: StoreBuilder, skill: Skill, command: list[str], function: str, arguments: dict[str, Any]
+) -> None:
+    before = picture(store.dir.parents[1], without_state=False)
+    done = cli(*command, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.encode() == skill(function, arguments).stdout
+    assert picture(store.dir.parents[1], without_state=False) == before
+
+
+@pytest.mark.parametrize("command", [command for command, _, _ in READS])
+def test_data_is_on_standard_output_and_nothing_is_cut_in_a_pipe(store: StoreBuilder, command: list[str]) -> None:
+    store.add("cron:long", 300, "long", label="x" * 300)
+    store.write()
+    done = cli(*command)
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout + done.stderr
+    if command == ["list"]:
+        assert "x" * 300 in done.stdout
+        assert done.stderr == "5 sessions\n"
+
+
+def test_without_a_terminal_nothing_goes_unless_it_is_said(store: StoreBuilder) -> None:
+    before = picture(store.dir.parents[1], without_state=False)
+    for command, flag in (
+        (["prune", "--older-than", "1h"], "--yes or --dry-run"),
+        (["delete", "--label", "*"], "--yes or --dry-run"),
+        (["delete", "--label", "*", "--json"], "--yes or --dry-run"),
+        (["purge", "--older-than", "1d"], "--yes or --dry-run"),
+        (["orphans", "--delete", "--older-than", "1h"], "--yes"),
+        (["erase", "daily"], "--confirm"),
+    ):
+        done = cli(*command, ARIA_ALLOW_ERASE="1")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert flag in done.stderr
+    assert picture(store.dir.parents[1], without_state=False) == before
+
+
+@pytest.mark.parametrize(
+    "command", [["prune"], ["prune", "--durable", "--limit", "3"], ["delete"], ["delete", "--force"], ["purge"]]
+)
+def test_a_bulk_command_without_age_or_filter_is_refused(store: StoreBuilder, command: list[str]) -> None:
+    before = picture(store.dir.parents[1], without_state=False)
+    for flags in ([], ["--yes"]):
+        done = cli(*command, *flags)
+        assert done.returncode == 2
+        assert "nothing was changed" in done.stderr
+        assert "--older-than" in done.stderr
+    assert picture(store.dir.parents[1], without_state=False) == before
+
+
+def test_what_goes_can_be_undone_and_is_listed(store: StoreBuilder, skill: Skill) -> None:
+    entries = store.read()
+    done = cli("prune", "--type", "cron", "--yes", "--json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["deleted_ids"]) == (0, ["daily"])
+    listed = cli("deleted", "--run", document["run_id"])
+    assert "daily" in listed.stdout
+    assert "older than 60 min" in listed.stdout
+    assert cli("undo", document["run_id"]).returncode == 0
+    assert store.read() == entries
+    deleted = cli("delete", "daily", "talk")
+    assert deleted.returncode == 0
+    assert "undo" in deleted.stderr
+    assert cli("restore", "daily").returncode == cli("restore", "talk").returncode == 0
+    assert store.read() == entries
+
+
+def test_of_several_the_others_are_deleted(store: StoreBuilder) -> None:
+    done = cli("delete", "nobody", "daily", "the-main")
+    assert done.returncode == 5
+    assert "nobody" in done.stderr
+    assert "the-main" in done.stderr
+    assert {e["sessionId"] for e in store.read().values()} == {"talk", "young", "the-main"}
+
+
+def test_exit_codes_are_those_of_the_runner(store: StoreBuilder, agents: Path) -> None:
+    assert cli("show", "nobody").returncode == 5
+    assert cli("delete", "the-main").returncode == 4
+    assert cli("list", "--type", "corn").returncode == 2
+    assert cli("list", "--older-than", "0m").returncode == 2
+    assert cli("list", "--nonsense").returncode == 2
+    assert cli("list", ARIA_AGENTS_DIR="/no/such/folder").returncode == 2
+    damaged = StoreBuilder(agents, "other")
+    damaged.index.write_text("{")
+    part = cli("list")
+    assert (part.returncode, "daily" in part.stdout, "other" in part.stderr) == (3, True, True)
+    named = cli("list", "--agent", "other", "--json")
+    assert (named.returncode, json.loads(named.stdout)["code"]) == (7, "index_damaged")
+
+
+def test_a_reader_that_goes_away_is_no_failure(store: StoreBuilder) -> None:
+    store.entries.update({f"agent:main:cron:{i}": {"sessionId": f"s{i}", "updatedAt": 1} for i in range(20_000)})
+    store.write()
+    command = f"{sys.executable} -m session_manager.faces.cli list | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[1] == "0"
+    assert "Traceback" not in done.stderr
+
+
+def test_help_names_every_command_and_every_exit_code() -> None:
+    shown = cli("--help", COLUMNS="200").stdout
+    assert all(f" {name} " in shown for name in COMMANDS)
+    for code in (
+        "0 ok", "2 usage", "3 done in part", "4 refused", "5 not found", "6 locked", "7 damaged", "70 internal error",
+        "130 interrupted",
+    ):  # fmt: skip
+        assert code in shown
+    for name in COMMANDS:
+        assert cli(name, "--help").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("session-manager list --type cr", "cron"),
+        ("session-manager list --agent ma", "main"),
+        ("session-manager pr", "prune"),
+    ],
+)
+def test_the_shell_completes_commands_types_and_agents(store: StoreBuilder, typed: str, offered: str) -> None:
+    asked = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    assert offered in cli(_SESSION_MANAGER_COMPLETE="complete_bash", **asked).stdout.split()
+
+
+AGES = {"1m": 1, "90m": 90, "12h": 720, "7d": 10080, "2w": 20160, " 3 H ": 180, "5min": 5}
+SIZES = {"1": 1, "4096": 4096, "500k": 500_000, "1.5M": 1_500_000, "2GB": 2_000_000_000, "10 kb": 10_000}
+
+
+def test_ages_and_sizes_are_read() -> None:
+    assert {text: words.minutes(text) for text in AGES} == AGES
+    assert {text: words.amount(text) for text in SIZES} == SIZES
+    assert (words.days("4w"), words.days(None), words.minutes(None), words.amount(None)) == (28, None, None, None)
+
+
+@pytest.mark.parametrize("text", ["", "0m", "0", "5", "-1h", "1y", "1.5h", "h", "99999999d", "١h"])
+def test_what_is_no_age_is_refused(text: str) -> None:
+    with pytest.raises(words.UsageError, match="takes an age"):
+        words.minutes(text)
+
+
+@pytest.mark.parametrize("text", ["", "0", "0k", "-1", "k", "1x", "1e3", "1..5", "0.0001k"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(words.UsageError, match="takes a size"):
+        words.amount(text)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "said"),
+    [(0, "now"), (-5, "now"), (1, "1 minute"), (119, "119 minutes"), (120, "2 hours"), (2880, "2 days"),
+     (20_160, "2 weeks"), (86_400, "2 months"), (1_051_200, "2 years")],
+)  # fmt: skip
+def test_ages_are_said_in_words(minutes: int, said: str) -> None:
+    assert words.span(minutes) == said
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(None, ""), (0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (1000, "1.0 kB"), (99_950, "100 kB"),
+     (999_499, "999 kB"), (999_500, "1.0 MB"), (10**13, "10.0 TB"), (10**18, "1000000 TB")],
+)  # fmt: skip
+def test_bytes_are_said_in_words(number: int | None, said: str) -> None:
+    assert words.size(number) == said

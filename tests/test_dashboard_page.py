@@ -1,0 +1,295 @@
+"""/sessions in a real browser: with scripts and without, light and dark, narrow, by keyboard, with 1,000,000 rows."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chats import Chats
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from service import Databases, Service, running
+from support import Skill, StoreBuilder
+
+pytestmark = pytest.mark.system
+AXE = Path(__file__).parent / "axe" / "axe.min.js"
+# A folder to keep pictures of the pages in.
+PICTURES = os.environ.get("SM_PICTURES")
+_FILL = """
+    INSERT INTO agent_sessions (agent_id, session_type, status, started_at, last_activity_at, metadata, tokens_used)
+    SELECT 'agent-' || n %% 12, (ARRAY['cron', 'subagent', 'hook', 'direct'])[1 + n %% 4],
+      (ARRAY['active', 'ended', 'completed', 'error', 'ended'])[1 + n %% 5],
+      now() - make_interval(secs => (%s::int - n) * 30), now() - make_interval(secs => (%s::int - n) * 30),
+      jsonb_build_object('aria_session_id', 's' || n, 'label', 'label ' || n, 'key', 'agent:main:cron:s' || n), n
+    FROM generate_series(1, %s::int) AS n
+"""
+
+
+def fill(rows: Chats, n: int) -> None:
+    rows.execute(_FILL, n, n, n)
+
+
+@pytest.fixture(scope="module")
+def service(server: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with 2,000 rows, ghosts, and a volume where a run removed sessions."""
+    folder = tmp_path_factory.mktemp("service")
+    url = server.create()
+    rows = Chats(server, url)
+    fill(rows, 2000)
+    rows.empty(3)
+    (folder / "agents").mkdir()
+    store = StoreBuilder(folder / "agents")
+    for n in range(3):
+        store.add(f"cron:old{n}", 120, session_id=f"old{n}")
+    store.write()
+    pruned = Skill(folder / "agents", HOME=str(folder))("prune_sessions", {"max_age_minutes": 60})
+    assert pruned.document["pruned_count"] == 3
+    with running(
+        folder / "log",
+        DATABASE_URL=url,
+        HOME=str(folder),
+        ARIA_AGENTS_DIR=str(folder / "agents"),
+        ARIA_SYNC_SECONDS="0",
+    ) as found:
+        yield found
+    server.drop(url)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = shutil.which("chromium")
+    assert program, "Debian's chromium is needed; see tests/install_system_packages.sh"
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def context(browser: Browser, service: Service, scheme: str) -> Iterator[BrowserContext]:
+    found = browser.new_context(base_url=service.url, color_scheme=scheme)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, service: Service) -> Iterator[Page]:
+    """A page that may not log an error (a refusal by the content security policy is one) nor ask elsewhere."""
+    found = context.new_page()
+    wrong: list[str] = []
+    found.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
+    found.on("pageerror", lambda error: wrong.append(str(error)))
+    found.on("request", lambda asked: None if asked.url.startswith((service.url, "data:")) else wrong.append(asked.url))
+    yield found
+    # htmx tells of every request that failed, or was replaced by a newer one; the page tells the former itself.
+    assert [line for line in wrong if not re.match("htmx:|Response Status|Failed to load resource", line)] == []
+
+
+def picture(page: Page, name: str) -> None:
+    if PICTURES:
+        page.screenshot(path=str(Path(PICTURES) / f"{name}.png"), full_page=True)
+
+
+def stay(page: Page) -> None:
+    """Has the page notice when its document is loaded anew."""
+    page.evaluate("window.seen = true")
+
+
+def is_same_document(page: Page) -> bool:
+    return bool(page.evaluate("window.seen === true"))
+
+
+def serious(page: Page) -> list[Any]:
+    """What axe finds wrong, but for what it calls minor or moderate."""
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run()")
+    assert len(found["passes"]) > 10
+    return [
+        (each["id"], [node["html"] for node in each["nodes"]])
+        for each in found["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+
+
+def test_filters_work_as_one_chooses_and_the_address_follows(page: Page) -> None:
+    page.goto("/sessions")
+    stay(page)
+    status = page.locator("#found")
+    expect(status).to_have_text("2,000 sessions.")
+    page.get_by_label("Status").select_option("error")
+    expect(status).to_have_text("400 sessions match.")
+    page.get_by_label("Search").press_sequentially("label 199")
+    expect(status).to_have_text("2 sessions match.")
+    expect(page.get_by_role("region", name="Table of sessions").get_by_role("row")).to_have_count(3)
+    expect(page).to_have_url(re.compile(r"search=label(%20|\+)199&status=error"))
+    assert is_same_document(page)
+    page.reload()
+    expect(page.get_by_label("Search")).to_have_value("label 199")
+    expect(status).to_have_text("2 sessions match.")
+    page.get_by_role("link", name="Clear").click()
+    expect(status).to_have_text("2,000 sessions.")
+
+
+def test_pages_by_keyboard_and_back(page: Page) -> None:
+    page.goto("/sessions")
+    stay(page)
+    cells = page.get_by_role("region", name="Table of sessions").locator("tbody tr td:first-child")
+    expect(cells.first).to_have_text("s2000")
+    for first in ("s1950", "s1900"):
+        page.get_by_role("link", name="Older").focus()
+        page.keyboard.press("Enter")
+        expect(cells.first).to_have_text(first)
+        expect(page.get_by_role("link", name="Older")).to_be_focused()
+    page.get_by_role("link", name="Newer").press("Enter")
+    expect(cells.first).to_have_text("s1950")
+    assert is_same_document(page)
+    page.go_back()
+    expect(cells.first).to_have_text("s1900")
+    page.get_by_role("link", name="Newest").click()
+    expect(cells.first).to_have_text("s2000")
+
+
+def test_a_part_that_does_not_come_is_told(page: Page, context: BrowserContext) -> None:
+    page.goto("/sessions")
+    status = page.locator("#found")
+    expect(status).to_have_text("2,000 sessions.")
+    refusal = {"status": 503, "json": {"error": "the <b>database</b> does not answer", "code": "database_unavailable"}}
+    context.route("**/sessions?*", lambda route: route.fulfill(**refusal))
+    page.get_by_label("Status").select_option("error")
+    expect(status).to_have_text("Nothing new is shown: the <b>database</b> does not answer.")
+    context.unroute("**/sessions?*")
+    context.route("**/sessions?*", lambda route: route.abort())
+    page.get_by_label("Status").select_option("ended")
+    expect(status).to_have_text("Nothing new is shown: the service cannot be reached.")
+    context.unroute("**/sessions?*")
+    page.get_by_label("Status").select_option("error")
+    expect(status).to_have_text("400 sessions match.")
+
+
+def test_without_scripts_everything_is_there(browser: Browser, service: Service) -> None:
+    context = browser.new_context(base_url=service.url, java_script_enabled=False)
+    page = context.new_page()
+    page.goto("/sessions")
+    page.get_by_label("Status").select_option("error")
+    page.get_by_label("Search").fill("label 199")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator("#found")).to_have_text("2 sessions match.")
+    page.get_by_role("link", name="Clear").click()
+    page.get_by_role("link", name="Older").click()
+    expect(page.get_by_role("region", name="Table of sessions").locator("tbody tr td:first-child").first).to_have_text(
+        "s1950"
+    )
+    page.get_by_text("As a table").click()
+    expect(page.get_by_role("region", name="Table of sessions per hour").get_by_role("row").nth(1)).to_be_visible()
+    page.get_by_text("removed 3 sessions").click()
+    expect(page.get_by_text("old0 of main")).to_be_visible()
+    context.close()
+
+
+def test_charts_are_drawn(page: Page, scheme: str) -> None:
+    page.goto("/sessions")
+    chart = page.get_by_role("img", name=re.compile("Sessions per hour"))
+    expect(chart).to_be_visible()
+    bars = chart.locator("rect")
+    expect(bars).to_have_count(24)
+    boxes = [box for box in (bars.nth(n).bounding_box() for n in range(24)) if box and box["height"] > 0]
+    assert len(boxes) > 15
+    assert max(box["height"] for box in boxes) > 50
+    shares = page.locator("svg.share rect")
+    expect(shares).to_have_count(9 + 4)
+    box = shares.first.bounding_box()
+    assert box
+    assert box["width"] > 20
+    fill = bars.last.evaluate("bar => getComputedStyle(bar).fill")
+    assert fill == {"light": "rgb(11, 87, 184)", "dark": "rgb(138, 184, 255)"}[scheme]
+    page.get_by_role("link", name="7 days").click()
+    expect(bars).to_have_count(168)
+
+
+def test_light_and_dark(page: Page, scheme: str) -> None:
+    page.goto("/sessions")
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 26)"}[scheme]
+    picture(page, f"sessions-{scheme}")
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_nothing_is_wider_than_the_window(page: Page, width: int, scheme: str) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    for path in ("/sessions?span=7d", "/conversations"):
+        page.goto(path)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        picture(page, f"{path.strip('/').partition('?')[0]}-{width}-{scheme}")
+
+
+@pytest.mark.parametrize(
+    "path", ["/sessions", "/sessions?search=nothing", "/conversations?empty=true", "/login", "end", "delete"]
+)
+def test_axe_finds_nothing_serious(page: Page, path: str) -> None:
+    if path == "end":
+        page.goto("/sessions?status=active")
+        page.get_by_role("link", name=re.compile("^End")).first.click()
+    elif path == "delete":
+        page.goto("/conversations")
+        page.get_by_role("link", name=re.compile("^Delete")).first.click()
+    else:
+        page.goto(path)
+    assert serious(page) == []
+
+
+def test_a_row_is_ended_and_a_conversation_deleted(page: Page, service: Service, server: Databases) -> None:
+    assert service.database_url is not None
+    rows = Chats(server, service.database_url)
+    page.goto("/sessions?status=active")
+    link = page.get_by_role("link", name=re.compile("^End ")).first
+    name = (link.get_attribute("aria-label") or "").removeprefix("End ")
+    link.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Mark this session as ended?")
+    page.get_by_role("link", name="Leave it as it is").click()
+    page.get_by_role("link", name=f"End {name}", exact=True).click()
+    page.get_by_role("button", name="Mark as ended").click()
+    expect(page).to_have_url(f"{service.url}/sessions?status=active")
+    assert rows.execute("SELECT status FROM agent_sessions WHERE metadata->>'aria_session_id' = %s", name) == [
+        ("ended",)
+    ]
+    (session_id,) = rows.empty(1, minutes=1)
+    page.goto("/conversations?empty=true")
+    page.get_by_role("link", name=f"Delete {session_id}").click()
+    page.get_by_role("button", name="Delete it").click()
+    expect(page).to_have_url(f"{service.url}/conversations?empty=true")
+    assert session_id not in rows.ids()
+
+
+def test_a_million_rows(browser: Browser, server: Databases, database: str, tmp_path: Path) -> None:
+    rows = Chats(server, database)
+    fill(rows, 1_000_000)
+    rows.execute("VACUUM ANALYZE agent_sessions")
+    with running(tmp_path / "log", DATABASE_URL=database) as service:
+        page = browser.new_page(base_url=service.url)
+        page.goto("/sessions")
+        cells = page.get_by_role("region", name="Table of sessions").locator("tbody tr td:first-child")
+        expect(cells.first).to_have_text("s1000000")
+        expect(page.locator("#found")).to_have_text("more than 10,000 sessions.")
+        expect(page.locator(".totals")).to_contain_text("about 1,000,000")
+        page.get_by_role("link", name="Older").click()
+        expect(cells.first).to_have_text("s999950")
+        page.get_by_label("Search").fill("label 77")
+        expect(page.locator("#found")).to_have_text("None among the 50,000 looked at.")
+        page.get_by_role("link", name="Search on, older").click()
+        expect(page.locator("#history")).to_contain_text("The search has looked at 50,000 sessions, back to")
+        page.get_by_label("Search").fill("s77")
+        expect(page.locator("#found")).to_have_text("1 session matches.")
+        page.get_by_label("Search").fill("")
+        expect(page.locator("#found")).to_have_text("more than 10,000 sessions.")
+        page.goto("/sessions?before=51")
+        expect(cells.last).to_have_text("s1")
+        page.close()

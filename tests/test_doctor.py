@@ -1,0 +1,336 @@
+"""doctor: says what is wrong and what to do, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forks import Forks
+from revive import revive
+from service import Databases, Service, cli, running
+from small_aria import SmallAria
+from support import ROOT, Answer, Skill, StoreBuilder, ledger_sql, now_ms
+
+DAY_MS = 86_400_000
+HOLD = """\
+import sys
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def checks(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    found = {check["name"]: check for check in document["checks"]}
+    assert all(check["advice"] for check in document["checks"] if not check["ok"])
+    assert document["ok"] == all(check["ok"] for check in document["checks"])
+    return found
+
+
+def bad(answer: Answer) -> dict[str, dict[str, Any]]:
+    """The checks that are not well."""
+    return {name: check for name, check in checks(answer.document).items() if not check["ok"]}
+
+
+def photograph(root: Path) -> dict[str, tuple[int, ...]]:
+    """Every path with what any change would change: mode, inode, size, times of content and of status."""
+    found = {}
+    for path in [root, *sorted(root.rglob("*"))]:
+        s = path.lstat()
+        found[str(path)] = (s.st_mode, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_nlink, s.st_uid)
+    return found
+
+
+def marker(path: Path, pid: int, age_s: float = 0, **fields: Any) -> None:
+    created = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(time.time() - age_s))
+    path.write_text(json.dumps({"pid": pid, "createdAt": created, **fields}))
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def whole(agents: Path, skill: Skill) -> StoreBuilder:
+    """A store without history, in which all is well."""
+    skill.env["ARIA_API_URL"] = ""
+    store = StoreBuilder(agents)
+    store.add("cron:old", 120, "old")
+    store.add("cron:older", 180, "older")
+    store.write()
+    return store
+
+
+def test_all_is_well_on_both_layers(sixteen: Path, shared_service: Service) -> None:
+    answer = Skill(sixteen, ARIA_API_URL=shared_service.api)("doctor")
+    assert (answer.exit_code, bad(answer)) == (0, {})
+    found = checks(answer.document)
+    assert "ARIA_AGENTS_DIR: 4 agents" in found["agents_dir"]["what"]
+    assert "10 sessions" in found["store main"]["what"]
+    assert "10 transcripts" in found["store main"]["what"]
+    assert "version 0.1.0" in found["aria_api"]["what"]
+    assert "may change history" in found["aria_api_token"]["what"]
+    assert "ready" in found["database"]["what"]
+
+
+@pytest.mark.parametrize(
+    ("env", "named_by"),
+    [
+        ({"ARIA_AGENTS_DIR": None, "OPENCLAW_STATE_DIR": "."}, "OPENCLAW_STATE_DIR"),
+        ({"ARIA_AGENTS_DIR": None, "HOME": "."}, "a default place"),
+    ],
+)
+def test_the_rule_that_found_the_agents_directory_is_named(
+    agents: Path, skill: Skill, env: dict[str, str | None], named_by: str
+) -> None:
+    place = agents.parent / ".openclaw" / "agents" if "HOME" in env else agents
+    (place / "main" / "sessions").mkdir(parents=True)
+    answer = skill("doctor", None, **{k: v and str(agents.parent) for k, v in env.items()}, ARIA_API_URL="")
+    assert answer.exit_code == 0
+    assert checks(answer.document)["agents_dir"]["what"] == f"{place}, named by {named_by}: 1 agent"
+
+
+def test_what_is_wrong_in_one_store_keeps_none_of_the_others_from_being_looked_at(
+    whole: StoreBuilder, agents: Path, skill: Skill, tmp_path: Path
+) -> None:
+    broken = StoreBuilder(agents, "broken")
+    broken.index.write_text('{"agent:broken:cron:a": {')
+    shutil.copytree(revive("moved-to-sqlite", tmp_path / "other") / "main", agents / "moved")
+    answer = skill("doctor")
+    assert (answer.exit_code, answer.document["code"]) == (7, "index_damaged")
+    found = bad(answer)
+    assert set(found) == {"store broken", "store moved"}
+    assert "readopt_orphans" in found["store broken"]["advice"]
+    assert "openclaw sessions" in found["store moved"]["advice"]
+    shutil.rmtree(agents / "broken")
+    assert (skill("doctor").exit_code, skill("doctor").document["code"]) == (4, "store_unsupported")
+
+
+def test_a_link_that_leads_out_is_told(whole: StoreBuilder, agents: Path, skill: Skill, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (agents / "linked").mkdir()
+    (agents / "linked" / "sessions").symlink_to(tmp_path / "elsewhere")
+    answer = skill("doctor")
+    assert (answer.exit_code, answer.document["code"]) == (4, "outside_agents_dir")
+    assert "mount the folder" in bad(answer)["store linked"]["advice"]
+
+
+def test_a_newer_ledger_is_told(whole: StoreBuilder, agents: Path, skill: Skill) -> None:
+    skill("delete_session", {"session_id": "old"})
+    ledger_sql(agents, "PRAGMA user_version = 99")
+    answer = skill("doctor")
+    assert (answer.exit_code, answer.document["code"]) == (4, "ledger_unsupported")
+    assert "update" in bad(answer)["ledger"]["advice"]
+
+
+def test_a_living_lock_is_told_with_its_holder(whole: StoreBuilder, skill: Skill) -> None:
+    marker(whole.dir / "sessions.json.lock", os.getpid())
+    marker(whole.dir / "old.jsonl.lock", os.getpid(), 7200)
+    answer = skill("doctor")
+    assert (answer.exit_code, bad(answer)) == (0, {})
+    found = checks(answer.document)
+    assert found["lock main/sessions.json.lock"]["what"].startswith(f"of gateway, pid {os.getpid()}, ")
+    assert f"pid {os.getpid()}, 2 h old, which lives" in found["lock main/old.jsonl.lock"]["what"]
+
+
+def test_a_store_that_a_living_process_holds_for_long_is_locked(whole: StoreBuilder, skill: Skill) -> None:
+    marker(whole.dir / "sessions.json.lock", os.getpid(), 90)
+    answer = skill("doctor")
+    assert (answer.exit_code, answer.document["code"]) == (6, "store_locked")
+    assert str(os.getpid()) in bad(answer)["lock main/sessions.json.lock"]["advice"]
+
+
+def test_a_stale_lock_is_told_and_stays(whole: StoreBuilder, skill: Skill) -> None:
+    lock = whole.dir / "sessions.json.lock"
+    marker(lock, dead_pid(), 60, owner="session_manager", token="t")
+    answer = skill("doctor")
+    assert (answer.exit_code, answer.document["code"]) == (3, "partial")
+    assert "session_manager" in bad(answer)["lock main/sessions.json.lock"]["what"]
+    assert lock.exists()
+    skill("prune_sessions")
+    assert skill("doctor").exit_code == 0
+
+
+def test_the_lock_of_a_pid_that_is_not_seen_here_is_respected(whole: StoreBuilder, skill: Skill) -> None:
+    marker(whole.dir / "old.jsonl.lock", dead_pid(), 5)
+    answer = skill("doctor")
+    assert answer.exit_code == 0
+    assert "another container" in checks(answer.document)["lock main/old.jsonl.lock"]["what"]
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("main/sessions", "lock main/.session_manager.lock"), (".session_manager", "lock delivery.lock")],
+)
+def test_our_own_kernel_locks_are_seen_without_being_taken(
+    whole: StoreBuilder, agents: Path, skill: Skill, place: str, name: str
+) -> None:
+    lock = agents / place / name.rpartition("/")[2].removeprefix("lock ")
+    lock.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", HOLD, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        found = checks(skill("doctor").document)
+        assert f"session_manager, pid {holder.pid}," in found[name]["what"]
+        holder.communicate()
+    assert name not in checks(skill("doctor").document)
+
+
+@pytest.mark.parametrize("kill_at", range(2, 9))
+def test_a_killed_run_is_told_and_left_to_the_next_call(whole: StoreBuilder, fork: Forks, kill_at: int) -> None:
+    fork.environ["ARIA_API_URL"] = ""
+    assert fork("prune_sessions", kill_at=kill_at).killed
+    open_runs = ledger_sql(whole.dir.parents[1], "SELECT run_id FROM attempts WHERE state = 'intent'")
+    before = photograph(whole.dir.parents[1])
+    told = fork("doctor")
+    assert photograph(whole.dir.parents[1]) == before
+    unfinished = next(check for check in told.document["checks"] if check["name"] == "unfinished_runs")
+    assert unfinished["ok"] == (not open_runs)
+    assert all(run_id in unfinished["what"] for (run_id,) in open_runs)
+    assert told.exit_code == 3
+    fork("prune_sessions")
+    assert fork("doctor").document["ok"]
+
+
+def test_marks_that_wait_for_long_are_told(whole: StoreBuilder, agents: Path, skill: Skill, aria: SmallAria) -> None:
+    skill("delete_session", {"session_id": "old"}, ARIA_API_URL="http://127.0.0.1:1/api")
+    assert "1 mark for history" in checks(skill("doctor", ARIA_API_URL=aria.url).document)["history_marks"]["what"]
+    assert bad(skill("doctor", ARIA_API_URL=aria.url)) == {}
+    assert "ARIA_API_URL" in bad(skill("doctor"))["history_marks"]["advice"]
+    ledger_sql(agents, "UPDATE marks SET changed_at = ?", now_ms() - DAY_MS)
+    answer = skill("doctor", ARIA_API_URL=aria.url)
+    assert (answer.exit_code, set(bad(answer))) == (3, {"history_marks"})
+    assert "the oldest for 1 d" in bad(answer)["history_marks"]["what"]
+
+
+def test_a_broken_chain_is_told(whole: StoreBuilder, agents: Path, skill: Skill) -> None:
+    skill("delete_session", {"session_id": "old"})
+    assert skill("doctor").exit_code == 0
+    ledger_sql(agents, "UPDATE removals SET session_id = 'other'")
+    answer = skill("doctor")
+    assert (answer.exit_code, answer.document["code"]) == (7, "ledger_broken")
+    assert "verify_ledger" in bad(answer)["ledger"]["advice"]
+
+
+def test_a_ledger_that_is_none_is_told(whole: StoreBuilder, agents: Path, skill: Skill) -> None:
+    (agents / ".session_manager").mkdir()
+    (agents / ".session_manager" / "ledger.sqlite").write_text("no database at all, and longer than its header is")
+    answer = skill("doctor")
+    assert (answer.exit_code, answer.document["code"]) == (7, "ledger_damaged")
+
+
+def test_a_ledger_in_the_middle_of_a_change_is_told_and_left_so(
+    whole: StoreBuilder, agents: Path, skill: Skill, tmp_path: Path
+) -> None:
+    skill("delete_session", {"session_id": "old"})
+    state = agents / ".session_manager"
+    connection = sqlite3.connect(state / "ledger.sqlite", isolation_level=None)
+    connection.execute("PRAGMA cache_size = 1")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("CREATE TABLE more (text TEXT)")
+    connection.executemany("INSERT INTO more VALUES (?)", [("x" * 1000,)] * 100)
+    shutil.copytree(state, tmp_path / "killed")
+    connection.execute("ROLLBACK")
+    connection.close()
+    shutil.rmtree(state)
+    (tmp_path / "killed").rename(state)
+    before = photograph(agents)
+    answer = skill("doctor")
+    assert photograph(agents) == before
+    assert (answer.exit_code, set(bad(answer))) == (3, {"ledger"})
+    skill("delete_session", {"session_id": "older"})
+    assert skill("doctor").exit_code == 0
+
+
+def test_an_older_ledger_is_read_and_not_brought_up_to_date(whole: StoreBuilder, agents: Path, skill: Skill) -> None:
+    state = agents / ".session_manager"
+    state.mkdir()
+    connection = sqlite3.connect(state / "ledger.sqlite")
+    connection.executescript((ROOT / "fixtures" / "ledger" / "format-1.sql").read_text())
+    connection.close()
+    before = photograph(agents)
+    answer = skill("doctor")
+    assert photograph(agents) == before
+    assert "run" in checks(answer.document)["ledger"]["what"]
+
+
+def test_nothing_is_changed_by_looking(mixed: Path, skill: Skill) -> None:
+    for state in ("no ledger", "a ledger", "a stale lock", "a damaged index"):
+        if state == "a ledger":
+            assert skill("prune_sessions").exit_code == 0
+        if state == "a stale lock":
+            marker(mixed / "main" / "sessions" / "sessions.json.lock", dead_pid(), 900)
+        if state == "a damaged index":
+            (mixed / "main" / "sessions" / "sessions.json").write_text("")
+        before = photograph(mixed)
+        assert skill("doctor").document["checks"]
+        assert photograph(mixed) == before, state
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="whoever runs this may write what it made")
+def test_who_may_not_write_is_told_so() -> None:
+    # Not below tmp_path: nobody else may look into that.
+    with tempfile.TemporaryDirectory() as base:
+        Path(base).chmod(0o755)
+        store = StoreBuilder(Path(base, "agents"))
+        store.add("cron:old", 120)
+        store.write().index.chmod(0o644)
+        answer = Skill(Path(base, "agents"), ordinary=True, ARIA_API_URL="", HOME=base)("doctor")
+    assert (answer.exit_code, answer.document["code"]) == (4, "not_writable")
+    assert set(bad(answer)) == {"store main", "ledger"}
+
+
+def test_an_aria_api_that_does_not_answer_is_told(whole: StoreBuilder, skill: Skill) -> None:
+    answer = skill("doctor", ARIA_API_URL="http://127.0.0.1:1/api")
+    assert (answer.exit_code, answer.document["code"]) == (70, "aria_api_unreachable")
+    assert set(bad(answer)) == {"aria_api"}
+
+
+def test_what_is_no_aria_api_is_told(whole: StoreBuilder, skill: Skill, aria: SmallAria) -> None:
+    aria.always = (200, {"Content-Type": "text/html"}, b"<p>hello</p>")
+    answer = skill("doctor", ARIA_API_URL=aria.url)
+    assert answer.exit_code == 70
+    assert "does not speak as aria-api does" in bad(answer)["aria_api"]["what"]
+
+
+def test_an_older_aria_api_says_less(whole: StoreBuilder, skill: Skill, older_aria: SmallAria) -> None:
+    answer = skill("doctor", ARIA_API_URL=older_aria.url)
+    assert (answer.exit_code, bad(answer)) == (0, {})
+    assert "does not say" in checks(answer.document)["database"]["what"]
+    assert older_aria.rows == []
+
+
+def test_a_token_is_told_by_what_it_may_do(whole: StoreBuilder, agents: Path, database: str, tmp_path: Path) -> None:
+    admin = "an-admin-token-of-the-tests"
+    made = cli("token", "create", "--name", "reader", "--scope", "read", DATABASE_URL=database)
+    reader = made.stdout.strip()
+    with running(tmp_path / "log", DATABASE_URL=database, ARIA_API_TOKEN=admin) as service:
+        skill = Skill(agents, ARIA_API_URL=service.api)
+        for token, sentence in ((None, "refuses"), ("wrong", "refuses"), (reader, "may not change history")):
+            answer = skill("doctor", ARIA_API_TOKEN=token)
+            assert (answer.exit_code, answer.document["code"]) == (4, "aria_api_token"), token
+            assert sentence in bad(answer)["aria_api_token"]["what"]
+            assert token is None or token not in answer.stdout.decode()
+        assert skill("doctor", ARIA_API_TOKEN=admin).exit_code == 0
+
+
+def test_a_database_that_has_gone_is_told(whole: StoreBuilder, agents: Path, server: Databases, tmp_path: Path) -> None:
+    url = server.create()
+    with running(tmp_path / "log", DATABASE_URL=url) as service:
+        server.drop(url)
+        answer = Skill(agents, ARIA_API_URL=service.api)("doctor")
+    assert (answer.exit_code, answer.document["code"]) == (70, "database_unavailable")
+    assert set(bad(answer)) == {"database"}

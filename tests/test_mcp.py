@@ -1,0 +1,231 @@
+"""The MCP face, through the SDK's own client: every function is a tool, and every failure readable."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from mcp import Client, StdioServerParameters, stdio_client
+from mcp_types import CallToolResult, Tool
+from small_aria import SmallAria
+from support import ROOT, Skill, StoreBuilder, picture
+
+from session_manager.functions import NAMES
+
+COMMAND = str(ROOT / "tests" / "mcp_command.py")
+WRITES_NOTHING = {"list_sessions", "get_session_stats", "list_deleted", "verify_ledger", "doctor"}
+GONE = "0f7c4c1e-3a54-4a8e-9b55-5b6a3c1d2e3f"
+
+Talk = Callable[[Client], Awaitable[None]]
+
+
+@pytest.fixture
+def talk(agents: Path, skill: Skill) -> Callable[[Talk], None]:
+    """Has a conversation with the server, a process of its own, over its standard input and output."""
+    store = StoreBuilder(agents)
+    store.add("cron:old", 120, "old")
+    store.add("cron:young", 5, "young")
+    store.add("subagent:done", 5, GONE)
+    store.write()
+    skill.env.setdefault("ARIA_API_URL", "")
+
+    def run(conversation: Talk) -> None:
+        async def main() -> None:
+            parameters = StdioServerParameters(command=sys.executable, args=[COMMAND, "mcp"], env=skill.environment())
+            async with Client(stdio_client(parameters)) as client:
+                await conversation(client)
+
+        anyio.run(main)
+
+    return run
+
+
+def text(result: CallToolResult) -> str:
+    assert len(result.content) == 1
+    assert result.content[0].type == "text"
+    return result.content[0].text
+
+
+def test_every_function_is_a_tool_with_its_schema(talk: Callable[[Talk], None], skill: Skill) -> None:
+    found: dict[str, Tool] = {}
+
+    async def ask(client: Client) -> None:
+        assert client.server_info is not None
+        assert client.server_info.name == "session-manager"
+        assert "cleanup_after_delegation" in (client.instructions or "")
+        found.update({tool.name: tool for tool in (await client.list_tools()).tools})
+
+    talk(ask)
+    done = subprocess.run([sys.executable, ROOT / "run_skill.py", "--list"], capture_output=True, check=True)
+    catalogue = {each["name"]: each for each in json.loads(done.stdout)["functions"]}
+    assert list(found) == list(NAMES) == list(catalogue)
+    for name, tool in found.items():
+        assert (tool.description, tool.input_schema) == (catalogue[name]["description"], catalogue[name]["arguments"])
+
+
+def test_annotations_say_what_a_tool_does(talk: Callable[[Talk], None]) -> None:
+    async def ask(client: Client) -> None:
+        for tool in (await client.list_tools()).tools:
+            hints = tool.annotations
+            assert hints is not None
+            assert hints.read_only_hint is (tool.name in WRITES_NOTHING)
+            assert hints.open_world_hint is False
+            if hints.read_only_hint:
+                assert (hints.destructive_hint, hints.idempotent_hint) == (False, True)
+            if tool.name.startswith(("delete_", "prune_", "purge_", "erase_", "cleanup_")):
+                assert hints.destructive_hint is True
+            if tool.name.startswith("restore_"):
+                assert hints.destructive_hint is False
+
+    talk(ask)
+
+
+def test_read_only_tools_write_nothing(talk: Callable[[Talk], None], agents: Path) -> None:
+    async def ask(client: Client) -> None:
+        await client.call_tool("delete_session", {"session_id": "old"})
+        before = picture(agents, without_state=False)
+        for name in sorted(WRITES_NOTHING):
+            assert not (await client.call_tool(name, {})).is_error, name
+        assert picture(agents, without_state=False) == before
+
+    talk(ask)
+
+
+def test_every_tool_can_be_called(talk: Callable[[Talk], None], skill: Skill, aria: SmallAria) -> None:
+    skill.env.update(ARIA_API_URL=aria.url, ARIA_ALLOW_ERASE="1")
+    aria.add_all(["old", "young", GONE])
+    answers: dict[str, dict[str, Any]] = {}
+
+    async def ask(client: Client) -> None:
+        async def call(name: str, **arguments: Any) -> dict[str, Any]:
+            result = await client.call_tool(name, arguments)
+            assert not result.is_error, text(result)
+            assert json.loads(text(result)) == result.structured_content
+            answers[name] = result.structured_content
+            return answers[name]
+
+        assert (await call("list_sessions"))["session_count"] == 3
+        assert (await call("get_session_stats"))["total_sessions"] == 3
+        assert (await call("prune_sessions", max_age_minutes="60", dry_run="true"))["deleted_ids"] == ["old"]
+        assert (await call("cleanup_after_delegation", session_id=GONE))["pg_status_updated"] is True
+        run_id = (await call("prune_sessions"))["run_id"]
+        assert (await call("list_deleted"))["deleted_count"] == 2
+        assert (await call("restore_run", run_id=run_id))["restored_ids"] == ["old"]
+        assert (await call("delete_session", session_id="old"))["deleted"] == "old"
+        assert (await call("restore_session", session_id="old"))["restored"] == "old"
+        assert (await call("deliver_history"))["pending"] == 0
+        for name in ("cleanup_orphans", "readopt_orphans", "cleanup_ghosts"):
+            assert await call(name)
+        assert "purged_count" in await call("purge_archives", older_than_days=30)
+        assert (await call("erase_session", session_id=GONE, confirm=GONE))["erased"] == GONE
+        assert (await call("verify_ledger"))["whole"] is True
+        assert (await call("doctor"))["ok"] is True
+
+    talk(ask)
+    assert set(answers) == set(NAMES)
+
+
+def test_failures_are_sentences_and_the_connection_outlives_them(talk: Callable[[Talk], None], agents: Path) -> None:
+    (agents / "broken" / "sessions").mkdir(parents=True)
+    (agents / "broken" / "sessions" / "sessions.json").write_text("{")
+
+    async def ask(client: Client) -> None:
+        for name, arguments, code, words in (
+            ("delete_session", {"session_id": "nobody", "agent": "main"}, "session_not_found", "nobody"),
+            ("delete_session", {}, "bad_argument", "session_id"),
+            ("delete_session", {"session": "x"}, "unknown_argument", "did you mean 'session_id'?"),
+            ("prune_sessions", {"max_age_minutes": 0}, "bad_argument", ">= 1"),
+            ("erase_session", {"session_id": "old", "confirm": "old"}, "erase_disabled", "ARIA_ALLOW_ERASE"),
+            ("list_sessions", {"agent": "../main"}, "bad_argument", "no path"),
+            ("list_sessions", {"agent": "broken"}, "index_damaged", "nothing was written"),
+            ("prune", {}, "unknown_function", "prune_sessions"),
+        ):
+            result = await client.call_tool(name, arguments)
+            assert result.is_error, name
+            assert words in text(result)
+            assert f"(code {code})" in text(result)
+            assert "Traceback" not in text(result)
+            assert result.structured_content["code"] == code
+        told = await client.call_tool("doctor", {})
+        assert told.is_error
+        assert '"name":"store broken"' in text(told).replace(" :", ":")
+        partial = await client.call_tool("list_sessions", {})
+        assert (partial.is_error, partial.structured_content["code"]) == (False, "partial")
+        assert partial.structured_content["session_count"] == 3
+
+    talk(ask)
+
+
+def test_a_missing_agents_directory_is_told_at_each_call(talk: Callable[[Talk], None], skill: Skill) -> None:
+    skill.env["ARIA_AGENTS_DIR"] = "/nowhere"
+
+    async def ask(client: Client) -> None:
+        for _ in range(2):
+            result = await client.call_tool("list_sessions", {})
+            assert result.is_error
+            assert "'/nowhere' does not exist" in text(result)
+
+    talk(ask)
+
+
+def test_many_calls_at_once_are_made_one_after_the_other(talk: Callable[[Talk], None], agents: Path) -> None:
+    async def ask(client: Client) -> None:
+        codes: list[object] = []
+
+        async def delete() -> None:
+            result = await client.call_tool("delete_session", {"session_id": "old"})
+            assert not result.is_error, text(result)
+            codes.append(result.structured_content.get("already_deleted"))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(delete)
+        assert sorted(codes, key=bool) == [None, True, True, True, True]
+
+    talk(ask)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it(skill: Skill, agents: Path, number: int) -> None:
+    command = [sys.executable, COMMAND, "mcp"]
+    who = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    request = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": who}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=skill.environment()
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["id"] == 1
+        process.send_signal(number)
+        try:
+            assert process.wait(timeout=30) == 130
+        finally:
+            process.kill()
+
+
+def test_without_a_client_it_ends_with_its_input(skill: Skill, agents: Path) -> None:
+    command = [sys.executable, COMMAND, "mcp"]
+    done = subprocess.run(command, input=b"", capture_output=True, env=skill.environment(), timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+def test_the_extra_that_is_missing_is_named(agents: Path) -> None:
+    probe = (
+        "import sys; sys.modules['mcp'] = None\n"
+        "from session_manager.faces.cli.mcp import mcp\n"
+        "try:\n    mcp()\n"
+        "except Exception as error:\n    print(error.exit_code, error.message)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", probe], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "70 the Python package 'mcp' is missing: pip install 'aria-sessionmanager[mcp]'\n"

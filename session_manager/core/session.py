@@ -227,7 +227,8 @@ class Session(msgspec.Struct):
     """One session of one agent, with every key that points at it.
 
     The ``entry_…`` fields come from the index, ``busy`` and ``transcript_activity`` from what lies beside it;
-    those two stay at their defaults until somebody has looked. ``usage`` holds the entry's counters as
+    those two stay at their defaults until somebody has looked. ``labels`` are those of all its keys where there are
+    several, ``label`` is that of the most telling. ``usage`` holds the entry's counters as
     found: total, input and output tokens, cost in US dollars, start of the session, start of the last run.
     """
 
@@ -250,6 +251,7 @@ class Session(msgspec.Struct):
     usage: tuple[object, ...]
     busy: bool = False
     transcript_activity: int | None = None
+    labels: tuple[str, ...] = ()
 
     @property
     def last_activity(self) -> int | None:
@@ -288,6 +290,7 @@ def _session(agent_id: str, session_id: str, members: list[tuple[str, Entry]], n
         undelivered=any(s.undelivered for s in each),
         session_files=tuple(dict.fromkeys(f for s in each for f in s.session_files)),
         parents=tuple(dict.fromkeys(p for s in each for p in s.parents)),
+        labels=tuple(s.label for s in each if s.label is not None),
     )
 
 

@@ -28,6 +28,7 @@ NAMES = (
     "restore_session",
     "restore_run",
     "verify_ledger",
+    "check_policy",
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -13,6 +13,9 @@ from session_manager.core.session import KINDS, safe_name
 from session_manager.live.volume import Volume
 from session_manager.settings import Settings
 
+if TYPE_CHECKING:
+    from session_manager.core.policy import Pins, RetentionPolicy
+
 Minutes = Annotated[int, msgspec.Meta(ge=1, description="minutes, at least 1")]
 Limit = Annotated[int, msgspec.Meta(ge=1, description="at most so many, at least 1")]
 Agent = Annotated[str, msgspec.Meta(description="one agent's name; all agents when left out")]
@@ -20,11 +23,17 @@ SessionType = Annotated[str, msgspec.Meta(description=f"one of: {', '.join(KINDS
 
 
 class Context(msgspec.Struct, frozen=True):
-    """Settings, the agents directory and the clock (epoch milliseconds)."""
+    """Settings, the agents directory and the clock (epoch milliseconds); the policy once it was read."""
 
     settings: Settings
     volume: Volume
     clock: Callable[[], int]
+    policy: RetentionPolicy | None = None
+
+    @property
+    def pins(self) -> Pins | None:
+        """The policy's pins, None when there are none."""
+        return (self.policy.pins or None) if self.policy is not None else None
 
 
 def iso_utc(epoch_ms: float | None) -> str | None:

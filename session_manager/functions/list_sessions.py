@@ -10,6 +10,7 @@ from session_manager.core.errors import with_errors
 from session_manager.core.protection import protection
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, Limit, SessionType, check_session_type, iso_utc
+from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.reading import read_view
 
 DESCRIPTION = "Lists the live sessions from the gateway's files, newest first; all agents unless one is named."
@@ -26,6 +27,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns ``{"session_count", "sessions": [...]}``; one row per (agent, session id)."""
     check_session_type(arguments.session_type)
+    context, unusable = with_policy_to_read(context)
     view = read_view(context, arguments.agent)
     errors = view.errors()
     sessions = [s for s in view.sessions if arguments.session_type in (None, s.session_type)]
@@ -34,6 +36,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     document: dict[str, Any] = {
         "session_count": len(sessions),
         "sessions": [_row(s, context.settings.current) for s in shown],
+        **unusable,
     }
     return with_errors(document, errors)
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from session_manager.core.errors import SessionManagerError, failure, with_errors
+from session_manager.core.errors import SessionManagerError, UsageError, failure, with_errors
 from session_manager.core.retention import Decision, Policy, decide
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, Limit, Minutes, SessionType, check_session_type
+from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import (
     AgentRead,
     View,
@@ -21,23 +22,27 @@ from session_manager.functions.reading import (
     observe,
     read_view,
 )
+from session_manager.live.observe import transcript_sizes
 from session_manager.live.transcripts import outside_files
 from session_manager.live.volume import Snapshot, Store
 
 if TYPE_CHECKING:
+    from session_manager.core.rules import ByRules, Overrun
     from session_manager.live.removal import Outcome
 
 DESCRIPTION = (
-    "Removes every session whose last activity is older than max_age_minutes: its keys leave the index, its "
-    "transcripts are archived, its history row is marked ended. Conversations with people stay unless asked for."
+    "Removes every session whose last activity is older than max_age_minutes (default: what the retention policy "
+    "says, 60 where there is none): its keys leave the index, its transcripts are archived, its history row is marked "
+    "ended. Conversations with people stay unless asked for."
 )
 ACTIVE = "active"
+DEFAULT_AGE = 60
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     """Arguments of prune_sessions."""
 
-    max_age_minutes: Minutes = 60
+    max_age_minutes: Minutes | msgspec.UnsetType = msgspec.UNSET
     dry_run: bool = False
     agent: Agent | None = None
     session_type: SessionType | None = None
@@ -48,6 +53,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 class Tally(msgspec.Struct):
     """What came of the decisions so far. ``removed`` holds (agent id, session id)."""
 
+    policy: Policy | ByRules
     decisions: list[Decision]
     removed: list[tuple[str, str]]
     alive: set[tuple[str, str]]
@@ -56,6 +62,12 @@ class Tally(msgspec.Struct):
     left_alone: list[str] = []
     recovered: list[dict[str, object]] = []
     reappeared: list[dict[str, object]] = []
+    overruns: list[tuple[str, Overrun]] = []
+
+    @property
+    def threshold_minutes(self) -> int | None:
+        """The age that decided, in minutes; None when a retention policy did."""
+        return self.policy.max_age_minutes if isinstance(self.policy, Policy) else None
 
     def add(self, store: Store, outcome: Outcome, last: list[Decision], earlier: Mapping[str, Decision]) -> None:
         """Adds what happened in one store, by its ``last`` decisions and, session id -> decision, ``earlier`` ones."""
@@ -77,40 +89,64 @@ class Tally(msgspec.Struct):
         self.recovered += outcome.recovered
         self.reappeared += reported(store.agent_id, outcome.reappeared)
 
-    def document(self, arguments: Arguments) -> dict[str, Any]:
+    def document(self, context: Context, dry_run: bool) -> dict[str, Any]:
         """Returns the function's document; in a dry run the counts mean "would"."""
         gone = set(self.removed)
-        kept = []
+        kept, pruned = [], []
         for decision in self.decisions:
             session = decision.session
             name = (session.agent_id, session.id)
             reason = ACTIVE if name in self.alive else decision.reason
             if reason is not None and name not in gone:
                 kept.append({"id": session.id, "agentId": session.agent_id, "reason": reason})
+            elif name in gone:
+                pruned.append({"id": session.id, "agentId": session.agent_id, "reason": decision.rule})
+        by_policy = {"policy": context.settings.policy_path, "pruned": pruned}
         return {
             "total_sessions": len(self.decisions),
             "pruned_count": len(self.removed),
             "kept_count": len(self.decisions) - len(self.removed),
-            "dry_run": arguments.dry_run,
+            "dry_run": dry_run,
             "deleted_ids": [session_id for _, session_id in self.removed],
             "errors": self.errors,
-            "threshold_minutes": arguments.max_age_minutes,
+            "threshold_minutes": self.threshold_minutes,
             "kept": kept,
+            **(by_policy if self.threshold_minutes is None else {}),
         }
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns the counts, the ids that went, and why each old session that stayed did stay."""
     check_session_type(arguments.session_type)
-    policy = Policy(arguments.max_age_minutes, arguments.session_type, arguments.include_durable, arguments.limit)
+    context = with_policy(context)
+    policy = policy_of(context, arguments)
     if arguments.dry_run:
         tally = preview(context, arguments.agent, policy)
-        return with_errors(tally.document(arguments), tally.errors)
+        return with_errors(tally.document(context, True), tally.errors)
     tally, extra = _prune(context, arguments.agent, policy)
-    return with_errors({**tally.document(arguments), **extra}, tally.errors)
+    return with_errors({**tally.document(context, False), **extra}, tally.errors)
 
 
-def preview(context: Context, agent: str | None, policy: Policy) -> Tally:
+def policy_of(context: Context, arguments: Arguments | None = None) -> Policy | ByRules:
+    """Returns the age that a call names, else the rules of the retention policy, else the default age.
+
+    Raises UsageError for an argument that has no meaning beside those rules.
+    """
+    arguments = arguments or Arguments()
+    age, only, limit = arguments.max_age_minutes, arguments.session_type, arguments.limit
+    if age is not msgspec.UNSET or context.policy is None or not context.policy.has_rules:
+        return Policy(DEFAULT_AGE if age is msgspec.UNSET else age, only, arguments.include_durable, limit)
+    if arguments.include_durable:
+        raise UsageError(
+            "include_durable needs max_age_minutes, too: without it the retention policy says which types go",
+            argument="include_durable",
+        )
+    from session_manager.core.rules import ByRules
+
+    return ByRules(context.policy, only, limit)
+
+
+def preview(context: Context, agent: str | None, policy: Policy | ByRules) -> Tally:
     """Decides as a prune would, and touches nothing.
 
     Raises the failure of the named agent, or the first when every agent failed.
@@ -118,11 +154,12 @@ def preview(context: Context, agent: str | None, policy: Policy) -> Tally:
     now = context.clock()
     everyone = read_view(context, None, policy.cutoff(now))
     scope = everyone if agent is None else _only(everyone, context.volume.resolve_agent(agent))
-    tally = Tally([], [], set(), scope.errors(), scope.agents)
+    tally = Tally(policy, [], [], set(), scope.errors(), scope.agents)
     kin = kin_by_agent(everyone)
     for read in scope.agents:
         others = kin.get(read.agent_id, ())
-        decisions = decide(read.sessions, policy, now, context.settings.current, others, len(tally.removed))
+        decisions, overruns = _decide(context, tally, now, read.store, read.sessions, read.names, others)
+        tally.overruns += [(read.agent_id, overrun) for overrun in overruns]
         tally.decisions += decisions
         tally.removed += [(d.session.agent_id, d.session.id) for d in decisions if d.prune]
     return tally
@@ -132,7 +169,26 @@ def _only(view: View, agent_id: str) -> View:
     return View([a for a in view.agents if a.agent_id == agent_id], [(a, e) for a, e in view.failed if a == agent_id])
 
 
-def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, dict[str, Any]]:
+def _decide(
+    context: Context,
+    tally: Tally,
+    now: int,
+    store: Store | None,
+    sessions: Sequence[Session],
+    names: Sequence[str],
+    kin: Sequence[Session],
+) -> tuple[list[Decision], list[Overrun]]:
+    """Decides about one agent's sessions as ``tally.policy`` says; returns the budgets that cannot be kept, too."""
+    policy, current, already = tally.policy, context.settings.current, len(tally.removed)
+    if isinstance(policy, Policy):
+        return decide(sessions, policy, now, current, kin, already), []
+    from session_manager.core.rules import decide_by_rules
+
+    sizes = transcript_sizes(store, sessions, names) if policy.needs_sizes and store is not None else {}
+    return decide_by_rules(sessions, policy, sizes, now, current, kin, already)
+
+
+def _prune(context: Context, agent: str | None, policy: Policy | ByRules) -> tuple[Tally, dict[str, Any]]:
     from session_manager.live.ledger import start_run
     from session_manager.live.removal import Remover
 
@@ -143,7 +199,7 @@ def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, 
     others = read_view(context, None, policy.cutoff(context.clock()), skip=alone)
     kin = {alone: others.sessions} if alone is not None else kin_by_agent(others)
     references = foreign_references(others.agents)
-    tally, failed = Tally([], [], set(), []), []
+    tally, failed = Tally(policy, [], [], set(), []), []
     run_info = start_run("prune_sessions", settings)
     with Remover(settings, run_info) as remover:
         for agent_id, store in stores:
@@ -160,10 +216,10 @@ def _prune(context: Context, agent: str | None, policy: Policy) -> tuple[Tally, 
                 earlier: dict[str, Decision] = earlier,
             ) -> list[tuple[Session, str]]:
                 now = context.clock()
-                observe(snapshot, names, now, policy.cutoff(now))
+                observe(snapshot, names, now, policy.cutoff(now), context.pins)
                 earlier.update({d.session.id: d for d in last})
-                last[:] = decide(snapshot.sessions, policy, now, settings.current, kin, len(tally.removed))
-                return [(d.session, f"older than {policy.max_age_minutes} min") for d in last if d.prune]
+                last[:] = _decide(context, tally, now, snapshot.store, snapshot.sessions, names, kin)[0]
+                return [(d.session, d.rule) for d in last if d.prune]
 
             try:
                 if isinstance(store, SessionManagerError):

@@ -77,7 +77,7 @@ def parse_policy(text: str) -> RetentionPolicy:
     try:
         found = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _bad(f"it is no valid TOML: {error or 'nested too deeply'}") from error
+        raise _bad(f"it is no valid TOML: {error}") from error
     _check_names("", found, ("types", "agents", "pins"))
     types = _table("types", found.get("types", {}))
     rules = {name: _rule(name, _table(f"types.{name}", table)) for name, table in types.items()}

@@ -131,8 +131,8 @@ class _Judge:
                 minutes = self._policy.rules[self._everyone[i].session_type].max_age_minutes
                 self._rule[i] = older_than(minutes or 0)
         for count, group in self._groups():
-            group.sort(key=lambda i: (-self._activity(i), self._everyone[i].id))
-            for i in group[count:]:
+            group.sort(key=lambda i: (self._activity(i), self._everyone[i].id))
+            for i in group[: max(0, len(group) - count)]:
                 self._rule.setdefault(i, OVER_COUNT)
         for family in self._families:
             if any(self._holds(i) or not (i in self._rule or self._is_too_old(i)) for i in family):
@@ -219,4 +219,4 @@ class _Judge:
 def _cron_job(session: Session) -> str:
     """Returns the job's id out of ``cron:<job>`` or ``cron:<job>:run:<id>``."""
     key = parse_key(session.key)
-    return key.rest.split(":")[1]
+    return key.rest.lower().split(":")[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -36,7 +37,8 @@ def _read(settings: Settings) -> RetentionPolicy | None:
     try:
         data = read_file(path)[0]
     except OSError as error:
-        if isinstance(error, FileNotFoundError | NotADirectoryError) and not settings.policy_named:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError) and not os.path.islink(path)
+        if missing and not settings.policy_named:
             return None
         hint = "; correct or unset ARIA_POLICY" if settings.policy_named else ""
         raise _unusable(path, f"it cannot be read ({error.strerror}){hint}") from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from session_manager.core.errors import with_errors
+from session_manager.core.retention import Policy
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, iso_utc
 from session_manager.functions.policy import with_policy
@@ -39,7 +40,8 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     Raises UsageError (``bad_policy``) for a policy that cannot be used.
     """
     context = with_policy(context)
-    tally = preview(context, arguments.agent, policy_of(context))
+    policy = policy_of(context)
+    tally = preview(context, arguments.agent, policy)
     sizes = _sizes(tally.agents)
     going = [d for d in tally.decisions if d.prune]
     staying = [d for d in tally.decisions if not d.prune]
@@ -48,7 +50,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     everyone = (session for agent in tally.agents for session in agent.sessions)
     document = {
         "policy": context.settings.policy_path if context.policy is not None else None,
-        "threshold_minutes": tally.threshold_minutes,
+        "threshold_minutes": policy.max_age_minutes if isinstance(policy, Policy) else None,
         "total_sessions": len(tally.decisions),
         "would_prune": len(going),
         "would_keep": len(staying),

@@ -53,7 +53,6 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 class Tally(msgspec.Struct):
     """What came of the decisions so far. ``removed`` holds (agent id, session id)."""
 
-    policy: Policy | ByRules
     decisions: list[Decision]
     removed: list[tuple[str, str]]
     alive: set[tuple[str, str]]
@@ -63,11 +62,6 @@ class Tally(msgspec.Struct):
     recovered: list[dict[str, object]] = []
     reappeared: list[dict[str, object]] = []
     overruns: list[tuple[str, Overrun]] = []
-
-    @property
-    def threshold_minutes(self) -> int | None:
-        """The age that decided, in minutes; None when a retention policy did."""
-        return self.policy.max_age_minutes if isinstance(self.policy, Policy) else None
 
     def add(self, store: Store, outcome: Outcome, last: list[Decision], earlier: Mapping[str, Decision]) -> None:
         """Adds what happened in one store, by its ``last`` decisions and, session id -> decision, ``earlier`` ones."""
@@ -89,29 +83,24 @@ class Tally(msgspec.Struct):
         self.recovered += outcome.recovered
         self.reappeared += reported(store.agent_id, outcome.reappeared)
 
-    def document(self, context: Context, dry_run: bool) -> dict[str, Any]:
+    def document(self, arguments: Arguments) -> dict[str, Any]:
         """Returns the function's document; in a dry run the counts mean "would"."""
         gone = set(self.removed)
-        kept, pruned = [], []
+        kept = []
         for decision in self.decisions:
             session = decision.session
             name = (session.agent_id, session.id)
             reason = ACTIVE if name in self.alive else decision.reason
             if reason is not None and name not in gone:
                 kept.append({"id": session.id, "agentId": session.agent_id, "reason": reason})
-            elif name in gone:
-                pruned.append({"id": session.id, "agentId": session.agent_id, "reason": decision.rule})
-        by_policy = {"policy": context.settings.policy_path, "pruned": pruned}
         return {
             "total_sessions": len(self.decisions),
             "pruned_count": len(self.removed),
             "kept_count": len(self.decisions) - len(self.removed),
-            "dry_run": dry_run,
+            "dry_run": arguments.dry_run,
             "deleted_ids": [session_id for _, session_id in self.removed],
             "errors": self.errors,
-            "threshold_minutes": self.threshold_minutes,
             "kept": kept,
-            **(by_policy if self.threshold_minutes is None else {}),
         }
 
 
@@ -120,11 +109,26 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     check_session_type(arguments.session_type)
     context = with_policy(context)
     policy = policy_of(context, arguments)
+    extra: dict[str, Any] = {}
     if arguments.dry_run:
         tally = preview(context, arguments.agent, policy)
-        return with_errors(tally.document(context, True), tally.errors)
-    tally, extra = _prune(context, arguments.agent, policy)
-    return with_errors({**tally.document(context, False), **extra}, tally.errors)
+    else:
+        tally, extra = _prune(context, arguments.agent, policy)
+    document = tally.document(arguments) | _decided_by(context, policy, tally) | extra
+    return with_errors(document, tally.errors)
+
+
+def _decided_by(context: Context, policy: Policy | ByRules, tally: Tally) -> dict[str, Any]:
+    """Returns what a document says of the age that decided, or of the retention policy and its reasons."""
+    if isinstance(policy, Policy):
+        return {"threshold_minutes": policy.max_age_minutes}
+    gone = set(tally.removed)
+    pruned = [
+        {"id": d.session.id, "agentId": d.session.agent_id, "reason": d.rule}
+        for d in tally.decisions
+        if (d.session.agent_id, d.session.id) in gone
+    ]
+    return {"threshold_minutes": None, "policy": context.settings.policy_path, "pruned": pruned}
 
 
 def policy_of(context: Context, arguments: Arguments | None = None) -> Policy | ByRules:
@@ -154,11 +158,13 @@ def preview(context: Context, agent: str | None, policy: Policy | ByRules) -> Ta
     now = context.clock()
     everyone = read_view(context, None, policy.cutoff(now))
     scope = everyone if agent is None else _only(everyone, context.volume.resolve_agent(agent))
-    tally = Tally(policy, [], [], set(), scope.errors(), scope.agents)
+    tally = Tally([], [], set(), scope.errors(), scope.agents)
     kin = kin_by_agent(everyone)
     for read in scope.agents:
         others = kin.get(read.agent_id, ())
-        decisions, overruns = _decide(context, tally, now, read.store, read.sessions, read.names, others)
+        decisions, overruns = _decide(
+            context, policy, now, read.store, read.sessions, read.names, others, len(tally.removed)
+        )
         tally.overruns += [(read.agent_id, overrun) for overrun in overruns]
         tally.decisions += decisions
         tally.removed += [(d.session.agent_id, d.session.id) for d in decisions if d.prune]
@@ -171,15 +177,16 @@ def _only(view: View, agent_id: str) -> View:
 
 def _decide(
     context: Context,
-    tally: Tally,
+    policy: Policy | ByRules,
     now: int,
     store: Store | None,
     sessions: Sequence[Session],
     names: Sequence[str],
     kin: Sequence[Session],
+    already: int,
 ) -> tuple[list[Decision], list[Overrun]]:
-    """Decides about one agent's sessions as ``tally.policy`` says; returns the budgets that cannot be kept, too."""
-    policy, current, already = tally.policy, context.settings.current, len(tally.removed)
+    """Decides about one agent's sessions as ``policy`` says; returns the budgets that cannot be kept, too."""
+    current = context.settings.current
     if isinstance(policy, Policy):
         return decide(sessions, policy, now, current, kin, already), []
     from session_manager.core.rules import decide_by_rules
@@ -199,7 +206,7 @@ def _prune(context: Context, agent: str | None, policy: Policy | ByRules) -> tup
     others = read_view(context, None, policy.cutoff(context.clock()), skip=alone)
     kin = {alone: others.sessions} if alone is not None else kin_by_agent(others)
     references = foreign_references(others.agents)
-    tally, failed = Tally(policy, [], [], set(), []), []
+    tally, failed = Tally([], [], set(), []), []
     run_info = start_run("prune_sessions", settings)
     with Remover(settings, run_info) as remover:
         for agent_id, store in stores:
@@ -218,7 +225,9 @@ def _prune(context: Context, agent: str | None, policy: Policy | ByRules) -> tup
                 now = context.clock()
                 observe(snapshot, names, now, policy.cutoff(now), context.pins)
                 earlier.update({d.session.id: d for d in last})
-                last[:] = _decide(context, tally, now, snapshot.store, snapshot.sessions, names, kin)[0]
+                last[:] = _decide(
+                    context, policy, now, snapshot.store, snapshot.sessions, names, kin, len(tally.removed)
+                )[0]
                 return [(d.session, d.rule) for d in last if d.prune]
 
             try:

@@ -30,6 +30,7 @@ FUNCTIONS = [
     "restore_session",
     "restore_run",
     "verify_ledger",
+    "check_policy",
 ]
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from support import Skill, StoreBuilder, ledger_sql, picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import Skill, StoreBuilder, ledger_sql, now_ms, picture
+
+from session_manager.functions import check_policy, prune_sessions
+from session_manager.functions.context import Context
+from session_manager.live.volume import Volume
+from session_manager.settings import read_settings
 
 REMOVERS: list[tuple[str, dict[str, Any]]] = [
     ("prune_sessions", {}),
@@ -195,11 +204,14 @@ def test_a_pinned_id_holds_files_that_lost_their_entry(agents: Path, skill: Skil
         store.transcript(f"{session_id}.jsonl", session_id, 1_700_000_000_000)
     for session_id in ("x", "y", "z"):
         store.add(f"direct:{session_id}", 5, session_id, transcript=False)
+    for session_id in ("dead", "pinned-dead"):
+        store.add(f"cron:{session_id}", 9999, session_id, transcript=False)
     store.write()
-    write_policy(agents, 'pins.ids = ["pinned"]')
+    write_policy(agents, 'pins.ids = ["pinned", "pinned-dead"]')
     document = skill("cleanup_orphans", {"older_than_minutes": 60, "dry_run": False}).document
     assert [found["id"] for found in document["archived"]] == ["free"]
-    assert reasons(document["kept"]) == {"pinned": "pinned"}
+    assert [found["id"] for found in document["removed_entries"]] == ["dead"]
+    assert reasons(document["kept"]) == {"pinned": "pinned", "pinned-dead": "pinned"}
     refused = skill("erase_session", {"session_id": "pinned", "confirm": "pinned"}, ARIA_ALLOW_ERASE="1")
     assert (refused.exit_code, refused.document["reason"]) == (4, "pinned")
     assert (store.dir / "pinned.jsonl").exists()
@@ -285,3 +297,65 @@ def test_one_damaged_agent_does_not_keep_the_policy_from_the_others(
     assert answer.document["pruned_count"] == 3
     assert broken.index.read_text() == "{"
     assert json.dumps(answer.document)
+
+
+_POLICIES = [
+    RULES,
+    '[types.cron]\nkeep_newest = 1\nbudget = "5 B"\n[pins]\nids = ["main-1", "other-2"]',
+    '[types.subagent]\nmax_age = "2h"\nkeep_newest = 1\n[agents]\nbudget = "150 B"',
+    '[types.direct]\nmax_age = "1m"\n[types.cron]\nbudget = "1 B"\n[agents]\nbudget = "100 B"',
+]
+_RESTS = ["main", "cron:j:run:1", "cron:j:run:2", "cron:k", "direct:p", "subagent:u", "subagent:u:subagent:v", "home"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(_POLICIES),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["main", "other"]),
+            st.sampled_from(_RESTS),
+            st.sampled_from([0.1, 59, 61, 300, None]),
+            st.sampled_from([{}, {}, {"pinnedAt": 5}, {"spawnedBy": "agent:main:subagent:u"}]),
+            st.integers(0, 90),
+        ),
+        max_size=10,
+        unique_by=lambda row: row[:2],
+    ),
+    st.builds(
+        prune_sessions.Arguments,
+        agent=st.sampled_from([None, "main"]),
+        session_type=st.sampled_from([None, "cron"]),
+        limit=st.sampled_from([None, 1]),
+    ),
+)
+def test_check_dry_run_and_run_agree_and_leave_nothing_to_do(
+    policy: str, rows: list[tuple[Any, ...]], arguments: prune_sessions.Arguments
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        agents = Path(folder) / "agents"
+        builders = {name: StoreBuilder(agents, name) for name in ("main", "other")}
+        for i, (agent, rest, age, fields, size) in enumerate(rows):
+            builders[agent].add(rest, age, f"{agent}-{i}", transcript=False, **fields)
+            (builders[agent].dir / f"{agent}-{i}.jsonl").write_bytes(b"x" * size)
+        for builder in builders.values():
+            builder.write()
+        write_policy(agents, policy)
+        found, at = read_settings({"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": ""}), now_ms()
+        context = Context(found, Volume(found.agents_dir), lambda: at)
+        before = picture(agents, without_state=False)
+        checked = check_policy.run(context, check_policy.Arguments(agent=arguments.agent))
+        would = prune_sessions.run(context, msgspec.structs.replace(arguments, dry_run=True))
+        assert picture(agents, without_state=False) == before
+        did = prune_sessions.run(context, arguments)
+        for member in ("deleted_ids", "pruned", "kept", "total_sessions", "pruned_count", "kept_count", "errors"):
+            assert did[member] == would[member]
+        assert did["pruned_count"] + did["kept_count"] == did["total_sessions"]
+        assert len(did["pruned"]) == did["pruned_count"]
+        left = {entry["sessionId"] for builder in builders.values() for entry in builder.read().values()}
+        there = {entry["sessionId"] for builder in builders.values() for entry in builder.entries.values()}
+        assert there - left == set(did["deleted_ids"])
+        if arguments.limit is None and arguments.session_type is None:
+            assert reasons(checked["prune"]) == reasons(did["pruned"])
+            assert checked["would_prune"] == did["pruned_count"]
+            assert prune_sessions.run(context, arguments)["pruned_count"] == 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from session_manager.core.errors import SessionManagerError, UsageError, failure, with_errors
 from session_manager.core.retention import Decision, Policy, decide
 from session_manager.core.session import Session
-from session_manager.functions.context import Agent, Context, Limit, Minutes, SessionType, check_session_type
+from session_manager.functions.context import Agent, Context, Limit, SessionType, check_session_type
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import (
     AgentRead,
@@ -38,11 +38,16 @@ DESCRIPTION = (
 ACTIVE = "active"
 DEFAULT_AGE = 60
 
+Age = Annotated[
+    int,
+    msgspec.Meta(ge=1, description=f"minutes, at least 1; left out: by the retention policy, else {DEFAULT_AGE}"),
+]
+
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     """Arguments of prune_sessions."""
 
-    max_age_minutes: Minutes | msgspec.UnsetType = msgspec.UNSET
+    max_age_minutes: Age | msgspec.UnsetType = msgspec.UNSET
     dry_run: bool = False
     agent: Agent | None = None
     session_type: SessionType | None = None

@@ -12,6 +12,7 @@ from session_manager.core.errors import UsageError
 
 STATE_DIR_NAME = ".session_manager"
 LEDGER_NAME = "ledger.sqlite"
+POLICY_NAME = "session-manager.toml"
 DEFAULT_API_URL = "http://localhost:8000/api"
 DEFAULT_API_TIMEOUT = 10.0
 DEFAULT_LOCK_TIMEOUT = 10.0
@@ -28,6 +29,7 @@ class Settings(msgspec.Struct, frozen=True):
     spend on it. ``lock_timeout`` and ``api_timeout`` are in seconds, ``keep_days`` in days. ``current`` holds the
     session ids or keys of the caller. ``allow_erase`` is a guard rail, not a wall: whoever can set it may set it.
     ``agents_dir_from`` names the variable that said where the agents directory is, or the place where it was found.
+    ``policy_named``: somebody has said that there is a policy at ``policy_path``, so that it must be there.
     """
 
     agents_dir: str
@@ -41,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True):
     asked_by: str | None
     allow_erase: bool
     agents_dir_from: str
+    policy_path: str
+    policy_named: bool
 
     def __repr__(self) -> str:
         # The token must not get into a log by way of somebody's debugging.
@@ -61,9 +65,11 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     found, found_by = _agents_dir(environ)
     agents_dir = os.path.realpath(found)
     state_dir = environ.get("ARIA_STATE_DIR") or os.path.join(agents_dir, STATE_DIR_NAME)
+    state_dir = os.path.abspath(os.path.expanduser(state_dir))
+    policy = environ.get("ARIA_POLICY", "").strip()
     return Settings(
         agents_dir=agents_dir,
-        state_dir=os.path.abspath(os.path.expanduser(state_dir)),
+        state_dir=state_dir,
         api_url=_api_url(environ.get("ARIA_API_URL", DEFAULT_API_URL).strip()),
         api_token=api_token(environ),
         api_timeout=_number(environ, "ARIA_API_TIMEOUT", DEFAULT_API_TIMEOUT, least=0.1, most=3600.0),
@@ -75,6 +81,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         asked_by=environ.get("ARIA_AGENT_ID") or None,
         allow_erase=_switch(environ, "ARIA_ALLOW_ERASE"),
         agents_dir_from=found_by,
+        policy_path=os.path.abspath(os.path.expanduser(policy)) if policy else os.path.join(state_dir, POLICY_NAME),
+        policy_named=bool(policy),
     )
 
 

@@ -16,7 +16,7 @@ from session_manager.faces.cli import words
 
 COMMANDS = (
     "list", "show", "stats", "prune", "delete", "deleted", "restore", "undo", "orphans", "purge", "erase", "deliver",
-    "ghosts", "doctor", "serve", "migrate", "token", "mcp", "skill",
+    "ghosts", "policy", "doctor", "serve", "migrate", "token", "mcp", "skill",
 )  # fmt: skip
 
 

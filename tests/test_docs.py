@@ -79,6 +79,15 @@ def test_examples_run(line: str, agents: Path, skill: Skill) -> None:
     assert set(returned) & set(answer.document), "the example shows none of the fields that the page promises"
 
 
+@pytest.mark.parametrize("text", re.findall(r"^```toml\n(.*?)^```", SKILL + README, re.MULTILINE | re.DOTALL))
+def test_policies_in_the_pages_are_accepted(text: str, agents: Path, skill: Skill, tmp_path: Path) -> None:
+    StoreBuilder(agents).write()
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    answer = skill("check_policy", ARIA_POLICY=str(path))
+    assert (answer.exit_code, answer.document["policy"]) == (0, str(path))
+
+
 @pytest.mark.parametrize("line", re.findall(r"^session-manager (?!serve)([^#\n]*)", README, re.MULTILINE))
 def test_commands_of_the_readme_run(line: str, database: str, agents: Path) -> None:
     store = StoreBuilder(agents)

@@ -13,7 +13,7 @@ from support import ROOT, Skill, StoreBuilder
 
 HEAVY = {
     "httpx", "filelock", "sqlite3", "_sqlite3", "pydantic", "asyncio", "fastapi", "sqlalchemy", "ssl", "socket",
-    "subprocess", "multiprocessing", "session_manager.live.ledger", "session_manager.live.removal",
+    "subprocess", "multiprocessing", "session_manager.live.ledger", "session_manager.live.removal", "tomllib",
     "typer", "rich", "session_manager.faces.cli",
 }  # fmt: skip
 # Prints the names of all modules after the runner has done its work; what the runner prints goes elsewhere.
@@ -44,6 +44,7 @@ def loaded(skill: Skill, function: str, arguments: str = "{}") -> set[str]:
         ("get_session_stats", "{}"),
         ("prune_sessions", '{"dry_run": true}'),
         ("cleanup_orphans", "{}"),
+        ("check_policy", "{}"),
         ("readopt_orphans", "{}"),
         ("prune_sessions", '{"dry_run": true, "agent": "main", "include_durable": true, "limit": 3}'),
         ("list_sessions", '{"label": "*", "empty": true, "min_bytes": 1, "older_than_minutes": 60, "sizes": true}'),
@@ -52,6 +53,22 @@ def loaded(skill: Skill, function: str, arguments: str = "{}") -> set[str]:
 )
 def test_reading_loads_nothing_heavy(mixed: Path, skill: Skill, function: str, arguments: str) -> None:
     assert loaded(skill, function, arguments) & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("list_sessions", "{}"),
+        ("get_session_stats", "{}"),
+        ("prune_sessions", '{"dry_run": true}'),
+        ("check_policy", "{}"),
+    ],
+)
+def test_a_policy_costs_its_parser_and_nothing_heavy(mixed: Path, skill: Skill, function: str, arguments: str) -> None:
+    policy = mixed / ".session_manager" / "session-manager.toml"
+    policy.parent.mkdir(exist_ok=True)
+    policy.write_text('types.cron.budget = "1 MB"')
+    assert loaded(skill, function, arguments) & HEAVY == {"tomllib"}
 
 
 def test_only_stats_looks_into_the_ledger(agents: Path, skill: Skill) -> None:

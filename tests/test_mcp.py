@@ -21,7 +21,15 @@ from support import ROOT, Skill, StoreBuilder, picture
 from session_manager.functions import NAMES
 
 COMMAND = str(ROOT / "tests" / "mcp_command.py")
-WRITES_NOTHING = {"list_sessions", "get_session_stats", "list_deleted", "verify_ledger", "doctor"}
+WRITES_NOTHING: dict[str, dict[str, Any]] = {
+    "list_sessions": {},
+    "show_session": {"session_id": "old"},
+    "get_session_stats": {},
+    "check_policy": {},
+    "list_deleted": {},
+    "verify_ledger": {},
+    "doctor": {},
+}
 GONE = "0f7c4c1e-3a54-4a8e-9b55-5b6a3c1d2e3f"
 
 Talk = Callable[[Client], Awaitable[None]]
@@ -92,8 +100,8 @@ def test_read_only_tools_write_nothing(talk: Callable[[Talk], None], agents: Pat
     async def ask(client: Client) -> None:
         await client.call_tool("delete_session", {"session_id": "old"})
         before = picture(agents, without_state=False)
-        for name in sorted(WRITES_NOTHING):
-            assert not (await client.call_tool(name, {})).is_error, name
+        for name, arguments in WRITES_NOTHING.items():
+            assert not (await client.call_tool(name, arguments)).is_error, name
         assert picture(agents, without_state=False) == before
 
     talk(ask)
@@ -119,6 +127,9 @@ def test_every_tool_can_be_called(talk: Callable[[Talk], None], skill: Skill, ar
         run_id = (await call("prune_sessions"))["run_id"]
         assert (await call("list_deleted"))["deleted_count"] == 2
         assert (await call("restore_run", run_id=run_id))["restored_ids"] == ["old"]
+        assert (await call("show_session", session_id="old"))["live"][0]["id"] == "old"
+        assert (await call("check_policy"))["would_prune"] == 1
+        assert (await call("delete_sessions", label="heart*"))["dry_run"] is True
         assert (await call("delete_session", session_id="old"))["deleted"] == "old"
         assert (await call("restore_session", session_id="old"))["restored"] == "old"
         assert (await call("deliver_history"))["pending"] == 0

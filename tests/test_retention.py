@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support import StoreBuilder, now_ms, picture
 
 from session_manager.core.retention import PRUNABLE, Decision, Policy, decide, is_old
+from session_manager.core.selection import Selection
 from session_manager.core.session import KINDS, Entry, Session, build_sessions
 from session_manager.functions import prune_sessions
 from session_manager.functions.context import Context
@@ -52,7 +53,7 @@ def test_every_kind_is_in_the_table() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_goes_by_age_and_what_must_be_asked_for(kind: str) -> None:
     default = one(session(kind), Policy(60))
-    asked = one(session(kind), Policy(60, session_type=kind))
+    asked = one(session(kind), Policy(60, Selection(kind)))
     everything = one(session(kind), Policy(60, include_durable=True))
     if kind == "main":
         assert {d.reason for d in (default, asked, everything)} == {"main"}
@@ -79,9 +80,9 @@ def test_what_goes_by_age_and_what_must_be_asked_for(kind: str) -> None:
         (session("direct"), Policy(60), "durable"),
         (session("unknown"), Policy(60), "unknown type"),
         # Protected, or durable, as soon as any of its keys is.
-        (session("cron", more=("main",)), Policy(60, "cron", True), "main"),
+        (session("cron", more=("main",)), Policy(60, Selection("cron"), True), "main"),
         (session("cron", more=("direct",)), Policy(60), "durable"),
-        (session("cron", more=("direct",)), Policy(60, "cron"), "durable"),
+        (session("cron", more=("direct",)), Policy(60, Selection("cron")), "durable"),
         (session("cron", more=("unknown",)), Policy(60), "unknown type"),
         (session("cron", more=("unknown", "direct")), Policy(60), "durable"),
         (session("subagent", more=("hook",)), Policy(60), None),
@@ -108,7 +109,7 @@ def test_the_transcript_makes_a_session_young() -> None:
 
 def test_a_session_type_leaves_all_others_out() -> None:
     found = [session("cron", "a"), session("hook", "b"), session("direct", "c"), session("cron", "d", at=NOW)]
-    decided = decide(found, Policy(60, "cron"), NOW, frozenset())
+    decided = decide(found, Policy(60, Selection("cron")), NOW, frozenset())
     assert [(d.session.id, d.prune) for d in decided] == [("a", True), ("d", False)]
 
 
@@ -154,9 +155,9 @@ def test_every_decision_adds_up(
         built = session(first, str(i), at, others, busy=busy, status=status, pinnedAt=pinned)
         built.transcript_activity = tail
         found.append(built)
-    policy = Policy(age, kind, durable, limit)
+    policy = Policy(age, Selection(kind), durable, limit)
     decided = decide(found, policy, NOW, current)
-    assert [d.session.id for d in decided] == [s.id for s in found if policy.covers(s)]
+    assert [d.session.id for d in decided] == [s.id for s in found if policy.only.covers(s)]
     assert limit is None or sum(d.prune for d in decided) <= limit
     for d in decided:
         assert not (d.prune and d.reason)

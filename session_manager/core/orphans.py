@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence, Set
 
 import msgspec
 
+from session_manager.core.policy import Pins
 from session_manager.core.protection import protection
 from session_manager.core.retention import Policy, decide
 from session_manager.core.session import Entry, Session, build_sessions
@@ -36,15 +37,16 @@ class Judged(msgspec.Struct):
     reason: str | None
 
 
-def judge_orphans(orphans: Iterable[Orphan], cutoff: int, current: Set[str]) -> list[Judged]:
+def judge_orphans(orphans: Iterable[Orphan], cutoff: int, current: Set[str], pins: Pins | None = None) -> list[Judged]:
     """Decides about each orphan; it may go when it is idle, unprotected and older than ``cutoff`` (epoch ms)."""
-    return [Judged(orphan, _reason(orphan, cutoff, current)) for orphan in orphans]
+    return [Judged(orphan, _reason(orphan, cutoff, current, pins)) for orphan in orphans]
 
 
-def _reason(orphan: Orphan, cutoff: int, current: Set[str]) -> str | None:
+def _reason(orphan: Orphan, cutoff: int, current: Set[str], pins: Pins | None) -> str | None:
     (session,) = build_sessions(orphan.agent_id, [("", Entry(orphan.id))], 0)
     session.keys = []
     session.busy = orphan.busy
+    session.pinned = pins is not None and pins.holds(session)
     protected = protection(session, current)
     if protected is not None:
         return protected.reason

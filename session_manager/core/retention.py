@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 
 import msgspec
 
@@ -19,37 +19,37 @@ UNKNOWN_TYPE = "unknown type"
 UNKNOWN_AGE = "unknown age"
 FAMILY = "family"
 LIMIT = "limit"
+WITHIN = "within the rules"
+# What keeps the whole family of the session that it keeps.
+HOLDING = frozenset({CURRENT, BUSY, RUNNING, UNDELIVERED})
 
 
 class Policy(msgspec.Struct, frozen=True):
     """What a prune may remove. ``max_age_minutes`` >= 1; ``limit`` >= 1 or None for all; ``only`` narrows the scope."""
 
     max_age_minutes: int
-    session_type: str | None = None
+    only: Selection = Selection()
     include_durable: bool = False
     limit: int | None = None
-    only: Selection = Selection()
 
     def cutoff(self, now_ms: int) -> int:
         """Epoch milliseconds; a session is old when its last activity lies before it."""
         return now_ms - self.max_age_minutes * MINUTE_MS
 
-    def covers(self, session: Session) -> bool:
-        """Says whether a session is in this policy's scope at all."""
-        return self.session_type in (None, session.session_type) and self.only.covers(session)
-
 
 class Decision(msgspec.Struct):
     """What shall happen to one session.
 
-    ``old`` is by age alone. ``reason`` is set when the session stays although it is old, or although
-    its age is unknown; a session that is simply young has none.
+    ``old`` is by age alone, under a retention policy by any of its rules. ``reason`` is set when the session stays
+    although it is old, or although its age is unknown; a session that is simply young has none. ``rule`` says what
+    would take it, or why nothing would.
     """
 
     session: Session
     old: bool
     prune: bool
     reason: str | None
+    rule: str
 
 
 def is_old(session: Session, cutoff: int) -> bool:
@@ -75,18 +75,30 @@ def decide(
     kept_by_family = _kept_by_family([*sessions, *relatives], cutoff, current)
     decisions = []
     for i, session in enumerate(sessions):
-        if not policy.covers(session):
+        if not policy.only.covers(session):
             continue
         old = is_old(session, cutoff)
         reason = None
         if old or session.last_activity is None:
             reason = _reason(session, policy, current) or (FAMILY if i in kept_by_family else None)
-        decisions.append(Decision(session, old, old and reason is None, reason))
-    if policy.limit is not None:
-        going = sorted((d for d in decisions if d.prune), key=lambda d: d.session.last_activity or 0)
-        for decision in going[max(0, policy.limit - already) :]:
-            decision.prune, decision.reason = False, LIMIT
+        rule = older_than(policy.max_age_minutes) if old else WITHIN
+        decisions.append(Decision(session, old, old and reason is None, reason, rule))
+    apply_limit(decisions, policy.limit, already)
     return decisions
+
+
+def older_than(minutes: int) -> str:
+    """Names the rule that takes what is older than so many minutes."""
+    return f"older than {minutes} min"
+
+
+def apply_limit(decisions: Iterable[Decision], limit: int | None, already: int) -> None:
+    """Spares the newest of those that would go where a run, with what it has ``already`` removed, may take no more."""
+    if limit is None:
+        return
+    going = sorted((d for d in decisions if d.prune), key=lambda d: d.session.last_activity or 0)
+    for decision in going[max(0, limit - already) :]:
+        decision.prune, decision.reason = False, LIMIT
 
 
 def _reason(session: Session, policy: Policy, current: Set[str]) -> str | None:
@@ -95,12 +107,15 @@ def _reason(session: Session, policy: Policy, current: Set[str]) -> str | None:
         return protected.reason
     if session.last_activity is None:
         return UNKNOWN_AGE
-    if policy.include_durable:
+    return None if policy.include_durable else durable(session, {policy.only.session_type})
+
+
+def durable(session: Session, named: Set[str | None]) -> str | None:
+    """Says why a session's types keep it, or None when all of them go by age or are ``named``."""
+    kinds = session.kinds - PRUNABLE - named
+    if not kinds:
         return None
-    durable = session.kinds - PRUNABLE - {policy.session_type}
-    if not durable:
-        return None
-    return UNKNOWN_TYPE if durable == {UNKNOWN} else DURABLE
+    return UNKNOWN_TYPE if kinds == {UNKNOWN} else DURABLE
 
 
 def _kept_by_family(everyone: Sequence[Session], cutoff: int, current: Set[str]) -> set[int]:
@@ -116,4 +131,4 @@ def _holds_family(session: Session, cutoff: int, current: Set[str]) -> bool:
     if not is_old(session, cutoff):
         return True
     protected = protection(session, current)
-    return protected is not None and protected.reason in (CURRENT, BUSY, RUNNING, UNDELIVERED)
+    return protected is not None and protected.reason in HOLDING

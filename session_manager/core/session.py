@@ -228,8 +228,9 @@ class Session(msgspec.Struct):
 
     The ``entry_…`` fields come from the index; ``busy`` and ``transcript_activity``, ``size`` (bytes of its files) and
     ``empty`` (its transcripts hold no message) from what lies beside it: those stay at their defaults until somebody
-    has looked. ``usage`` holds the entry's counters as found: total, input and output tokens, cost in US dollars,
-    start of the session, start of the last run.
+    has looked. ``labels`` are those of all its keys where there are several, ``label`` is that of the most telling.
+    ``usage`` holds the entry's counters as found: total, input and output tokens, cost in US dollars, start of the
+    session, start of the last run.
     """
 
     agent_id: str
@@ -253,6 +254,7 @@ class Session(msgspec.Struct):
     transcript_activity: int | None = None
     size: int | None = None
     empty: bool = False
+    labels: tuple[str, ...] = ()
 
     @property
     def last_activity(self) -> int | None:
@@ -291,6 +293,7 @@ def _session(agent_id: str, session_id: str, members: list[tuple[str, Entry]], n
         undelivered=any(s.undelivered for s in each),
         session_files=tuple(dict.fromkeys(f for s in each for f in s.session_files)),
         parents=tuple(dict.fromkeys(p for s in each for p in s.parents)),
+        labels=tuple(s.label for s in each if s.label is not None),
     )
 
 

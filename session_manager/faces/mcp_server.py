@@ -43,11 +43,13 @@ prune_sessions with max_age_minutes 60; with dry_run true it only says what it w
 get_session_stats. Never pass force, purge with dry_run false, or erase, unless a person asked for it.
 """
 
-READ_ONLY = frozenset(("list_sessions", "get_session_stats", "list_deleted", "verify_ledger", "doctor"))
+READ_ONLY = frozenset(
+    ("list_sessions", "show_session", "get_session_stats", "check_policy", "list_deleted", "verify_ledger", "doctor")
+)
 # These add or bring back; whatever else writes is said to destroy, though most of it can be taken back.
 _ADDITIVE = frozenset(("deliver_history", "restore_session", "restore_run", "readopt_orphans"))
 # With a limit, the next call goes on where this one ended.
-_NOT_IDEMPOTENT = frozenset(("prune_sessions",))
+_NOT_IDEMPOTENT = frozenset(("prune_sessions", "delete_sessions"))
 
 
 def serve(environ: Mapping[str, str]) -> None:

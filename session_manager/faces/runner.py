@@ -49,6 +49,8 @@ environment:
   ARIA_KEEP_DAYS     days that removed index entries, and archives' second names, are kept
                      in the state directory (default 7)
   ARIA_ALLOW_ERASE   1: erase_session may erase (default: it refuses)
+  ARIA_POLICY        retention policy (default session-manager.toml in the state directory,
+                     if there is one)
 
 exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 damaged,
             70 internal error, 130 interrupted

@@ -31,6 +31,7 @@ NAMES = (
     "restore_run",
     "verify_ledger",
     "doctor",
+    "check_policy",
 )
 
 

@@ -11,6 +11,7 @@ from session_manager.core.errors import SessionManagerError, failure, with_error
 from session_manager.core.retention import Decision, Policy, decide
 from session_manager.core.session import Session
 from session_manager.functions.context import Context, Minutes
+from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import (
     errors_or_raise,
     foreign_references,
@@ -52,6 +53,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     from session_manager.functions.delivery import History, counted
     from session_manager.live.ledger import start_run
 
+    context = with_policy(context)
     run_info = start_run("cleanup_ghosts", context.settings)
     cleanup = Cleanup(context, arguments)
     extra: dict[str, Any] = {}
@@ -151,7 +153,7 @@ class Cleanup:
     ) -> Callable[[Snapshot, Sequence[str]], list[tuple[Session, str]]]:
         def choose(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
             now = self._context.clock()
-            observe(snapshot, names, now, self._policy.cutoff(now))
+            observe(snapshot, names, now, self._policy.cutoff(now), self._context.pins)
             last.clear()
             last.update({d.session.id: d for d in self._judge(snapshot.store, snapshot.sessions, names, going)})
             return [(d.session, REASON) for d in last.values() if d.prune]

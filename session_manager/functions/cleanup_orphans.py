@@ -12,6 +12,7 @@ from session_manager.core.orphans import Orphan, too_many
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, Minutes, iso_utc, named_when_interrupted
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Plan, Planner
+from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise
 from session_manager.live.orphans import CLASSES, ORPHAN
 from session_manager.live.volume import Snapshot, Store
@@ -103,7 +104,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     Raises UsageError or NotFound for a bad agent name; the failure of the named agent, or the first when every
     agent failed: Damaged (``index_damaged``), Refused (``too_many_orphans``), Locked.
     """
-    cleanup = Cleanup(context, arguments)
+    cleanup = Cleanup(with_policy(context), arguments)
     if arguments.dry_run:
         cleanup.each(cleanup.preview)
         return with_errors(cleanup.result.document(arguments), cleanup.result.errors)

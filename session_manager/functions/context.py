@@ -16,6 +16,7 @@ from session_manager.live.volume import Volume
 from session_manager.settings import Settings
 
 if TYPE_CHECKING:
+    from session_manager.core.policy import Pins, RetentionPolicy
     from session_manager.live.ledger import Run
 
 INTERRUPTED = "interrupted; what was begun is finished or undone by the next call"
@@ -46,11 +47,17 @@ class Filters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Context(msgspec.Struct, frozen=True):
-    """Settings, the agents directory and the clock (epoch milliseconds)."""
+    """Settings, the agents directory and the clock (epoch milliseconds); the policy once it was read."""
 
     settings: Settings
     volume: Volume
     clock: Callable[[], int]
+    policy: RetentionPolicy | None = None
+
+    @property
+    def pins(self) -> Pins | None:
+        """The policy's pins, None when there are none."""
+        return (self.policy.pins or None) if self.policy is not None else None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from session_manager.core.errors import NotFound, Refused, SessionManagerError, 
 from session_manager.core.protection import Protection, protection
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, check_session_id, named_when_interrupted
+from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import AgentRead, View, foreign_references, names_referred_to, observe, read_view
 from session_manager.functions.refusal import refusal
 from session_manager.live.observe import listing, observe_locks
@@ -60,6 +61,7 @@ def delete(context: Context, function: str, arguments: Arguments, wait_seconds: 
     check_session_id(arguments.session_id)
     if arguments.session_id in context.settings.current:
         raise refusal(Protection("current", overridable=False), arguments.session_id)
+    context = with_policy(context)
     # Every agent is read: another agent's entry may refer to a transcript of this one.
     everyone = read_view(context, None)
     scope = everyone
@@ -119,7 +121,7 @@ def _remove(context: Context, remover: Any, everyone: View, scope: View, argumen
             continue
 
         def choose(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
-            observe(snapshot, names, context.clock(), None)
+            observe(snapshot, names, context.clock(), None, context.pins)
             found = _matching(snapshot.sessions, arguments.session_id)
             for session in found:
                 protected = protection(session, context.settings.current)

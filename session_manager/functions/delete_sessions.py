@@ -9,10 +9,11 @@ import msgspec
 
 from session_manager.core.errors import SessionManagerError, UsageError, with_errors
 from session_manager.core.protection import protection
-from session_manager.core.retention import LIMIT, MINUTE_MS, Decision, is_old
+from session_manager.core.retention import MINUTE_MS, Decision, apply_limit, is_old
 from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, Filters, Limit, Minutes, named_when_interrupted
+from session_manager.functions.policy import with_policy
 from session_manager.functions.prune_sessions import Tally, plan_rows
 from session_manager.functions.reading import (
     View,
@@ -71,11 +72,8 @@ class Choice(msgspec.Struct, frozen=True):
             protected = protection(session, self.current)
             stays = protected is not None and not (protected.overridable and self.force)
             reason = protected.reason if protected is not None and stays else None
-            decisions.append(Decision(session, True, not stays, reason))
-        if self.limit is not None:
-            going = sorted((d for d in decisions if d.prune), key=lambda d: d.session.last_activity or 0)
-            for decision in going[max(0, self.limit - already) :]:
-                decision.prune, decision.reason = False, LIMIT
+            decisions.append(Decision(session, True, not stays, reason, REASON))
+        apply_limit(decisions, self.limit, already)
         return decisions
 
 
@@ -91,6 +89,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
             "older_than_minutes; nothing was changed",
             code="no_filter",
         )
+    context = with_policy(context)
     settings = context.settings
     choice = Choice(only, arguments.older_than_minutes, arguments.limit, arguments.force, settings.current)
     # Every agent is read: another agent's entry may refer to a transcript of this one.
@@ -120,7 +119,7 @@ def _preview(context: Context, scope: View, arguments: Arguments, choice: Choice
         tally.removed += [(d.session.agent_id, d.session.id) for d in decisions if d.prune]
     document = _document(tally, dry_run=True)
     if arguments.details:
-        document["plan"] = plan_rows(tally.decisions, context.settings.current, REASON)
+        document["plan"] = plan_rows(tally.decisions, context.settings.current)
     return document, tally.errors
 
 
@@ -163,11 +162,11 @@ def _chooser(
 
     def choose(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
         now = context.clock()
-        observe(snapshot, names, now, choice.cutoff(now))
+        observe(snapshot, names, now, choice.cutoff(now), context.pins)
         measure(snapshot.store, snapshot.sessions, names, choice.only)
         earlier.update({d.session.id: d for d in last})
         last[:] = choice.decide(snapshot.sessions, now, already)
-        return [(d.session, REASON) for d in last if d.prune]
+        return [(d.session, d.rule) for d in last if d.prune]
 
     return choose
 

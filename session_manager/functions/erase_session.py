@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from session_manager.core.errors import NotFound, Refused, SessionManagerError, UsageError, with_errors
-from session_manager.core.protection import Protection
+from session_manager.core.protection import PINNED, Protection
 from session_manager.core.session import safe_name
 from session_manager.functions.context import Agent, Context, iso_utc
+from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import View, read_view
 from session_manager.functions.refusal import refusal
 
@@ -53,6 +54,10 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     ``session_busy``), or the failure of the only agent concerned.
     """
     _check(context, arguments)
+    context = with_policy(context)
+    # Pinned by its id it is, too, where only its files are left.
+    if context.pins is not None and arguments.session_id in context.pins.ids and not arguments.force:
+        raise refusal(Protection(PINNED, overridable=True), arguments.session_id, "erased")
     # Every agent is read: another agent's entry may refer to a transcript of this one.
     everyone = read_view(context, None)
     scope = everyone

@@ -128,7 +128,7 @@ class Erasing:
         return keys
 
     def _choose(self, snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
-        observe(snapshot, names, self._context.clock(), None)
+        observe(snapshot, names, self._context.clock(), None, self._context.pins)
         found = [session for session in snapshot.sessions if session.id == self._session_id]
         for session in found:
             protected = protection(session, self._context.settings.current)

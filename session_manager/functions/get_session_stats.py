@@ -11,6 +11,7 @@ import msgspec
 from session_manager.core.errors import SessionManagerError, with_errors
 from session_manager.core.retention import Policy
 from session_manager.functions.context import Agent, Context, Minutes
+from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.prune_sessions import preview
 from session_manager.functions.reading import AgentRead
 from session_manager.live.transcripts import is_transcript, parse_archive
@@ -31,6 +32,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns the counts: stale by age alone, prunable as prune_sessions with that age would decide now.
 
     Bytes are those of transcripts and archives in the sessions folders."""
+    context, unusable = with_policy_to_read(context)
     plan = preview(context, arguments.agent, Policy(arguments.stale_minutes))
     stale = sum(d.old for d in plan.decisions)
     by_agent = {agent.agent_id: len(agent.sessions) for agent in plan.agents}
@@ -46,6 +48,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         "transcript_bytes": transcript_bytes,
         "archived_bytes": archived_bytes,
         "pending_history_marks": _pending_marks(context),
+        **unusable,
     }
     return with_errors(document, plan.errors)
 

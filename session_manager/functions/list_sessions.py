@@ -9,6 +9,7 @@ import msgspec
 from session_manager.core.errors import with_errors
 from session_manager.core.retention import MINUTE_MS, is_old
 from session_manager.functions.context import Agent, Context, Filters, Limit, Minutes
+from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.reading import measure_view, read_view
 from session_manager.functions.rows import row
 
@@ -29,6 +30,7 @@ class Arguments(Filters, forbid_unknown_fields=True):
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns ``{"session_count", "sessions": [...]}``; one row per (agent, session id)."""
     only = arguments.selection()
+    context, unusable = with_policy_to_read(context)
     age = arguments.older_than_minutes
     cutoff = None if age is None else context.clock() - age * MINUTE_MS
     view = read_view(context, arguments.agent, cutoff)
@@ -40,5 +42,6 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     document: dict[str, Any] = {
         "session_count": len(sessions),
         "sessions": [row(s, context.settings.current) for s in shown],
+        **unusable,
     }
     return with_errors(document, errors)

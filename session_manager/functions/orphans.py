@@ -82,7 +82,7 @@ def _state(context: Context, agent_id: str, store: Store | SessionManagerError |
         now = context.clock()
         snapshot = read_snapshot(store, now)
         names = listing(store)
-        observe(snapshot, names, now, None)
+        observe(snapshot, names, now, None, context.pins)
     except SessionManagerError as error:
         return AgentState(agent_id, store, None, [], _mentions_of_damaged(store), error)
     return AgentState(agent_id, store, snapshot, names, Mentions(snapshot.index.data if snapshot.index else b""))
@@ -118,9 +118,9 @@ class Planner:
         now = self._context.clock()
         store, sessions = snapshot.store, snapshot.sessions
         cutoff, current = self._policy.cutoff(now), self._context.settings.current
-        observe(snapshot, names, now, None)
+        observe(snapshot, names, now, None, self._context.pins)
         folder = self.classify(snapshot, names)
-        orphans = judge_orphans(orphans_in(store, folder, names, cutoff, now), cutoff, current)
+        orphans = judge_orphans(orphans_in(store, folder, names, cutoff, now), cutoff, current, self._context.pins)
         raws = (
             {s.id: [snapshot.index.raw(key)[1] for key in s.keys] for s in sessions if not _has_file(folder, s)}
             if snapshot.index

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from session_manager.core.errors import SessionManagerError, failure, with_errors
+from session_manager.core.errors import SessionManagerError, UsageError, failure, with_errors
 from session_manager.core.retention import Decision, Policy, decide
 from session_manager.core.session import Session
-from session_manager.functions.context import Agent, Context, Filters, Limit, Minutes, named_when_interrupted
+from session_manager.functions.context import Agent, Context, Filters, Limit, named_when_interrupted
+from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import (
     AgentRead,
     View,
@@ -23,18 +24,27 @@ from session_manager.functions.reading import (
     read_view,
 )
 from session_manager.functions.rows import row
+from session_manager.live.observe import transcript_sizes
 from session_manager.live.transcripts import outside_files
 from session_manager.live.volume import Snapshot, Store
 
 if TYPE_CHECKING:
+    from session_manager.core.rules import ByRules, Overrun
     from session_manager.live.ledger import Run
     from session_manager.live.removal import Outcome
 
 DESCRIPTION = (
-    "Removes every session whose last activity is older than max_age_minutes: its keys leave the index, its "
-    "transcripts are archived, its history row is marked ended. Conversations with people stay unless asked for."
+    "Removes every session whose last activity is older than max_age_minutes (default: what the retention policy "
+    "says, 60 where there is none): its keys leave the index, its transcripts are archived, its history row is marked "
+    "ended. Conversations with people stay unless asked for."
 )
 ACTIVE = "active"
+DEFAULT_AGE = 60
+
+Age = Annotated[
+    int,
+    msgspec.Meta(ge=1, description=f"minutes, at least 1; left out: by the retention policy, else {DEFAULT_AGE}"),
+]
 
 Details = Annotated[bool, msgspec.Meta(description="with dry_run: also a row for each session that is old, in `plan`")]
 
@@ -42,7 +52,7 @@ Details = Annotated[bool, msgspec.Meta(description="with dry_run: also a row for
 class Arguments(Filters, forbid_unknown_fields=True):
     """Arguments of prune_sessions."""
 
-    max_age_minutes: Minutes = 60
+    max_age_minutes: Age | msgspec.UnsetType = msgspec.UNSET
     dry_run: bool = False
     agent: Agent | None = None
     include_durable: bool = False
@@ -61,6 +71,7 @@ class Tally(msgspec.Struct):
     left_alone: list[str] = []
     recovered: list[dict[str, object]] = []
     reappeared: list[dict[str, object]] = []
+    overruns: list[tuple[str, Overrun]] = []
 
     def add(self, store: Store, outcome: Outcome, last: list[Decision], earlier: Mapping[str, Decision]) -> None:
         """Adds what happened in one store, by its ``last`` decisions and, session id -> decision, ``earlier`` ones."""
@@ -103,31 +114,61 @@ class Tally(msgspec.Struct):
             "dry_run": arguments.dry_run,
             "deleted_ids": [session_id for _, session_id in self.removed],
             "errors": self.errors,
-            "threshold_minutes": arguments.max_age_minutes,
             "kept": self.kept(),
         }
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns the counts, the ids that went, and why each old session that stayed did stay."""
-    only = arguments.selection()
-    age, limit = arguments.max_age_minutes, arguments.limit
-    policy = Policy(age, arguments.session_type, arguments.include_durable, limit, only)
+    context = with_policy(context)
+    policy = policy_of(context, arguments)
     if arguments.dry_run:
         tally = preview(context, arguments.agent, policy, sizes=arguments.details)
-        document = tally.document(arguments)
+        document = tally.document(arguments) | _decided_by(context, policy, tally)
         if arguments.details:
-            document["plan"] = plan_rows(tally.decisions, context.settings.current, _reason(policy))
+            document["plan"] = plan_rows(tally.decisions, context.settings.current)
         return with_errors(document, tally.errors)
     from session_manager.live.ledger import start_run
 
     run_info = start_run("prune_sessions", context.settings)
     with named_when_interrupted(run_info):
         tally, extra = _prune(context, arguments.agent, policy, run_info)
-    return with_errors({**tally.document(arguments), **extra}, tally.errors)
+    return with_errors(tally.document(arguments) | _decided_by(context, policy, tally) | extra, tally.errors)
 
 
-def preview(context: Context, agent: str | None, policy: Policy, *, sizes: bool = False) -> Tally:
+def _decided_by(context: Context, policy: Policy | ByRules, tally: Tally) -> dict[str, Any]:
+    """Returns what a document says of the age that decided, or of the retention policy and its reasons."""
+    if isinstance(policy, Policy):
+        return {"threshold_minutes": policy.max_age_minutes}
+    gone = set(tally.removed)
+    pruned = [
+        {"id": d.session.id, "agentId": d.session.agent_id, "reason": d.rule}
+        for d in tally.decisions
+        if (d.session.agent_id, d.session.id) in gone
+    ]
+    return {"threshold_minutes": None, "policy": context.settings.policy_path, "pruned": pruned}
+
+
+def policy_of(context: Context, arguments: Arguments | None = None) -> Policy | ByRules:
+    """Returns the age that a call names, else the rules of the retention policy, else the default age.
+
+    Raises UsageError for an argument that has no meaning beside those rules.
+    """
+    arguments = arguments or Arguments()
+    only, age, limit = arguments.selection(), arguments.max_age_minutes, arguments.limit
+    if age is not msgspec.UNSET or context.policy is None or not context.policy.has_rules:
+        return Policy(DEFAULT_AGE if age is msgspec.UNSET else age, only, arguments.include_durable, limit)
+    if arguments.include_durable:
+        raise UsageError(
+            "include_durable needs max_age_minutes, too: without it the retention policy says which types go",
+            argument="include_durable",
+        )
+    from session_manager.core.rules import ByRules
+
+    return ByRules(context.policy, only, limit)
+
+
+def preview(context: Context, agent: str | None, policy: Policy | ByRules, *, sizes: bool = False) -> Tally:
     """Decides as a prune would, and touches nothing.
 
     Raises the failure of the named agent, or the first when every agent failed.
@@ -140,20 +181,19 @@ def preview(context: Context, agent: str | None, policy: Policy, *, sizes: bool 
     kin = kin_by_agent(everyone)
     for read in scope.agents:
         others = kin.get(read.agent_id, ())
-        decisions = decide(read.sessions, policy, now, context.settings.current, others, len(tally.removed))
+        decisions, overruns = _decide(
+            context, policy, now, read.store, read.sessions, read.names, others, len(tally.removed)
+        )
+        tally.overruns += [(read.agent_id, overrun) for overrun in overruns]
         tally.decisions += decisions
         tally.removed += [(d.session.agent_id, d.session.id) for d in decisions if d.prune]
     return tally
 
 
-def _reason(policy: Policy) -> str:
-    return f"older than {policy.max_age_minutes} min"
-
-
-def plan_rows(decisions: Sequence[Decision], current: Set[str], why: str) -> list[dict[str, Any]]:
-    """Returns a row for each session that would go, for the reason ``why``, or that stays for a reason of its own."""
+def plan_rows(decisions: Sequence[Decision], current: Set[str]) -> list[dict[str, Any]]:
+    """Returns a row for each session that would go, with the rule that takes it, or that stays for a reason."""
     return [
-        {**row(d.session, current), "prune": d.prune, "reason": why if d.prune else d.reason}
+        {**row(d.session, current), "prune": d.prune, "reason": d.rule if d.prune else d.reason}
         for d in decisions
         if d.prune or d.reason is not None
     ]
@@ -163,7 +203,29 @@ def _only(view: View, agent_id: str) -> View:
     return View([a for a in view.agents if a.agent_id == agent_id], [(a, e) for a, e in view.failed if a == agent_id])
 
 
-def _prune(context: Context, agent: str | None, policy: Policy, run_info: Run) -> tuple[Tally, dict[str, Any]]:
+def _decide(
+    context: Context,
+    policy: Policy | ByRules,
+    now: int,
+    store: Store | None,
+    sessions: Sequence[Session],
+    names: Sequence[str],
+    kin: Sequence[Session],
+    already: int,
+) -> tuple[list[Decision], list[Overrun]]:
+    """Decides about one agent's sessions as ``policy`` says; returns the budgets that cannot be kept, too."""
+    current = context.settings.current
+    if isinstance(policy, Policy):
+        return decide(sessions, policy, now, current, kin, already), []
+    from session_manager.core.rules import decide_by_rules
+
+    sizes = transcript_sizes(store, sessions, names) if policy.needs_sizes and store is not None else {}
+    return decide_by_rules(sessions, policy, sizes, now, current, kin, already)
+
+
+def _prune(
+    context: Context, agent: str | None, policy: Policy | ByRules, run_info: Run
+) -> tuple[Tally, dict[str, Any]]:
     from session_manager.live.measure import measure
     from session_manager.live.removal import Remover
 
@@ -190,11 +252,13 @@ def _prune(context: Context, agent: str | None, policy: Policy, run_info: Run) -
                 earlier: dict[str, Decision] = earlier,
             ) -> list[tuple[Session, str]]:
                 now = context.clock()
-                observe(snapshot, names, now, policy.cutoff(now))
+                observe(snapshot, names, now, policy.cutoff(now), context.pins)
                 measure(snapshot.store, snapshot.sessions, names, policy.only)
                 earlier.update({d.session.id: d for d in last})
-                last[:] = decide(snapshot.sessions, policy, now, settings.current, kin, len(tally.removed))
-                return [(d.session, _reason(policy)) for d in last if d.prune]
+                last[:] = _decide(
+                    context, policy, now, snapshot.store, snapshot.sessions, names, kin, len(tally.removed)
+                )[0]
+                return [(d.session, d.rule) for d in last if d.prune]
 
             try:
                 if isinstance(store, SessionManagerError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,8 +13,11 @@ from session_manager.core.families import families
 from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.functions.context import Context
-from session_manager.live.observe import listing, observe_locks, observe_transcripts
+from session_manager.live.observe import Cutoff, listing, observe_locks, observe_transcripts
 from session_manager.live.volume import Snapshot, Store, read_snapshot
+
+if TYPE_CHECKING:
+    from session_manager.core.policy import Pins
 
 
 class AgentRead(msgspec.Struct):
@@ -59,14 +63,20 @@ def errors_or_raise(failed: Sequence[tuple[str, SessionManagerError]], any_done:
     return errors
 
 
-def observe(snapshot: Snapshot, names: Sequence[str], now_ms: int, cutoff: int | None) -> None:
-    """Completes a snapshot's sessions by what lies beside the index; times inside transcripts only for a cut-off."""
+def observe(snapshot: Snapshot, names: Sequence[str], now_ms: int, cutoff: Cutoff | None, pins: Pins | None) -> None:
+    """Completes a snapshot's sessions by what lies beside the index, and by the policy's pins.
+
+    Times inside transcripts are looked for only with a cut-off.
+    """
+    if pins is not None:
+        for session in snapshot.sessions:
+            session.pinned = session.pinned or pins.holds(session)
     observe_locks(snapshot.store, snapshot.sessions, names, now_ms)
     if cutoff is not None:
         observe_transcripts(snapshot.store, snapshot.sessions, names, cutoff, now_ms)
 
 
-def read_view(context: Context, agent: str | None, cutoff: int | None = None, skip: str | None = None) -> View:
+def read_view(context: Context, agent: str | None, cutoff: Cutoff | None = None, skip: str | None = None) -> View:
     """Reads the stores of all agents, or of the named one, except ``skip``.
 
     Raises UsageError or NotFound for a bad agent name; failures of single agents are in the view.
@@ -84,7 +94,7 @@ def read_view(context: Context, agent: str | None, cutoff: int | None = None, sk
                 now = context.clock()
                 snapshot = read_snapshot(store, now)
                 names = listing(store)
-                observe(snapshot, names, now, cutoff)
+                observe(snapshot, names, now, cutoff, context.pins)
             except SessionManagerError as error:
                 view.failed.append((agent_id, error))
             else:

@@ -12,6 +12,7 @@ from session_manager.core.errors import NotFound, with_errors
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, check_session_id, iso_utc
 from session_manager.functions.delete_session import SessionId
+from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.reading import AgentRead, read_view
 from session_manager.functions.rows import row
 from session_manager.live.observe import last_timestamp
@@ -36,6 +37,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     Raises UsageError, NotFound, the failure of the only agent concerned, or the ledger's.
     """
     check_session_id(arguments.session_id)
+    context, unusable = with_policy_to_read(context)
     view = read_view(context, arguments.agent)
     errors = view.errors()
     live = [shown for read in view.agents for shown in _live(context, read, arguments.session_id)]
@@ -44,7 +46,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         details: dict[str, Any] = {"errors": errors} if errors else {}
         what = f"no session {arguments.session_id!r}: give the full id or key as list_sessions or list_deleted shows it"
         raise NotFound(what, **details)
-    document = {"session_id": arguments.session_id, "live": live, "removed": removed}
+    document = {"session_id": arguments.session_id, "live": live, "removed": removed, **unusable}
     return with_errors(document, errors)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -15,6 +15,8 @@ from session_manager.live.liveness import TRANSCRIPT_STALE_MS, gateway_visible, 
 from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session, is_transcript
 from session_manager.live.volume import Store, folder_unreadable
 
+# Epoch milliseconds, for all sessions or for each.
+Cutoff = int | Callable[[Session], int]
 _WINDOW = 64 * 1024
 _WINDOW_LIMIT = 16 * 1024 * 1024
 _HEAD = rb'^\{"type":"[^"\\]{1,64}"(?:,"[A-Za-z]{1,32}":(?:"[^"\\]{0,256}"|null|\d{1,20})){0,6}'
@@ -60,23 +62,43 @@ def held_transcripts(store: Store, names: Iterable[str], now_ms: int) -> list[st
 
 
 def observe_transcripts(
-    store: Store, sessions: Sequence[Session], names: Iterable[str], cutoff: int, now_ms: int
+    store: Store, sessions: Sequence[Session], names: Iterable[str], cutoff: Cutoff, now_ms: int
 ) -> None:
     """Sets ``transcript_activity`` on the sessions that look older than ``cutoff`` and whose files may know better.
 
     The tail of a transcript is read only when its mtime is newer than the cut-off: an old mtime proves
     that nothing new is inside.
     """
-    old = [s for s in sessions if s.entry_activity is not None and s.entry_activity < cutoff]
+    old = []
+    for session in sessions:
+        if session.entry_activity is not None:
+            limit = cutoff if isinstance(cutoff, int) else cutoff(session)
+            if session.entry_activity < limit:
+                old.append((session, limit))
     if not old:
         return
     # All ids take part in the grammar, or a topic-like id would be read as somebody else's topic.
     files = files_by_session(names, sessions, store.sessions_dir)
-    for session in old:
+    for session, limit in old:
         for name in files.get(session.id, ()):
             if is_transcript(name):
-                seen = _newer_than(os.path.join(store.sessions_dir, name), cutoff, now_ms)
+                seen = _newer_than(os.path.join(store.sessions_dir, name), limit, now_ms)
                 session.transcript_activity = max(session.transcript_activity or 0, seen or 0) or None
+
+
+def transcript_sizes(store: Store, sessions: Sequence[Session], names: Iterable[str]) -> dict[str, int]:
+    """Returns the bytes of each session's transcripts, by session id; a file that has just gone counts nothing."""
+    sizes = {}
+    for session_id, files in files_by_session(names, sessions, store.sessions_dir).items():
+        sizes[session_id] = sum(_size(os.path.join(store.sessions_dir, name)) for name in files if is_transcript(name))
+    return sizes
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
 
 
 def _newer_than(path: str, cutoff: int, now_ms: int) -> int | None:

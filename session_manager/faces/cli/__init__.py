@@ -15,6 +15,7 @@ from session_manager.faces.cli import (
     doctor,
     ghosts,
     mcp,
+    policy,
     removals,
     restoring,
     service,
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (sessions, removals, restoring, archives, ghosts, doctor, service, tokens, mcp, skill):
+for module in (sessions, removals, restoring, archives, ghosts, policy, doctor, service, tokens, mcp, skill):
     module.add_to(app)
 
 

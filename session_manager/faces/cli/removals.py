@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -23,6 +24,8 @@ from session_manager.faces.cli.calling import (
     show_now,
 )
 from session_manager.faces.cli.screen import Column, Screen, talk
+from session_manager.functions.policy import policy_has_rules
+from session_manager.settings import read_settings
 
 _COLUMNS = (
     Column("ID"),
@@ -56,7 +59,7 @@ def prune(
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Remove sessions without activity (for 60m, unless --older-than says otherwise); `undo` takes it back."""
+    """Remove sessions without activity, by the retention policy or for --older-than; `undo` takes it back."""
     filters: dict[str, Any] = {
         "max_age_minutes": words.minutes(older_than),
         "agent": agent,
@@ -66,7 +69,8 @@ def prune(
         "min_bytes": words.amount(larger_than),
         "empty": empty or None,
     }
-    _check_filters(filters)
+    if not policy_has_rules(read_settings(os.environ)):
+        _check_filters(filters)
     arguments = {**filters, "include_durable": durable or None, "limit": limit}
     _plan_and_do("prune_sessions", "pruned_count", arguments, dry_run=dry_run, yes=yes, as_json=as_json)
 

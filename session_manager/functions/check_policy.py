@@ -1,0 +1,118 @@
+"""check_policy: what the retention policy would do now, and why; it changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from session_manager.core.errors import with_errors
+from session_manager.core.retention import Policy
+from session_manager.core.session import Session
+from session_manager.functions.context import Agent, Context, iso_utc
+from session_manager.functions.policy import with_policy
+from session_manager.functions.prune_sessions import policy_of, preview
+from session_manager.functions.reading import AgentRead
+from session_manager.live.observe import transcript_sizes
+
+if TYPE_CHECKING:
+    from session_manager.core.policy import Pins
+    from session_manager.core.rules import Overrun
+
+DESCRIPTION = (
+    "Says what the retention policy (session-manager.toml) would remove now and why, what would stay and why, which "
+    "budgets cannot be kept, and which pins hold nothing. Changes nothing."
+)
+_SHOWN = 100
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of check_policy."""
+
+    agent: Agent | None = None
+
+
+def run(context: Context, arguments: Arguments) -> dict[str, Any]:
+    """Returns what prune_sessions without an age would decide now, counted by reason, with the first sessions of each.
+
+    Raises UsageError (``bad_policy``) for a policy that cannot be used.
+    """
+    context = with_policy(context)
+    policy = policy_of(context)
+    tally = preview(context, arguments.agent, policy)
+    sizes = _sizes(tally.agents)
+    going = [d for d in tally.decisions if d.prune]
+    staying = [d for d in tally.decisions if not d.prune]
+    # A pin may hold a session of an agent that was not looked at.
+    whole = arguments.agent is None and not tally.errors
+    everyone = (session for agent in tally.agents for session in agent.sessions)
+    document = {
+        "policy": context.settings.policy_path if context.policy is not None else None,
+        "threshold_minutes": policy.max_age_minutes if isinstance(policy, Policy) else None,
+        "total_sessions": len(tally.decisions),
+        "would_prune": len(going),
+        "would_keep": len(staying),
+        "bytes_to_archive": sum(sizes.get((d.session.agent_id, d.session.id), 0) for d in going),
+        "prune_reasons": _counted(d.rule for d in going),
+        "keep_reasons": _counted(d.reason or d.rule for d in staying),
+        "prune": [_row(d.session, d.rule, sizes) for d in going[:_SHOWN]],
+        "keep": [_row(d.session, d.reason or d.rule, sizes) for d in staying[:_SHOWN]],
+        "over_budget": [_overrun(agent_id, overrun) for agent_id, overrun in tally.overruns],
+        "unused_pins": _unused(context.pins, everyone) if whole else None,
+    }
+    return with_errors(document, tally.errors)
+
+
+def _sizes(agents: list[AgentRead]) -> dict[tuple[str, str], int]:
+    return {
+        (agent.agent_id, session_id): size
+        for agent in agents
+        if agent.store is not None
+        for session_id, size in transcript_sizes(agent.store, agent.sessions, agent.names).items()
+    }
+
+
+def _counted(reasons: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(reasons).most_common())
+
+
+def _row(session: Session, reason: str, sizes: dict[tuple[str, str], int]) -> dict[str, Any]:
+    return {
+        "id": session.id,
+        "agentId": session.agent_id,
+        "session_type": session.session_type,
+        "label": session.label,
+        "last_activity": iso_utc(session.last_activity),
+        "bytes": sizes.get((session.agent_id, session.id), 0),
+        "reason": reason,
+    }
+
+
+def _overrun(agent_id: str, overrun: Overrun) -> dict[str, Any]:
+    what = "its transcripts" if overrun.session_type is None else f"its {overrun.session_type} transcripts"
+    over_by = overrun.bytes - overrun.budget
+    sessions = "1 session is" if overrun.protected == 1 else f"{overrun.protected} sessions are"
+    return {
+        "agentId": agent_id,
+        "session_type": overrun.session_type,
+        "budget": overrun.budget,
+        "bytes": overrun.bytes,
+        "over_by": over_by,
+        "protected": overrun.protected,
+        "message": f"agent {agent_id!r}: {what} stay over budget by {over_by} bytes because {sessions} protected",
+    }
+
+
+def _unused(pins: Pins | None, sessions: Iterable[Session]) -> dict[str, list[str]]:
+    """Returns the pins that hold no live session: one that is misspelt looks like any other."""
+    if pins is None:
+        return {}
+    keys, labels, ids = set(pins.keys), set(pins.labels), set(pins.ids)
+    for session in sessions:
+        keys.difference_update(key.lower() for key in session.keys)
+        labels.difference_update((session.label or "", *session.labels))
+        ids.discard(session.id)
+    unused = {"keys": sorted(keys), "labels": sorted(labels), "ids": sorted(ids)}
+    return {name: found for name, found in unused.items() if found}

@@ -1,0 +1,63 @@
+"""Reads the retention policy's file: once a call, before anything is touched, and only where there is one."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from session_manager.core.errors import UsageError
+from session_manager.functions.context import Context
+from session_manager.live.volume import read_file
+from session_manager.settings import Settings
+
+if TYPE_CHECKING:
+    from session_manager.core.policy import RetentionPolicy
+
+
+def with_policy(context: Context) -> Context:
+    """Returns the context with the policy that is in force. Raises UsageError (``bad_policy``)."""
+    return msgspec.structs.replace(context, policy=_read(context.settings))
+
+
+def with_policy_to_read(context: Context) -> tuple[Context, dict[str, Any]]:
+    """Does what ``with_policy`` does for a function that only reads: it goes on without a policy that is unusable.
+
+    Returns what its document says then: ``{"policy_error"}``.
+    """
+    try:
+        return with_policy(context), {}
+    except UsageError as error:
+        return context, {"policy_error": error.message}
+
+
+def policy_has_rules(settings: Settings) -> bool:
+    """Says whether a policy says what goes; one that only pins does not. Raises UsageError (``bad_policy``)."""
+    policy = _read(settings)
+    return policy is not None and policy.has_rules
+
+
+def _read(settings: Settings) -> RetentionPolicy | None:
+    path = settings.policy_path
+    try:
+        data = read_file(path)[0]
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError) and not os.path.islink(path)
+        if missing and not settings.policy_named:
+            return None
+        hint = "; correct or unset ARIA_POLICY" if settings.policy_named else ""
+        raise _unusable(path, f"it cannot be read ({error.strerror}){hint}") from error
+    from session_manager.core.policy import parse_policy
+
+    try:
+        return parse_policy(data.decode())
+    except UnicodeDecodeError as error:
+        raise _unusable(path, "it is no text in UTF-8") from error
+    except UsageError as error:
+        error.details["path"] = path
+        raise
+
+
+def _unusable(path: str, what: str) -> UsageError:
+    return UsageError(f"the retention policy {path} cannot be used: {what}", code="bad_policy", path=path)

@@ -38,6 +38,11 @@ def policy(agent_budget: int | None = None, pins: Pins | None = None, **rules: R
     return RetentionPolicy(rules, agent_budget, pins or Pins())
 
 
+def files(sizes: dict[str, int]) -> dict[str, dict[str, int]]:
+    """One transcript for each session."""
+    return {session_id: {f"{session_id}.jsonl": size} for session_id, size in sizes.items()}
+
+
 def decide(
     found: Sequence[Session], by: RetentionPolicy, sizes: dict[str, int] | None = None, **more: Any
 ) -> tuple[dict[str, Decision], list[Overrun]]:
@@ -46,7 +51,8 @@ def decide(
         each.pinned = each.pinned or by.pins.holds(each)
     only, limit = more.pop("session_type", None), more.pop("limit", None)
     current = more.pop("current", frozenset())
-    decisions, overruns = decide_by_rules(found, ByRules(by, Selection(only), limit), sizes or {}, NOW, current, **more)
+    rules, transcripts = ByRules(by, Selection(only), limit), more.pop("transcripts", None) or files(sizes or {})
+    decisions, overruns = decide_by_rules(found, rules, transcripts, NOW, current, **more)
     assert [d.session.id for d in decisions] == [s.id for s in found if only in (None, s.session_type)]
     return {d.session.id: d for d in decisions}, overruns
 
@@ -112,6 +118,36 @@ def test_an_agents_budget_counts_conversations_and_takes_none_that_no_rule_names
     decided, overruns = decide(found, policy(45), sizes)
     assert (going(decided), overruns) == ({"j1", "j2"}, [Overrun(None, 45, 50, 1)])
     assert going(decide(found, policy(45, direct=Rule(10_000)), sizes)[0]) == {"talk"}
+
+
+@pytest.mark.parametrize(
+    ("protected", "budget", "gone", "left"),
+    [(None, 12, set(), None), (None, 10, {"j2"}, None), (None, 9, {"j1", "j2"}, None),
+     ("j2", 12, set(), None), ("j2", 9, {"j1"}, 10), ("j1", 9, {"j2"}, 10)],
+)  # fmt: skip
+def test_a_transcript_of_two_sessions_counts_once_until_both_go(
+    protected: str | None, budget: int, gone: set[str], left: int | None
+) -> None:
+    found = crons(1, 2)
+    transcripts = {"j1": {"shared.jsonl": 10}, "j2": {"shared.jsonl": 10, "j2.jsonl": 2}}
+    if protected == "j2":
+        transcripts["j2"].pop("j2.jsonl")
+        transcripts["j1"]["j1.jsonl"] = 2
+    pins = Pins(ids=frozenset({protected} if protected else ()))
+    for by in (policy(pins=pins, cron=Rule(budget=budget)), policy(budget, pins)):
+        decided, overruns = decide(found, by, transcripts=transcripts)
+        assert going(decided) == gone
+        assert [o.bytes for o in overruns] == ([] if left is None else [left])
+
+
+def test_a_types_budget_takes_no_family_with_a_member_that_has_no_rule() -> None:
+    found = [session("subagent:p", "p", 99), session("hook:h", "h", 98, spawnedBy="agent:main:subagent:p")]
+    sizes = {"p": 5, "h": 5}
+    decided, overruns = decide(found, policy(subagent=Rule(budget=1)), sizes)
+    assert (going(decided), overruns) == (set(), [Overrun("subagent", 1, 5, 1)])
+    assert (decided["p"].reason, decided["h"].rule) == ("family", "no rule")
+    assert going(decide(found, policy(subagent=Rule(budget=1), hook=Rule(9999)), sizes)[0]) == {"p", "h"}
+    assert going(decide(found, policy(1, subagent=Rule(budget=1)), sizes)[0]) == {"p", "h"}
 
 
 def test_an_overrun_says_by_how_much_and_how_many_stay() -> None:
@@ -362,7 +398,7 @@ def _calls(count: int) -> int:
 
     sys.setprofile(count_call)
     try:
-        decide_by_rules(found, ByRules(by), sizes, NOW, frozenset())
+        decide_by_rules(found, ByRules(by), files(sizes), NOW, frozenset())
     finally:
         sys.setprofile(None)
     return seen

@@ -72,7 +72,7 @@ class Overrun(msgspec.Struct, frozen=True):
 def decide_by_rules(
     sessions: Sequence[Session],
     rules: ByRules,
-    sizes: Mapping[str, int],
+    transcripts: Mapping[str, Mapping[str, int]],
     now_ms: int,
     current: Set[str],
     relatives: Sequence[Session] = (),
@@ -80,9 +80,9 @@ def decide_by_rules(
 ) -> tuple[list[Decision], list[Overrun]]:
     """Decides for one agent's sessions, in the given order, and says which budgets cannot be kept.
 
-    ``sizes`` are bytes of transcripts by session id, ``relatives`` and ``already`` as for ``retention.decide``.
+    ``transcripts`` are bytes by file name by session id, ``relatives`` and ``already`` as for ``retention.decide``.
     """
-    judge = _Judge(sessions, relatives, rules.policy, sizes, now_ms, current)
+    judge = _Judge(sessions, relatives, rules.policy, transcripts, now_ms, current)
     judge.by_age_and_count()
     overruns = judge.by_budgets()
     covered = (i for i, session in enumerate(sessions) if rules.only.covers(session))
@@ -99,18 +99,18 @@ class _Judge:
         sessions: Sequence[Session],
         relatives: Sequence[Session],
         policy: RetentionPolicy,
-        sizes: Mapping[str, int],
+        transcripts: Mapping[str, Mapping[str, int]],
         now_ms: int,
         current: Set[str],
     ) -> None:
         self._own = range(len(sessions))
         self._everyone = [*sessions, *relatives]
         self._policy = policy
-        self._sizes = [sizes.get(session.id, 0) for session in sessions]
         self._now = now_ms
         self._families = families(self._everyone)
         self._protected = [protection(session, current) for session in self._everyone]
         self._kept = [self._reason(i) for i in range(len(self._everyone))]
+        self._sizes = self._shares(transcripts)
         # What a rule takes, whether or not it goes in the end.
         self._rule: dict[int, str] = {}
         self._going: set[int] = set()
@@ -121,6 +121,16 @@ class _Judge:
         if protected is not None:
             return protected.reason
         return UNKNOWN_AGE if session.last_activity is None else durable(session, self._policy.rules.keys())
+
+    def _shares(self, transcripts: Mapping[str, Mapping[str, int]]) -> list[int]:
+        """Returns each session's bytes; a file of several counts with the one that is the last to go."""
+        last: dict[str, int] = {}
+        for i in sorted(self._own, key=lambda i: (self._kept[i] is not None, self._activity(i), self._everyone[i].id)):
+            last.update(dict.fromkeys(transcripts.get(self._everyone[i].id, ()), i))
+        sizes = [0] * len(self._own)
+        for name, i in last.items():
+            sizes[i] += transcripts[self._everyone[i].id][name]
+        return sizes
 
     def _activity(self, i: int) -> int:
         return self._everyone[i].last_activity or 0
@@ -185,7 +195,7 @@ class _Judge:
             waiting = inside.intersection(unit)
             for i in waiting:
                 self._rule.setdefault(i, OVER_BUDGET)
-            if self._must_stay(unit):
+            if self._must_stay(unit, session_type):
                 self._held.update(waiting)
                 continue
             taken = [i for i in unit if i in self._own and i not in self._going and self._kept[i] is None]
@@ -201,9 +211,14 @@ class _Judge:
         units = {unit[0]: unit for i in scope for unit in (family_of.get(i) or [i],)}
         return sorted(units.values(), key=lambda u: (max(map(self._activity, u)), self._everyone[u[0]].id))
 
-    def _must_stay(self, unit: Sequence[int]) -> bool:
-        """Says whether a member holds all others, here or in another agent, whose budget is its own."""
-        return any(self._holds(i) or (i not in self._own and not self._is_too_old(i)) for i in unit)
+    def _must_stay(self, unit: Sequence[int], session_type: str | None) -> bool:
+        """Says whether a member holds all others; in another agent, whose budget is its own, or without a rule, too."""
+        return any(
+            self._holds(i)
+            or (i not in self._own and not self._is_too_old(i))
+            or (session_type is not None and self._everyone[i].session_type not in self._policy.rules)
+            for i in unit
+        )
 
     def decision(self, i: int) -> Decision:
         """Returns what shall happen to one session."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from session_manager.core.errors import with_errors
-from session_manager.core.retention import Policy
+from session_manager.core.retention import Decision, Policy
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, iso_utc
 from session_manager.functions.policy import with_policy
@@ -26,6 +26,8 @@ DESCRIPTION = (
     "budgets cannot be kept, and which pins hold nothing. Changes nothing."
 )
 _SHOWN = 100
+# Agent id, session id -> name -> bytes.
+_Transcripts = dict[tuple[str, str], dict[str, int]]
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -42,7 +44,8 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     context = with_policy(context)
     policy = policy_of(context)
     tally = preview(context, arguments.agent, policy)
-    sizes = _sizes(tally.agents)
+    transcripts = _transcripts(tally.agents)
+    sizes = {name: sum(files.values()) for name, files in transcripts.items()}
     going = [d for d in tally.decisions if d.prune]
     staying = [d for d in tally.decisions if not d.prune]
     # A pin may hold a session of an agent that was not looked at.
@@ -54,7 +57,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         "total_sessions": len(tally.decisions),
         "would_prune": len(going),
         "would_keep": len(staying),
-        "bytes_to_archive": sum(sizes.get((d.session.agent_id, d.session.id), 0) for d in going),
+        "bytes_to_archive": sum(_files(transcripts, going, without=_files(transcripts, staying)).values()),
         "prune_reasons": _counted(d.rule for d in going),
         "keep_reasons": _counted(d.reason or d.rule for d in staying),
         "prune": [_row(d.session, d.rule, sizes) for d in going[:_SHOWN]],
@@ -65,12 +68,24 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     return with_errors(document, tally.errors)
 
 
-def _sizes(agents: list[AgentRead]) -> dict[tuple[str, str], int]:
+def _transcripts(agents: list[AgentRead]) -> _Transcripts:
     return {
-        (agent.agent_id, session_id): size
+        (agent.agent_id, session_id): files
         for agent in agents
         if agent.store is not None
-        for session_id, size in transcript_sizes(agent.store, agent.sessions, agent.names).items()
+        for session_id, files in transcript_sizes(agent.store, agent.sessions, agent.names).items()
+    }
+
+
+def _files(
+    transcripts: _Transcripts, decisions: Iterable[Decision], without: Collection[tuple[str, str]] = ()
+) -> dict[tuple[str, str], int]:
+    """Returns the bytes by agent and name of what some sessions have, ``without`` what others have, too."""
+    return {
+        (d.session.agent_id, name): size
+        for d in decisions
+        for name, size in transcripts.get((d.session.agent_id, d.session.id), {}).items()
+        if (d.session.agent_id, name) not in without
     }
 
 

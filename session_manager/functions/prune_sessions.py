@@ -219,8 +219,8 @@ def _decide(
         return decide(sessions, policy, now, current, kin, already), []
     from session_manager.core.rules import decide_by_rules
 
-    sizes = transcript_sizes(store, sessions, names) if policy.needs_sizes and store is not None else {}
-    return decide_by_rules(sessions, policy, sizes, now, current, kin, already)
+    transcripts = transcript_sizes(store, sessions, names) if policy.needs_sizes and store is not None else {}
+    return decide_by_rules(sessions, policy, transcripts, now, current, kin, already)
 
 
 def _prune(

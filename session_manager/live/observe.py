@@ -86,12 +86,15 @@ def observe_transcripts(
                 session.transcript_activity = max(session.transcript_activity or 0, seen or 0) or None
 
 
-def transcript_sizes(store: Store, sessions: Sequence[Session], names: Iterable[str]) -> dict[str, int]:
-    """Returns the bytes of each session's transcripts, by session id; a file that has just gone counts nothing."""
-    sizes = {}
-    for session_id, files in files_by_session(names, sessions, store.sessions_dir).items():
-        sizes[session_id] = sum(_size(os.path.join(store.sessions_dir, name)) for name in files if is_transcript(name))
-    return sizes
+def transcript_sizes(store: Store, sessions: Sequence[Session], names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Returns the bytes of each transcript by session id and name: one may be of several sessions.
+
+    A file that has just gone counts nothing.
+    """
+    return {
+        session_id: {name: _size(os.path.join(store.sessions_dir, name)) for name in files if is_transcript(name)}
+        for session_id, files in files_by_session(names, sessions, store.sessions_dir).items()
+    }
 
 
 def _size(path: str) -> int:

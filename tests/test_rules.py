@@ -140,6 +140,27 @@ def test_a_transcript_of_two_sessions_counts_once_until_both_go(
         assert [o.bytes for o in overruns] == ([] if left is None else [left])
 
 
+def test_what_only_shares_with_what_stays_makes_no_room() -> None:
+    found = [*crons(1, 2), session("cron:p", "pin", 3, pinnedAt=5)]
+    transcripts = {"j1": {"j1.jsonl": 4}, "j2": {"pin.jsonl": 9}, "pin": {"pin.jsonl": 9}}
+    decided, overruns = decide(found, policy(cron=Rule(budget=5)), transcripts=transcripts)
+    assert (going(decided), overruns) == ({"j1"}, [Overrun("cron", 5, 9, 1)])
+    assert decided["j2"].rule == "within the rules"
+
+
+def test_a_members_share_of_another_type_is_not_taken_off_twice() -> None:
+    found = [
+        session("subagent:p", "p", 99),
+        session("hook:h", "h", 98, spawnedBy="agent:main:subagent:p"),
+        session("subagent:q", "q", 1),
+    ]
+    transcripts = {"p": {"x": 5}, "h": {"x": 5, "shared": 7}, "q": {"shared": 7}}
+    decided, overruns = decide(found, policy(subagent=Rule(budget=8), hook=Rule(9999)), transcripts=transcripts)
+    assert (going(decided), overruns) == ({"p", "h"}, [])
+    decided, _ = decide(found, policy(subagent=Rule(budget=6), hook=Rule(9999)), transcripts=transcripts)
+    assert going(decided) == {"p", "h", "q"}
+
+
 def test_a_types_budget_takes_no_family_with_a_member_that_has_no_rule() -> None:
     found = [session("subagent:p", "p", 99), session("hook:h", "h", 98, spawnedBy="agent:main:subagent:p")]
     sizes = {"p": 5, "h": 5}

@@ -6,6 +6,7 @@ look at what is left by then. A session that several would take bears the name o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 import msgspec
@@ -110,7 +111,9 @@ class _Judge:
         self._families = families(self._everyone)
         self._protected = [protection(session, current) for session in self._everyone]
         self._kept = [self._reason(i) for i in range(len(self._everyone))]
-        self._sizes = self._shares(transcripts)
+        self._files = [{n: b for n, b in transcripts.get(s.id, {}).items() if b} for s in sessions]
+        # What a session that stays has, too, leaves with no other.
+        self._stuck = {name for i in self._own if self._kept[i] is not None for name in self._files[i]}
         # What a rule takes, whether or not it goes in the end.
         self._rule: dict[int, str] = {}
         self._going: set[int] = set()
@@ -121,16 +124,6 @@ class _Judge:
         if protected is not None:
             return protected.reason
         return UNKNOWN_AGE if session.last_activity is None else durable(session, self._policy.rules.keys())
-
-    def _shares(self, transcripts: Mapping[str, Mapping[str, int]]) -> list[int]:
-        """Returns each session's bytes; a file of several counts with the one that is the last to go."""
-        last: dict[str, int] = {}
-        for i in sorted(self._own, key=lambda i: (self._kept[i] is not None, self._activity(i), self._everyone[i].id)):
-            last.update(dict.fromkeys(transcripts.get(self._everyone[i].id, ()), i))
-        sizes = [0] * len(self._own)
-        for name, i in last.items():
-            sizes[i] += transcripts[self._everyone[i].id][name]
-        return sizes
 
     def _activity(self, i: int) -> int:
         return self._everyone[i].last_activity or 0
@@ -187,8 +180,10 @@ class _Judge:
         return [overrun for overrun in overruns if overrun is not None]
 
     def _fit(self, session_type: str | None, budget: int, scope: Sequence[int]) -> Overrun | None:
-        inside = {i for i in scope if self._sizes[i] and i not in self._going}
-        total = sum(self._sizes[i] for i in inside)
+        staying = {i for i in scope if i not in self._going}
+        inside = {i for i in staying if self._files[i] and (self._kept[i] or self._files[i].keys() - self._stuck)}
+        users = Counter(name for i in staying for name in self._files[i])
+        total = sum({name: size for i in staying for name, size in self._files[i].items()}.values())
         for unit in self._oldest_first(inside) if total > budget else ():
             if total <= budget:
                 break
@@ -202,8 +197,18 @@ class _Judge:
             for i in taken:
                 self._rule.setdefault(i, OVER_BUDGET)
             self._going.update(taken)
-            total -= sum(self._sizes[i] for i in taken if i in inside)
+            total -= self._freed(staying.intersection(taken), users)
         return Overrun(session_type, budget, total, len(inside - self._going)) if total > budget else None
+
+    def _freed(self, taken: Iterable[int], users: Counter[str]) -> int:
+        """Takes sessions off the ``users`` of files; returns the bytes of the files that are nobody's then."""
+        freed = 0
+        for i in taken:
+            for name, size in self._files[i].items():
+                if name in users:
+                    users[name] -= 1
+                    freed += 0 if users[name] else size
+        return freed
 
     def _oldest_first(self, scope: Iterable[int]) -> list[list[int]]:
         """Returns what goes together, single sessions and families that have a part in ``scope``, by its youngest."""

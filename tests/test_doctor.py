@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -18,7 +20,7 @@ from forks import Forks
 from revive import revive
 from service import Databases, Service, cli, running
 from small_aria import SmallAria
-from support import ROOT, Answer, Skill, StoreBuilder, ledger_sql, now_ms
+from support import ROOT, Answer, Skill, StoreBuilder, ledger_sql, now_ms, small_file_system
 
 DAY_MS = 86_400_000
 HOLD = """\
@@ -133,6 +135,51 @@ def test_a_newer_ledger_is_told(whole: StoreBuilder, agents: Path, skill: Skill)
     answer = skill("doctor")
     assert (answer.exit_code, answer.document["code"]) == (4, "ledger_unsupported")
     assert "update" in bad(answer)["ledger"]["advice"]
+
+
+def test_a_policy_that_stops_every_removal_is_told(whole: StoreBuilder, agents: Path, skill: Skill) -> None:
+    policy = agents / ".session_manager" / "session-manager.toml"
+    assert checks(skill("doctor").document)["policy"]["what"] == f"there is none at {policy}"
+    policy.parent.mkdir()
+    policy.write_text(
+        '[types.cron]\nmax_age = "1h"\n[agents]\nbudget = "1 GB"\n[pins]\nids = ["a", "b"]\nlabels = ["c"]'
+    )
+    assert checks(skill("doctor").document)["policy"]["what"] == f"{policy}: 2 rules, 3 pins"
+    policy.write_text('[types.cron]\nmax_age = "0h"')
+    answer = skill("doctor")
+    assert (answer.exit_code, answer.document["code"], set(bad(answer))) == (2, "bad_policy", {"policy"})
+    assert str(policy) in bad(answer)["policy"]["what"]
+    assert "types.cron.max_age" in bad(answer)["policy"]["what"]
+    policy.unlink()
+    os.mkfifo(policy)
+    assert skill("doctor").document["code"] == "bad_policy"
+    assert skill("doctor", ARIA_POLICY=str(agents / "nowhere.toml")).document["code"] == "bad_policy"
+
+
+def test_a_disk_that_is_nearly_full_is_told(whole: StoreBuilder, skill: Skill, tmp_path: Path) -> None:
+    with small_file_system(tmp_path / "small", "2m,nr_inodes=100") as place:
+        state, fill = place / "not yet" / "state", place / "fill"
+        skill.env["ARIA_STATE_DIR"] = str(state)
+        found = checks(skill("doctor").document)
+        assert found[f"disk {state}"]["what"] == "2.1 MB of 2.1 MB free"
+        assert f"disk {whole.dir.parents[1]}" in found
+        fill.write_bytes(b"x" * 1_900_000)
+        answer = skill("doctor")
+        assert (answer.exit_code, set(bad(answer))) == (3, {f"disk {state}"})
+        with pytest.raises(OSError, match="No space"):
+            fill.write_bytes(b"x" * 3_000_000)
+        answer = skill("doctor")
+        assert (answer.exit_code, answer.document["code"], set(bad(answer))) == (4, "disk_full", {f"disk {state}"})
+        fill.unlink()
+        for i in range(95):
+            (place / str(i)).touch()
+        answer = skill("doctor")
+        assert (answer.exit_code, set(bad(answer))) == (3, {f"disk {state}"})
+        assert re.search(r"only \d files? more can be made", bad(answer)[f"disk {state}"]["what"])
+        with contextlib.suppress(OSError):
+            for i in range(95, 105):
+                (place / str(i)).touch()
+        assert skill("doctor").document["code"] == "disk_full"
 
 
 def test_a_living_lock_is_told_with_its_holder(whole: StoreBuilder, skill: Skill) -> None:

@@ -242,7 +242,7 @@ def test_a_bad_policy_stops_every_function_that_would_use_it(
     before = picture(agents, without_state=False)
     answer = skill(function, arguments, ARIA_ALLOW_ERASE="1")
     assert (answer.exit_code, answer.document["code"]) == (2, "bad_policy")
-    assert "types.cron.max_age" in answer.document["error"]
+    assert f"the retention policy {path} cannot be used: types.cron.max_age" in answer.document["error"]
     assert answer.document["path"] == str(path)
     assert picture(agents, without_state=False) == before
 
@@ -275,6 +275,26 @@ def test_a_file_that_is_no_policy_is_none_that_is_missing(agents: Path, skill: S
     answer = skill("prune_sessions")
     assert (answer.exit_code, answer.document["code"]) == (2, "bad_policy")
     assert says in answer.document["error"]
+
+
+def test_an_editor_may_begin_the_file_with_a_byte_order_mark(agents: Path, skill: Skill, jobs: StoreBuilder) -> None:
+    write_policy(agents, "\ufeff" + RULES.replace("\n", "\r\n"))
+    assert skill("prune_sessions", {"dry_run": True}).document["pruned_count"] == 3
+
+
+def test_a_transcript_of_two_sessions_is_archived_and_counted_once(agents: Path, skill: Skill) -> None:
+    store = StoreBuilder(agents)
+    for name, age in (("a", 300), ("b", 200)):
+        store.add(f"cron:{name}", age, name, transcript=False, sessionFile="a.jsonl")
+    store.write()
+    (store.dir / "a.jsonl").write_bytes(b"x" * 1000)
+    for budget, count, size in (("1500 B", 0, 0), ("1000 B", 0, 0), ("999 B", 2, 1000)):
+        write_policy(agents, f'[types.cron]\nbudget = "{budget}"')
+        document = skill("check_policy").document
+        assert (document["would_prune"], document["bytes_to_archive"], document["over_budget"]) == (count, size, [])
+    write_policy(agents, '[types.cron]\nmax_age = "250m"')
+    document = skill("check_policy").document
+    assert (document["would_prune"], document["bytes_to_archive"]) == (1, 0)
 
 
 def test_a_policy_that_somebody_named_must_be_there(

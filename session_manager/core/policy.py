@@ -71,7 +71,7 @@ class RetentionPolicy(msgspec.Struct, frozen=True):
 
 
 def parse_policy(text: str) -> RetentionPolicy:
-    """Reads a policy file's text. Raises UsageError (``bad_policy``) with one sentence that names the key."""
+    """Reads a policy file's text. Raises UsageError (``bad_policy``) that names the key, and not the file."""
     import tomllib
 
     try:
@@ -187,4 +187,4 @@ def _shown(value: object) -> str:
 
 
 def _bad(what: str) -> UsageError:
-    return UsageError(f"the retention policy cannot be used: {what}", code="bad_policy")
+    return UsageError(what, code="bad_policy")

@@ -16,8 +16,9 @@ from session_manager.live.transcripts import is_transcript, parse_archive
 from session_manager.live.volume import Store, read_snapshot
 
 DESCRIPTION = (
-    "Says what is wrong and what to do about it: the agents directory, every store, locks, the ledger, unfinished "
-    "runs, marks that wait for history, aria-api, its token and its database. Changes nothing."
+    "Says what is wrong and what to do about it: the agents directory, every store, locks, the retention policy, "
+    "free space, the ledger, unfinished runs, marks that wait for history, aria-api, its token and its database. "
+    "Changes nothing."
 )
 
 _UNREADABLE = "restore sessions.json from a backup, or call readopt_orphans; until then nothing is written to it"
@@ -40,11 +41,14 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     Raises the first failure that a function would meet, with the checks as its details.
     """
     from session_manager.functions.diagnosis_history import history_checks, ledger_checks
+    from session_manager.functions.diagnosis_settings import disk_checks, policy_check
 
     checks = [_agents_dir(context)]
     if checks[0].ok:
         for agent_id, store in context.volume.stores(None):
             checks += _agent(context, agent_id, store)
+    checks.append(policy_check(context))
+    checks += disk_checks(context)
     checks += ledger_checks(context)
     checks += history_checks(context)
     return page(checks)

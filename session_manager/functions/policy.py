@@ -51,12 +51,12 @@ def _read(settings: Settings) -> RetentionPolicy | None:
     from session_manager.core.policy import parse_policy
 
     try:
-        return parse_policy(data.decode())
+        # Some editors begin a file with a byte order mark.
+        return parse_policy(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise _unusable(path, "it is no text in UTF-8") from error
     except UsageError as error:
-        error.details["path"] = path
-        raise
+        raise _unusable(path, error.message) from error
 
 
 def _unusable(path: str, what: str) -> UsageError:

@@ -1,0 +1,62 @@
+"""The doctor's look at the retention policy, and at the room that is left where the tool writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from session_manager.core.errors import Refused, UsageError
+from session_manager.functions.context import Context
+from session_manager.functions.diagnosis import Check, failed, plural, size
+from session_manager.functions.policy import with_policy
+
+# A disk is nearly full when less than a tenth of it is free, and less than this, too.
+_BYTES = 10**9
+_FILES = 10_000
+
+
+def policy_check(context: Context) -> Check:
+    """Returns the check of the retention policy, which every removal asks for."""
+    path = context.settings.policy_path
+    try:
+        policy = with_policy(context).policy
+    except UsageError as error:
+        advice = "correct the file, or move it away; until then nothing that would use it removes anything"
+        return failed("policy", error, advice)
+    if policy is None:
+        return Check("policy", True, f"there is none at {path}")
+    rules = len(policy.rules) + (policy.agent_budget is not None)
+    pins = len(policy.pins.keys) + len(policy.pins.labels) + len(policy.pins.ids)
+    return Check("policy", True, f"{path}: {plural(rules, 'rule')}, {plural(pins, 'pin')}")
+
+
+def disk_checks(context: Context) -> Iterator[Check]:
+    """Yields a check for each file system that holds the agents directory, the state directory, or both."""
+    seen = set()
+    for path in (context.settings.agents_dir, context.settings.state_dir):
+        place = path
+        while not os.path.isdir(place) and place != os.path.dirname(place):
+            place = os.path.dirname(place)
+        try:
+            device, found = os.stat(place).st_dev, os.statvfs(place)
+        except OSError:
+            # Whoever looks for something there says why it is not to be found.
+            continue
+        if device not in seen:
+            seen.add(device)
+            yield _disk(path, found)
+
+
+def _disk(path: str, found: os.statvfs_result) -> Check:
+    name, free = f"disk {path}", found.f_bavail * found.f_frsize
+    what = f"{size(free)} of {size(found.f_blocks * found.f_frsize)} free"
+    advice = "free some space, or nothing can be archived any more; purge_archives removes old archives for good"
+    # Some file systems do not count files, and say 0.
+    no_names = found.f_files > 0 and found.f_favail == 0
+    if free == 0 or no_names:
+        said = f"no space left for {path}" if free == 0 else f"no more files can be made at {path}"
+        return failed(name, Refused(said, code="disk_full"), advice)
+    if found.f_files > 0 and found.f_favail < min(_FILES, found.f_files / 10):
+        return Check(name, False, f"{what}, but only {plural(found.f_favail, 'file')} more can be made", advice)
+    is_low = free < min(_BYTES, found.f_blocks * found.f_frsize / 10)
+    return Check(name, not is_low, what, advice if is_low else None)

@@ -396,3 +396,14 @@ def test_the_history_mark_is_announced(agents: Path, skill: Skill) -> None:
         document = skill("prune_sessions", {}, ARIA_API_URL=url).document
         assert (document["pg_status_updated"], document["pg_pending"]) == (False, pending)
         assert skill("get_session_stats").document["pending_history_marks"] == int(pending)
+
+
+def test_a_volume_whose_path_is_no_utf8_is_one_like_any_other(tmp_path: Path) -> None:
+    agents = tmp_path / os.fsdecode(b"b\xffr\xe4") / "agents"
+    store = StoreBuilder(agents)
+    store.add("cron:old", 120, "old")
+    entries = store.write().read()
+    skill = Skill(agents, ARIA_API_URL="")
+    assert skill("prune_sessions").document["deleted_ids"] == ["old"]
+    assert skill("restore_session", {"session_id": "old"}).exit_code == skill("doctor").exit_code == 0
+    assert store.read() == entries

@@ -183,7 +183,7 @@ def _moved_to_sqlite(agent_dir: str) -> bool:
     names = ("session_nodes", "session_entries")
     try:
         # immutable: neither a lock nor a -shm file is made beside the gateway's database.
-        connection = sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)
+        connection = sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro&immutable=1", uri=True)
         try:
             row = connection.execute(
                 "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name IN (?, ?)", names

@@ -62,7 +62,10 @@ class Connection:
 
         with clear_sqlite_errors(path):
             connection = sqlite3.connect(
-                f"file:{quote(path)}?mode={mode}", uri=True, timeout=max(timeout, 1.0), isolation_level=None
+                f"file:{quote(os.fsencode(path))}?mode={mode}",
+                uri=True,
+                timeout=max(timeout, 1.0),
+                isolation_level=None,
             )
             try:
                 # A rollback journal: unlike a write-ahead log it needs no shared memory between containers.

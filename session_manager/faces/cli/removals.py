@@ -164,6 +164,8 @@ def _plan_and_do(name: str, count: str, arguments: dict[str, Any], *, dry_run: b
         plan = asked(name, show_plan, **arguments, dry_run=True, details=True)
         if not plan[count] or not confirmed(f"Remove {counted(plan[count], 'session')}?"):
             return
+        # What has grown old since the plan was shown is not what somebody said yes to.
+        arguments = {**arguments, "limit": plan[count]}
     answer(name, show_done, as_json=as_json, **arguments, dry_run=False)
 
 
@@ -189,7 +191,8 @@ def _show_plan(screen: Screen, document: Document, count: str) -> None:
     young = document["total_sessions"] - len(rows)
     staying = counted(len(rows) - document[count], "session")
     removed = counted(document[count], "session")
-    screen.note(f"{removed} to remove ({words.size(going)}), {staying} to keep, {young:,} young")
+    rest = "within the rules" if document.get("policy") else "young"
+    screen.note(f"{removed} to remove ({words.size(going)}), {staying} to keep, {young:,} {rest}")
 
 
 def _show_done(screen: Screen, document: Document, count: str) -> None:

@@ -128,7 +128,7 @@ def _show_stats(screen: Screen, document: Document) -> None:
             ("sessions", f"{document['total_sessions']:,}"),
             ("stale", f"{document['stale_sessions']:,} (without activity for {span})"),
             ("active", f"{document['active_sessions']:,}"),
-            ("prunable", f"{document['prunable_sessions']:,} (what a prune would remove now)"),
+            ("prunable", f"{document['prunable_sessions']:,} (what a prune of that age would remove now)"),
             ("transcripts", words.size(document["transcript_bytes"])),
             ("archives", words.size(document["archived_bytes"])),
             ("marks waiting", "unknown" if pending is None else f"{pending:,}"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +161,30 @@ def test_a_reader_that_goes_away_is_no_failure(store: StoreBuilder) -> None:
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.splitlines()[1] == "0"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("list", 0), ("show daily --json", 0), ("doctor", 0), ("doctor --json", 0), ("policy check", 0),
+        ("prune --type cron --yes", 0), ("show nobody", 5), ("list --agent ..", 2),
+    ],
+)  # fmt: skip
+def test_who_listens_does_not_change_the_exit_code(store: StoreBuilder, command: str, code: int) -> None:
+    program = f"{sys.executable} -m session_manager.faces.cli {command}"
+    for listening in (">&-", "2>&-", "<&-", "<&- >&- 2>&-", "2>/dev/full", "| true", "2>&1 | true"):
+        script = f"{program} {listening}; exit ${{PIPESTATUS[0]}}"
+        env = {**os.environ, "ARIA_API_URL": "", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), (listening, done.stderr)
+
+
+def test_what_is_opened_takes_no_closed_streams_place() -> None:
+    look = "from session_manager.faces import cli; import os; cli._open_what_is_closed();"
+    look += "print('out'); files = [os.open('/dev/null', os.O_RDONLY) for _ in range(2)]; os._exit(min(files))"
+    script = f"{sys.executable} -c {shlex.quote(look)} <&- >&- 2>&-"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (3, b"")
 
 
 def test_help_names_every_command_and_every_exit_code() -> None:

@@ -118,6 +118,22 @@ def test_ctrl_c_at_the_question_changes_nothing(store: StoreBuilder, agents: Pat
     assert picture(agents, without_state=False) == before
 
 
+def test_only_so_many_go_as_somebody_said_yes_to(store: StoreBuilder, agents: Path) -> None:
+    for command in (("prune", "--older-than", "1h"), ("delete", "--type", "cron", "--older-than", "1h")):
+        store.write()
+        child = terminal(agents, *command)
+        child.expect(r"Remove 1 session\? \[y/N\]")
+        entries = {**store.entries, "agent:main:cron:c": {"sessionId": "late", "updatedAt": now_ms() - 7_200_000}}
+        store.replace(entries)
+        child.sendline("y")
+        code, said = ended(child)
+        assert (code, "1 session removed" in said) == (0, True)
+        assert {e["sessionId"] for e in store.read().values()} == {"late", "talk", "young", "the-main"}
+        undone = re.search(r"session-manager undo (\S+)", said)
+        assert undone is not None
+        assert ended(terminal(agents, "undo", undone[1]))[0] == 0
+
+
 @pytest.mark.parametrize("at", ["intent written", "index swapped", "file archived", "folder synced", "end noted"])
 def test_ctrl_c_in_mid_prune_leaves_a_whole_state_and_says_what_was_done(agents: Path, skill: Skill, at: str) -> None:
     scene = Scene(agents, 3)
@@ -193,6 +209,15 @@ def test_what_a_label_holds_cannot_steer_the_terminal(store: StoreBuilder, agent
         assert "\\x1b]0;gotcha\\x07" in said
 
 
+def test_labels_in_any_script_are_shown_as_they_are(store: StoreBuilder, agents: Path) -> None:
+    labels = ["👩\u200d👩\u200d👧 ❤\ufe0f", "می\u200cخواهم", "שלום עולם", "naïve café"]
+    for i, label in enumerate([*labels, "日本\u3000語\xa0x", "\u202eevil"]):
+        store.add(f"cron:{i}", 300, f"l{i}", label=label)
+    store.write()
+    said = ended(terminal(agents, "list", width=200, NO_COLOR="1"))[1]
+    assert all(label in said for label in [*labels, "日本 語 x", "\\u202eevil"])
+
+
 def test_a_purge_says_that_it_is_for_good(store: StoreBuilder, agents: Path) -> None:
     archive = store.dir / "gone.jsonl.deleted.2025-01-02T03-04-05.678Z"
     archive.write_text("{}\n")
@@ -211,6 +236,16 @@ def test_an_erasure_asks_for_the_id_once_more(store: StoreBuilder, agents: Path)
         child.sendline(typed)
         assert ended(child)[0] == code
         assert (store.dir / "daily.jsonl").exists() == bool(code)
+
+
+def test_ctrl_c_at_the_id_erases_nothing(store: StoreBuilder, agents: Path) -> None:
+    before = picture(agents, without_state=False)
+    child = terminal(agents, "erase", "daily", ARIA_ALLOW_ERASE="1")
+    child.expect("once more")
+    child.sendintr()
+    code, said = ended(child)
+    assert (code, "Nothing was changed." in lines(said)) == (130, True)
+    assert picture(agents, without_state=False) == before
 
 
 @pytest.mark.parametrize("wide", [100, 40])

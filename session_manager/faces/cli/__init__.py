@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import traceback
 from typing import NoReturn
 
@@ -23,6 +24,7 @@ from session_manager.faces.cli import (
     skill,
     tokens,
 )
+from session_manager.faces.cli.screen import talk
 
 EXIT_CODES = """\
 Exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 damaged, 70 internal error,
@@ -41,6 +43,7 @@ for module in (sessions, removals, restoring, archives, ghosts, policy, doctor, 
 
 def main() -> NoReturn:
     """Runs the command line and exits with the mission's codes."""
+    _open_what_is_closed()
     for number in (signal.SIGTERM, signal.SIGHUP):
         # nohup means it.
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -48,26 +51,35 @@ def main() -> NoReturn:
     try:
         app()
     except SessionManagerError as error:
-        typer.echo(f"error: {error.message}", err=True)
+        talk(f"error: {error.message}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(Interrupted.exit_code) from None
     except ImportError as error:
         name = (error.name or "").partition(".")[0]
-        typer.echo(
-            f"error: the Python package {name!r} is missing: pip install 'aria-sessionmanager[service]'", err=True
-        )
+        talk(f"error: the Python package {name!r} is missing: pip install 'aria-sessionmanager[service]'")
         raise SystemExit(Failed.exit_code) from None
     except OSError as error:
-        typer.echo(f"error: {error}", err=True)
+        talk(f"error: {error}")
         raise SystemExit(Failed.exit_code) from None
     except Exception as error:
         if os.environ.get("ARIA_TRACEBACK"):
             traceback.print_exc()
         said = f"{type(error).__name__}: {error}".splitlines()[0]
-        typer.echo(f"error: internal error ({said}); ARIA_TRACEBACK=1 shows where", err=True)
+        talk(f"error: internal error ({said}); ARIA_TRACEBACK=1 shows where")
         raise SystemExit(Failed.exit_code) from None
     raise SystemExit(0)
+
+
+def _open_what_is_closed() -> None:
+    """Opens closed standard streams as nothing: the next file, an index perhaps, would take a stream's place."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

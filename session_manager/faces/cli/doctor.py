@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from session_manager.core.errors import PARTIAL_EXIT_CODE, SessionManagerError
+from session_manager.faces.cli.screen import put, talk
 from session_manager.faces.runner import call, encode
 from session_manager.functions import load
 
@@ -24,7 +25,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     """Say what is wrong and what to do: stores, locks, ledger, unfinished runs, history. Changes nothing."""
     document, exit_code = _asked()
     if as_json:
-        typer.echo(encode(document).decode())
+        put(encode(document) + b"\n")
     else:
         _show(document["checks"])
     raise typer.Exit(exit_code)
@@ -42,18 +43,19 @@ def _asked() -> tuple[dict[str, Any], int]:
 
 
 def _show(checks: list[dict[str, Any]]) -> None:
-    if sys.stdout.isatty():
-        _show_on_screen(checks)
-    else:
-        for check in checks:
-            advice = [f"-> {check['advice']}"] if check["advice"] else []
-            typer.echo("  ".join(map(_plain, (_MARKS[check["ok"]][0], check["name"], check["what"], *advice))))
+    text = _on_screen(checks) if sys.stdout.isatty() else "".join(map(_line, checks))
+    put(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
     bad = sum(not check["ok"] for check in checks)
     said = f"{bad} of {len(checks)} checks found something to do" if bad else f"all {len(checks)} checks are well"
-    typer.echo(said, err=True)
+    talk(said)
 
 
-def _show_on_screen(checks: list[dict[str, Any]]) -> None:
+def _line(check: dict[str, Any]) -> str:
+    advice = [f"-> {check['advice']}"] if check["advice"] else []
+    return "  ".join(map(_plain, (_MARKS[check["ok"]][0], check["name"], check["what"], *advice))) + "\n"
+
+
+def _on_screen(checks: list[dict[str, Any]]) -> str:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -67,7 +69,10 @@ def _show_on_screen(checks: list[dict[str, Any]]) -> None:
         page.add_row(Text(mark, style), Text(_plain(check["name"])), Text(_plain(check["what"])))
         if check["advice"]:
             page.add_row("", "", Text(f"-> {_plain(check['advice'])}", "" if check["ok"] else "bold"))
-    Console(highlight=False).print(page)
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        console.print(page)
+    return captured.get()
 
 
 def _plain(text: str) -> str:

@@ -11,6 +11,7 @@ import typer
 from session_manager.faces.cli.database import database
 from session_manager.faces.cli.environment import ENVIRONMENT
 from session_manager.faces.cli.options import AsJson
+from session_manager.faces.cli.screen import Screen, put, talk
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,14 +36,17 @@ def ghosts(
         found = on_engine(url, lambda engine: work(engine, which))
     if as_json:
         document = {"dry_run": not delete, "older_than_minutes": older_than_minutes, "ghost_count": len(found)}
-        typer.echo(json.dumps({**document, "deleted": len(found) if delete else 0, "ghosts": found}, default=str))
+        whole = {**document, "deleted": len(found) if delete else 0, "ghosts": found}
+        put(json.dumps(whole, default=str).encode() + b"\n")
         return
+    screen = Screen()
     for ghost in found:
         owners = [f"{kind} {ghost[name]}" for kind, name in (("user", "user_id"), ("org", "org_id")) if ghost[name]]
         made = f"{ghost['created_at'].astimezone(UTC):%Y-%m-%d %H:%M}"
-        typer.echo("  ".join((str(ghost["id"]), made, ghost["agent_id"], *(owners or ["nobody's"]))))
+        screen.line("  ".join((str(ghost["id"]), made, ghost["agent_id"], *(owners or ["nobody's"]))))
+    put(screen.data())
     if not found:
-        typer.echo(f"no chat session older than {older_than_minutes} minutes is without a message", err=True)
+        talk(f"no chat session older than {older_than_minutes} minutes is without a message")
         return
     done = "deleted" if delete else "to delete with --delete"
-    typer.echo(f"{len(found)} chat session{'s' * (len(found) > 1)} without a message, {done}", err=True)
+    talk(f"{len(found)} chat session{'s' * (len(found) > 1)} without a message, {done}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -15,7 +17,12 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from session_manager.core.errors import Failed
+from session_manager.faces.runner import write
+
 _GAP = "  "
+# Persian words and emoji of several parts are written with them.
+_JOINERS = "\u200c\u200d"
 _SYSTEMS = {
     "standard": ColorSystem.STANDARD,
     "256": ColorSystem.EIGHT_BIT,
@@ -156,9 +163,21 @@ def clean(value: object) -> str:
     text = "" if value is None else str(value)
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c in _JOINERS else _harmless(c) for c in text)
+
+
+def _harmless(character: str) -> str:
+    return " " if unicodedata.category(character) == "Zs" else character.encode("unicode_escape").decode()
 
 
 def talk(text: str) -> None:
-    """Says something to the person, on standard error."""
-    typer.echo(clean(text), err=True)
+    """Says something to the person, on standard error; what nobody can hear does not end a command."""
+    with contextlib.suppress(OSError):
+        typer.echo(clean(text), err=True)
+
+
+def put(data: bytes) -> None:
+    """Prints data. Ends the command where that cannot be; a reader that has gone away is no failure."""
+    sys.stdout.flush()
+    if not write(data):
+        raise typer.Exit(Failed.exit_code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,41 @@ def test_who_listens_does_not_change_the_exit_code(store: StoreBuilder, command:
         env = {**os.environ, "ARIA_API_URL": "", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, "Traceback" in done.stderr) == (code, False), (listening, done.stderr)
+
+
+@pytest.mark.parametrize(("package", "extra"), [("typer", "cli"), ("rich", "cli"), ("sqlalchemy", "service")])
+def test_a_missing_package_is_named_with_the_extra_that_has_it(package: str, extra: str) -> None:
+    without = f"import sys; sys.modules[{package!r}] = None; from session_manager.faces.cli import main; main()"
+    command = [sys.executable, "-c", without, "migrate"]
+    env = {**os.environ, "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    said = f"error: the Python package {package!r} is missing: pip install 'aria-sessionmanager[{extra}]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (70, "", said)
+
+
+# Stops where the signal finds it: in the middle of an import, which Python answers by dying of the signal.
+INTERRUPTED_IMPORT = """\
+import builtins, os, signal, sys
+module, number = sys.argv.pop(1), int(sys.argv.pop(1))
+import_ = builtins.__import__
+def interrupted(name, *rest):
+    if name == module:
+        builtins.__import__ = import_
+        exec(f"import os; os.kill({os.getpid()}, {number}); [None] * 1_000_000")
+    return import_(name, *rest)
+builtins.__import__ = interrupted
+from session_manager.faces.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "session_manager.functions.reading", "session_manager.live.ledger"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_import_is_an_interrupted_command(store: StoreBuilder, module: str, number: int) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, module, str(int(number)), "prune", "--type", "cron", "--yes"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
+    assert len(store.read()) == 4
 
 
 def test_what_is_opened_takes_no_closed_streams_place() -> None:

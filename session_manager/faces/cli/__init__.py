@@ -1,74 +1,78 @@
-"""session-manager, the command line for people: data on standard output, talk on standard error."""
+"""session-manager, the command line for people: data on standard output, talk on standard error.
+
+What the commands need is imported under ``main``'s eyes: Ctrl-C comes at any time, and the extra may be missing.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import traceback
 from typing import NoReturn
 
-import typer
-
 from session_manager.core.errors import Failed, Interrupted, SessionManagerError
-from session_manager.faces.cli import (
-    archives,
-    doctor,
-    ghosts,
-    mcp,
-    policy,
-    removals,
-    restoring,
-    service,
-    sessions,
-    skill,
-    tokens,
-)
-from session_manager.faces.cli.screen import talk
 
-EXIT_CODES = """\
-Exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 damaged, 70 internal error,
-130 interrupted.
-"""
-
-app = typer.Typer(
-    help=f"Keeps an AI agent's sessions clean, and loses nothing.\n\n{EXIT_CODES}",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for module in (sessions, removals, restoring, archives, ghosts, policy, doctor, service, tokens, mcp, skill):
-    module.add_to(app)
+_OWN_PACKAGES = ("typer", "rich", "click")
 
 
 def main() -> NoReturn:
     """Runs the command line and exits with the mission's codes."""
-    _open_what_is_closed()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # nohup means it.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
     try:
-        app()
-    except SessionManagerError as error:
-        talk(f"error: {error.message}")
-        raise SystemExit(error.exit_code) from None
+        _open_what_is_closed()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # nohup means it.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _interrupt)
+        code = _run()
     except KeyboardInterrupt:
-        raise SystemExit(Interrupted.exit_code) from None
+        code = Interrupted.exit_code
+    _end(code)
+
+
+def _run() -> int:
+    try:
+        from session_manager.faces.cli.commands import app
+
+        app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else Failed.exit_code if end.code else 0
+    except SessionManagerError as error:
+        return _failed(error.message, error.exit_code)
     except ImportError as error:
         name = (error.name or "").partition(".")[0]
-        talk(f"error: the Python package {name!r} is missing: pip install 'aria-sessionmanager[service]'")
-        raise SystemExit(Failed.exit_code) from None
+        extra = "cli" if name in _OWN_PACKAGES else "service"
+        sys.stderr.write(f"error: the Python package {name!r} is missing: pip install 'aria-sessionmanager[{extra}]'\n")
+        return Failed.exit_code
     except OSError as error:
-        talk(f"error: {error}")
-        raise SystemExit(Failed.exit_code) from None
+        return _failed(str(error))
     except Exception as error:
         if os.environ.get("ARIA_TRACEBACK"):
             traceback.print_exc()
         said = f"{type(error).__name__}: {error}".splitlines()[0]
-        talk(f"error: internal error ({said}); ARIA_TRACEBACK=1 shows where")
-        raise SystemExit(Failed.exit_code) from None
-    raise SystemExit(0)
+        return _failed(f"internal error ({said}); ARIA_TRACEBACK=1 shows where")
+    return 0
+
+
+def _failed(sentence: str, code: int = Failed.exit_code) -> int:
+    from session_manager.faces.cli.screen import talk
+
+    talk(f"error: {sentence}")
+    return code
+
+
+def _end(code: int) -> NoReturn:
+    """Ends the process with ``code``, which Ctrl-C changes no more.
+
+    Python itself dies of the signal, whoever has caught it, when it came while something was imported.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if code == Interrupted.exit_code:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+    raise SystemExit(code)
 
 
 def _open_what_is_closed() -> None:

@@ -120,7 +120,7 @@ def test_systemd_takes_the_timer(tmp_path: Path) -> None:
     assert "sometimes" in done.stderr
 
 
-def test_the_cron_line_prunes_into_a_log(environ: dict[str, str]) -> None:
+def test_the_cron_line_prunes_into_a_log_and_prints_what_failed(environ: dict[str, str], tmp_path: Path) -> None:
     lines = [line for line in (EXAMPLES / "crontab").read_text().splitlines() if not line.startswith("#")]
     *variables, line = lines
     for variable in variables:
@@ -130,12 +130,16 @@ def test_the_cron_line_prunes_into_a_log(environ: dict[str, str]) -> None:
     # Cron makes a new line of it.
     assert "%" not in command
     assert command.count(INSTALLED) == 1
-    done = subprocess.run(
-        ["sh", "-c", command.replace(INSTALLED, shlex.quote(str(RUNNER)))], env=environ, capture_output=True, check=True
-    )
+    command = command.replace(INSTALLED, shlex.quote(str(RUNNER)))
+    environ["HOME"] = str(tmp_path)
+    done = subprocess.run(["sh", "-c", command], env=environ, capture_output=True, check=True)
     assert done.stdout == b""
-    log = Path(environ["HOME"], "session-manager.log").read_text()
-    assert json.loads(log)["deleted_ids"] == ["old"]
+    log = tmp_path / "session-manager.log"
+    assert json.loads(log.read_text())["deleted_ids"] == ["old"]
+    Path(environ["ARIA_AGENTS_DIR"], "main", "sessions", "sessions.json").write_text("{")
+    mailed = subprocess.run(["sh", "-c", command], env=environ, capture_output=True, check=True).stdout
+    assert json.loads(mailed)["code"] == "index_damaged"
+    assert len(log.read_text().splitlines()) == 2
 
 
 def filled(environment: Mapping[str, str], **values: str) -> dict[str, str]:

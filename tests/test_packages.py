@@ -95,8 +95,13 @@ def test_it_installs_in_a_fresh_environment(
     environ = {"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": ""}
     call = "from session_manager.faces.runner import main; import os, sys; sys.exit(main(sys.argv[1:], os.environ))"
     assert '"session_count":0' in run(python, "-c", call, "session_manager", "list_sessions", cwd=tmp_path, **environ)
-    if "cli" in extras or "service" in extras:
-        assert "Usage" in run(python.parent / "session-manager", "--help", cwd=tmp_path)
+    command = [str(python.parent / "session-manager"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True, timeout=60, check=False)
+    if extras:
+        assert (done.returncode, "Usage" in done.stdout, done.stderr) == (0, True, "")
+    else:
+        said = "error: the Python package 'typer' is missing: pip install 'aria-sessionmanager[cli]'\n"
+        assert (done.returncode, done.stdout, done.stderr) == (70, "", said)
 
 
 def test_an_installed_package_builds_the_skill(built: Path, tmp_path: Path) -> None:

@@ -279,6 +279,27 @@ def test_a_ledger_that_is_none_is_told(whole: StoreBuilder, agents: Path, skill:
     assert (answer.exit_code, answer.document["code"]) == (7, "ledger_damaged")
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_stands_in_the_ledgers_place_is_told_and_waited_for_by_nobody(
+    whole: StoreBuilder, agents: Path, skill: Skill, make: Any
+) -> None:
+    (agents / ".session_manager").mkdir()
+    make(agents / ".session_manager" / "ledger.sqlite")
+    before = photograph(agents)
+    answer = skill("doctor")
+    assert (answer.exit_code, answer.document["code"], set(bad(answer))) == (7, "ledger_damaged", {"ledger"})
+    assert "not a regular file" in bad(answer)["ledger"]["what"]
+    assert skill("get_session_stats").document["pending_history_marks"] is None
+    assert skill("prune_sessions").document["code"] == "ledger_damaged"
+    assert {**before, **photograph(agents)}.keys() - before.keys() <= {str(whole.dir / ".session_manager.lock")}
+
+
+def test_a_file_system_that_counts_nothing_is_not_full(whole: StoreBuilder, skill: Skill) -> None:
+    answer = skill("doctor", ARIA_STATE_DIR="/proc/self/state")
+    assert "disk /proc/self/state" not in bad(answer)
+    assert checks(answer.document)["disk /proc/self/state"]["what"] == "0 bytes of 0 bytes free"
+
+
 def test_a_ledger_in_the_middle_of_a_change_is_told_and_left_so(
     whole: StoreBuilder, agents: Path, skill: Skill, tmp_path: Path
 ) -> None:

@@ -51,10 +51,10 @@ def _disk(path: str, found: os.statvfs_result) -> Check:
     name, free = f"disk {path}", found.f_bavail * found.f_frsize
     what = f"{size(free)} of {size(found.f_blocks * found.f_frsize)} free"
     advice = "free some space, or nothing can be archived any more; purge_archives removes old archives for good"
-    # Some file systems do not count files, and say 0.
-    no_names = found.f_files > 0 and found.f_favail == 0
-    if free == 0 or no_names:
-        said = f"no space left for {path}" if free == 0 else f"no more files can be made at {path}"
+    # Some file systems do not count bytes or files, and say 0.
+    no_room, no_names = free == 0 < found.f_blocks, found.f_favail == 0 < found.f_files
+    if no_room or no_names:
+        said = f"no space left for {path}" if no_room else f"no more files can be made at {path}"
         return failed(name, Refused(said, code="disk_full"), advice)
     if found.f_files > 0 and found.f_favail < min(_FILES, found.f_files / 10):
         return Check(name, False, f"{what}, but only {plural(found.f_favail, 'file')} more can be made", advice)

@@ -60,6 +60,9 @@ class Connection:
     def _connected(cls, path: str, mode: str, timeout: float) -> Self:
         from urllib.parse import quote
 
+        # SQLite would wait for ever where somebody has put a pipe.
+        if os.path.lexists(path) and not os.path.isfile(path):
+            raise _explained(sqlite3.DatabaseError("not a regular file"), path)
         with clear_sqlite_errors(path):
             connection = sqlite3.connect(
                 f"file:{quote(os.fsencode(path))}?mode={mode}",

@@ -48,5 +48,5 @@ Empty = Annotated[bool, typer.Option("--empty", help="Only when its transcript h
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many.", metavar="N")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would happen, and change nothing.")]
-Force = Annotated[bool, typer.Option("--force", help="Also main sessions and those in use.")]
+Force = Annotated[bool, typer.Option("--force", help="Also main sessions, pinned ones and those in use.")]
 SessionId = Annotated[str, typer.Argument(metavar="ID", help="The full session id, or one of its keys.")]

@@ -10,7 +10,7 @@ import msgspec
 
 from session_manager.core.errors import SessionManagerError, failure, with_errors
 from session_manager.core.session import DAY_MS
-from session_manager.functions.context import Agent, Context
+from session_manager.functions.context import Agent, Context, named_when_interrupted
 from session_manager.functions.reading import errors_or_raise
 from session_manager.live.atomic import clear_errors
 from session_manager.live.ledger import Ledger, start_run
@@ -52,7 +52,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     from session_manager.live.removal import Remover
 
     run_info = start_run("purge_archives", context.settings)
-    with Remover(context.settings, run_info) as remover:
+    with named_when_interrupted(run_info, call.so_far), Remover(context.settings, run_info) as remover:
         call.each(lambda store: call.purge(remover, store))
     document = {**call.document(), "run_id": run_info.shown_id}
     if call.recovered:
@@ -98,23 +98,32 @@ class Call:
     def purge(self, remover: Any, store: Store) -> None:
         """Decides under the lock, after what was left half done has been ended, and acts."""
 
-        def act(lock: Any) -> Purged:
+        purged = Purged([], [], [])
+        self.add(store, purged)
+
+        def act(lock: Any) -> None:
             _, recovered, failures = remover.end_earlier(store, lock)
             self.recovered += recovered
             self.errors += [failure(error, store.agent_id, session_id) for session_id, error in failures]
             plan = self.plan(store, remover.existing_ledger)
-            if not plan.archives and not plan.removal_ids:
-                return Purged([], [], [])
-            return purge(store, remover.ledger, remover.run, plan)
+            if plan.archives or plan.removal_ids:
+                purge(store, remover.ledger, remover.run, plan, purged)
 
-        purged = remover.locked(store, act)
-        self.add(store, purged)
+        remover.locked(store, act)
         if purged.errors:
             self.errors.append(_summary(store, purged.errors))
 
     def add(self, store: Store, purged: Purged) -> None:
         """Adds what went of one agent, or would."""
         self._by_agent[store.agent_id] = purged
+
+    def so_far(self) -> dict[str, object]:
+        """Returns what went until now."""
+        found = self._by_agent.values()
+        return {
+            "purged_count": sum(len(purged.archives) for purged in found),
+            "bytes_freed": sum(purged.bytes for purged in found),
+        }
 
     def document(self) -> dict[str, Any]:
         """Returns the function's document; in a dry run what it counts would go."""

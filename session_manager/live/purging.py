@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from session_manager.core.errors import SessionManagerError
+from session_manager.core.progress import tracked
 from session_manager.live.archive import Failures
 from session_manager.live.atomic import clear_errors, explain, sync_folder
 from session_manager.live.ledger import Archived, Attempt, Ledger, Run
@@ -93,7 +94,7 @@ def preview_purge(plan: PurgePlan) -> Purged:
     """Says what would go, and counts what would come free. Raises Refused or Failed."""
     left: dict[tuple[int, int], int] = {}
     found = []
-    for archive in plan.archives:
+    for archive in tracked(plan.archives, "looking at archives"):
         freed = 0
         for path in archive.paths:
             with clear_errors("look at", path):
@@ -109,14 +110,15 @@ def preview_purge(plan: PurgePlan) -> Purged:
     return Purged(found, plan.removal_ids, [])
 
 
-def purge(store: Store, ledger: Ledger, run: Run, plan: PurgePlan) -> Purged:
+def purge(store: Store, ledger: Ledger, run: Run, plan: PurgePlan, purged: Purged) -> None:
     """Does what ``plan`` says, for a caller who holds the store's lock. Raises Refused, Damaged or Failed.
 
-    What cannot be removed stays, with the whole rest of its removal in the ledger, and is in the result's errors.
+    ``purged`` is added to as things go. What cannot be removed stays, with the whole rest of its removal in the
+    ledger, and is in its errors.
     """
     attempt = ledger.intend_purge(run, store.store_id, store.agent_id, plan.removal_ids)
     step("purge intent written")
-    return _purge(store, ledger, attempt, plan)
+    _purge(store, ledger, attempt, plan, purged)
 
 
 def end_purge(store: Store, ledger: Ledger, attempt: Attempt) -> Failures:
@@ -128,13 +130,14 @@ def end_purge(store: Store, ledger: Ledger, attempt: Attempt) -> Failures:
             second = second_names.path(attempt.archive_run(removal), store.agent_id, name)
             archives.append(Archive(name, [os.path.join(store.sessions_dir, name), second], removal.removal_id))
     plan = PurgePlan(archives, [removal.removal_id for removal in attempt.removals])
-    return [(None, error) for error in _purge(store, ledger, attempt, plan).errors]
-
-
-def _purge(store: Store, ledger: Ledger, attempt: Attempt, plan: PurgePlan) -> Purged:
     purged = Purged([], [], [])
+    _purge(store, ledger, attempt, plan, purged)
+    return [(None, error) for error in purged.errors]
+
+
+def _purge(store: Store, ledger: Ledger, attempt: Attempt, plan: PurgePlan, purged: Purged) -> None:
     failed: set[int | None] = set()
-    for archive in plan.archives:
+    for archive in tracked(plan.archives, "removing archives"):
         if archive.owner is not None and archive.owner in failed:
             continue
         freed, error = unlink_all(archive.paths)
@@ -152,11 +155,10 @@ def _purge(store: Store, ledger: Ledger, attempt: Attempt, plan: PurgePlan) -> P
         step("purged folder synced")
         ledger.finish_purge(attempt, gone, {"files": len(purged.archives), "bytes": purged.bytes})
         step("purge noted")
-        purged.removal_ids = gone
+        purged.removal_ids += gone
     except SessionManagerError as error:
         # What has gone is said all the same; the next call ends it in the ledger.
         purged.errors.append(error)
-    return purged
 
 
 def unlink_all(paths: Iterable[str]) -> tuple[int, SessionManagerError | None]:

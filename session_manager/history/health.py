@@ -42,8 +42,8 @@ def read_health(connection: Connection) -> Health:
     root = connection.url.removesuffix(_BASE)
     ready, database = _database(connection.look(f"{root}/readyz"))
     if ready is False:
-        # Whatever else it is asked may wait for its database, too.
-        return Health(_version(connection, root), ready, database, None, None, None)
+        # Whatever else it is asked may wait for its database, too: who may ask is written there.
+        return Health(None, ready, database, None, None, None)
     rows = connection.look(f"{connection.url}{PATH}?limit=1")
     may_read = _allowed(rows)
     if rows.status == 200:

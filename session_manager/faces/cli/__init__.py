@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import traceback
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -37,6 +38,21 @@ app = typer.Typer(
 )
 for module in (sessions, removals, restoring, archives, ghosts, policy, doctor, service, tokens, mcp, skill):
     module.add_to(app)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("aria-sessionmanager"))
+        raise typer.Exit
+
+
+@app.callback()
+def _begin(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> NoReturn:

@@ -11,6 +11,7 @@ import msgspec
 from session_manager.core.errors import SessionManagerError, failure, with_errors
 from session_manager.core.session import DAY_MS
 from session_manager.functions.context import Agent, Context, named_when_interrupted
+from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise
 from session_manager.live.atomic import clear_errors
 from session_manager.live.ledger import Ledger, start_run
@@ -40,13 +41,14 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns what was removed, or would be, over all agents and by agent.
 
     Raises UsageError or NotFound for a bad agent name; the failure of the named agent, or the first when every
-    agent failed: Damaged (``index_damaged``), Refused (``store_unsupported``), Locked.
+    agent failed: Damaged (``index_damaged``), Refused (``store_unsupported``), Locked. UsageError (``bad_policy``).
     """
+    context = with_policy(context)
     call = Call(context, arguments)
     if arguments.dry_run:
         ledger = Ledger.open_existing(context.settings, "ro")
         with ledger or contextlib.nullcontext():
-            call.each(lambda store: call.add(store, preview_purge(call.plan(store, ledger))))
+            call.each(lambda store: call.preview(store, ledger))
         return with_errors(call.document(), call.errors)
 
     from session_manager.live.removal import Remover
@@ -93,7 +95,11 @@ class Call:
         removed = ledger.archived(store.agent_id) if ledger is not None else []
         with clear_errors("look for second names in", self._second_names.root):
             second = self._second_names.of_agent(store.agent_id)
-        return plan_purge(store, listing(store), second, removed, self._cutoff)
+        return plan_purge(store, listing(store), second, removed, self._cutoff, self._context.pins)
+
+    def preview(self, store: Store, ledger: Ledger | None) -> None:
+        """Decides, and does nothing."""
+        self.add(store, preview_purge(self.plan(store, ledger)))
 
     def purge(self, remover: Any, store: Store) -> None:
         """Decides under the lock, after what was left half done has been ended, and acts."""
@@ -106,6 +112,7 @@ class Call:
             self.recovered += recovered
             self.errors += [failure(error, store.agent_id, session_id) for session_id, error in failures]
             plan = self.plan(store, remover.existing_ledger)
+            purged.pinned = plan.pinned
             if plan.archives or plan.removal_ids:
                 purge(store, remover.ledger, remover.run, plan, purged)
 
@@ -139,6 +146,7 @@ class Call:
             "purged_count": len(files),
             "bytes_freed": sum(purged.bytes for _, purged in found),
             "removals": sum(len(purged.removal_ids) for _, purged in found),
+            "pinned_count": sum(purged.pinned for _, purged in found),
             "by_agent": {agent_id: _counts(purged) for agent_id, purged in found},
             "files": files[:SHOWN],
             "errors": self.errors,

@@ -237,5 +237,5 @@ def test_the_page_runs_our_own_script_only(shared_service: Service) -> None:
     script = shared_service.client.get("/chat.js")
     assert script.headers["content-type"] == "text/javascript; charset=utf-8"
     assert "innerHTML" not in script.text
-    assert "script-src" not in shared_service.client.get("/sessions").headers["content-security-policy"]
+    assert "script-src" not in shared_service.client.get("/login").headers["content-security-policy"]
     assert shared_service.client.get("/api/engine/sessions").json()["total"] == 0

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ def store(agents: Path, monkeypatch: pytest.MonkeyPatch) -> StoreBuilder:
     store.add("cron:b", 5, "young")
     store.add("main", 500, "the-main")
     return store.write()
+
+
+def test_it_says_which_version_it_is() -> None:
+    done = cli("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, version("aria-sessionmanager") + "\n", "")
 
 
 READS: list[tuple[list[str], str, dict[str, Any]]] = [

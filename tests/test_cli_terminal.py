@@ -60,10 +60,20 @@ def ended(child: pexpect.spawn[str]) -> tuple[int | None, str]:
     return child.exitstatus, said
 
 
+def interrupted(child: pexpect.spawn[str]) -> tuple[int | None, str]:
+    """Types Ctrl-C until it ends."""
+    child.sendintr()
+    while child.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=5):
+        child.sendintr()
+    said = str(child.before)
+    child.close()
+    return child.exitstatus, said
+
+
 def lines(said: str) -> list[str]:
-    """What is seen: lines without escape sequences, and without the spinner's."""
+    """What is seen: lines without escape sequences, and without those that were shown meanwhile."""
     seen = [line.rpartition("\r")[2] for line in ESCAPE.sub("", said).split("\n")]
-    return [line for line in seen if line and not re.fullmatch(r"[-\\|/] [a-z ]+ …", line)]
+    return [line for line in seen if line and not re.fullmatch(r"[-\\|/] .* (…|of [\d,]+)", line)]
 
 
 @pytest.fixture
@@ -112,8 +122,8 @@ def test_ctrl_c_at_the_question_changes_nothing(store: StoreBuilder, agents: Pat
     before = picture(agents, without_state=False)
     child = terminal(agents, "prune", "--older-than", "1h")
     child.expect(r"\[y/N\]")
-    child.sendintr()
-    code, said = ended(child)
+    # A signal that arrives right before Python begins to read the answer is noticed with the next one.
+    code, said = interrupted(child)
     assert (code, "Nothing was changed." in said) == (130, True)
     assert picture(agents, without_state=False) == before
 
@@ -156,6 +166,54 @@ def test_ctrl_c_in_mid_prune_leaves_a_whole_state_and_says_what_was_done(agents:
         assert int(told[1]) == 3
         assert skill("restore_run", {"run_id": told[2]}).document["restored_count"] == 3
         assert scene.store.read() == scene.entries
+
+
+def test_what_is_being_done_is_shown_while_it_is_done(agents: Path) -> None:
+    Scene(agents, 3)
+    child = terminal(agents, "prune", "--older-than", "1h", "--yes", at="file archived", width=70)
+    child.expect("AT file archived")
+    child.expect("archiving transcripts.*0 of 4")
+    child.sendintr()
+    code, said = ended(child)
+    assert code == 130
+    assert "archiving" not in "\n".join(lines(said))
+    run_id = re.search(r"session-manager undo (\S+)", said)
+    assert run_id is not None
+    quiet = terminal(agents, "undo", run_id[1], at="files back", TERM="dumb")
+    quiet.expect("AT files back")
+    assert not str(quiet.before)
+    quiet.sendintr()
+    assert ended(quiet)[0] == 130
+
+
+@pytest.mark.parametrize(("at", "back"), [("files back", 0), ("restored index in place", 3)])
+def test_ctrl_c_in_mid_undo_says_how_many_are_back(agents: Path, skill: Skill, at: str, back: int) -> None:
+    scene = Scene(agents, 3)
+    run_id = skill("prune_sessions", {"max_age_minutes": 60}).document["run_id"]
+    child = terminal(agents, "undo", run_id, at=at)
+    child.expect(f"AT {at}")
+    child.sendintr()
+    code, said = ended(child)
+    assert (code, "Traceback" in said) == (130, False)
+    assert f"{back} sessions had been brought back" in said
+    alive = {entry["sessionId"] for entry in scene.store.read().values()}
+    assert len(alive.intersection(scene.ids)) == back
+    assert ended(terminal(agents, "undo", run_id))[0] == 0
+    assert scene.store.read() == scene.entries
+
+
+def test_ctrl_c_in_mid_purge_says_how_many_are_gone(store: StoreBuilder, agents: Path, skill: Skill) -> None:
+    archives = [store.dir / f"gone{i}.jsonl.deleted.2025-01-02T03-04-05.678Z" for i in range(3)]
+    for archive in archives:
+        archive.write_text("{}\n")
+    child = terminal(agents, "purge", "--older-than", "30d", "--yes", at="archive removed")
+    child.expect("AT archive removed")
+    child.sendintr()
+    code, said = ended(child)
+    assert (code, [archive.exists() for archive in archives]) == (130, [False, True, True])
+    assert "archive" in said
+    assert ended(terminal(agents, "purge", "--older-than", "30d", "--yes"))[0] == 0
+    assert not any(archive.exists() for archive in archives)
 
 
 def test_ctrl_c_between_agents_reports_the_agent_that_is_done(agents: Path, skill: Skill) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -402,3 +403,19 @@ def test_a_database_that_has_gone_is_told(whole: StoreBuilder, agents: Path, ser
         answer = Skill(agents, ARIA_API_URL=service.api)("doctor")
     assert (answer.exit_code, answer.document["code"]) == (70, "database_unavailable")
     assert set(bad(answer)) == {"database"}
+
+
+def test_a_database_that_hangs_is_told(whole: StoreBuilder, agents: Path, server: Databases, tmp_path: Path) -> None:
+    url = server.create()
+    with running(tmp_path / "log", DATABASE_URL=url) as service:
+        with server.connect(url) as connection, connection.transaction():
+            connection.execute("LOCK TABLE session_manager_version")
+            answer = Skill(agents, ARIA_API_URL=service.api)("doctor")
+            assert (answer.exit_code, answer.document["code"]) == (70, "database_unavailable")
+            assert set(bad(answer)) == {"database"}
+            with ThreadPoolExecutor(25) as pool:
+                probes = list(pool.map(lambda _: service.client.get("/readyz").status_code, range(25)))
+            assert probes == [503] * 25
+            # More probes than there are connections have left room for what works.
+            assert service.client.get("/api/sessions").status_code == 200
+        assert service.client.get("/readyz").status_code == 200

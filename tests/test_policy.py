@@ -31,6 +31,8 @@ REMOVERS: list[tuple[str, dict[str, Any]]] = [
     ("cleanup_orphans", {"older_than_minutes": 60, "dry_run": False}),
     ("cleanup_ghosts", {"dry_run": False}),
     ("erase_session", {"session_id": "s", "confirm": "s"}),
+    ("purge_archives", {}),
+    ("purge_archives", {"dry_run": False}),
     ("check_policy", {}),
 ]
 

@@ -94,6 +94,21 @@ def test_an_old_removal_goes_as_a_whole_and_a_young_one_stays(agents: Path, skil
     assert (again["purged_count"], again["removals"], again["run_id"]) == (0, 0, None)
 
 
+@pytest.mark.parametrize("pin", ['ids = ["s0"]', 'keys = ["agent:main:CRON:job-0"]', 'labels = ["label-0"]'])
+def test_what_is_pinned_is_not_purged(agents: Path, skill: Skill, pin: str) -> None:
+    store = removed(agents, 40, 40)
+    theirs = foreign(store, f"s0.jsonl.reset.{stamp(50)}")
+    (agents / ".session_manager" / "session-manager.toml").write_text(f"[pins]\n{pin}")
+    by_id = pin.startswith("ids")
+    planned = skill("purge_archives").document
+    document = skill("purge_archives", REAL).document
+    assert planned["pinned_count"] == document["pinned_count"] == 2 + by_id
+    assert states(skill) == {"s0": "removed", "s1": "purged"}
+    assert {n.split(".")[0] for n in archives(store)} == {"s0", "s0-topic-7"}
+    assert theirs.exists() == by_id
+    assert skill("restore_session", {"session_id": "s0"}).exit_code == 0
+
+
 def test_an_archive_of_a_removal_follows_the_removals_age_and_no_name(agents: Path, skill: Skill) -> None:
     """A name of last year in a removal of today, and one of today in a removal of last year."""
     settings = read_settings({"ARIA_AGENTS_DIR": str(agents)})

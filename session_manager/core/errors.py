@@ -78,6 +78,7 @@ class Interrupted(SessionManagerError):
     default_code = "interrupted"
 
 
+INTERRUPTED = "interrupted; what was begun is finished or undone by the next call"
 PARTIAL_EXIT_CODE = 3
 
 

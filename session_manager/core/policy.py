@@ -7,7 +7,7 @@ error that names the key.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -50,10 +50,14 @@ class Pins(msgspec.Struct, frozen=True):
 
     def holds(self, session: Session) -> bool:
         """Says whether a session is pinned, by any of its keys or their labels, or by its id."""
+        return self.name(session.id, session.keys, (session.label, *session.labels))
+
+    def name(self, session_id: str, keys: Iterable[str], labels: Iterable[str | None]) -> bool:
+        """Says whether they name a session of which this is known."""
         return (
-            session.id in self.ids
-            or (bool(self.labels) and not self.labels.isdisjoint((session.label, *session.labels)))
-            or (bool(self.keys) and any(key.lower() in self.keys for key in session.keys))
+            session_id in self.ids
+            or (bool(self.labels) and not self.labels.isdisjoint(labels))
+            or (bool(self.keys) and any(key.lower() in self.keys for key in keys))
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from session_manager.core.errors import (
+    INTERRUPTED,
     PARTIAL_EXIT_CODE,
     Failed,
     Interrupted,
@@ -81,7 +82,7 @@ def _answer(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[str, 
     except SessionManagerError as error:
         return error.document(), error.exit_code
     except KeyboardInterrupt:
-        interrupted = Interrupted("interrupted; what was begun is finished or undone by the next call")
+        interrupted = Interrupted(INTERRUPTED)
         return interrupted.document(), interrupted.exit_code
     except ImportError as error:
         name = (error.name or "").partition(".")[0]

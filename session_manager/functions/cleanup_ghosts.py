@@ -10,7 +10,7 @@ import msgspec
 from session_manager.core.errors import SessionManagerError, failure, with_errors
 from session_manager.core.retention import Decision, Policy, decide
 from session_manager.core.session import Session
-from session_manager.functions.context import Context, Minutes
+from session_manager.functions.context import Context, Minutes, named_when_interrupted
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import (
     errors_or_raise,
@@ -62,7 +62,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     else:
         from session_manager.live.removal import Remover
 
-        with Remover(context.settings, run_info) as remover:
+        with named_when_interrupted(run_info), Remover(context.settings, run_info) as remover:
             cleanup.clean(remover)
         extra |= remover.at_risk.document() | {"run_id": run_info.shown_id}
     with History(context, run_info) as history:

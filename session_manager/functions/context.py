@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from session_manager.core.errors import Interrupted, UsageError
+from session_manager.core.errors import INTERRUPTED, Interrupted, SessionManagerError, UsageError
 from session_manager.core.selection import Selection
 from session_manager.core.session import KINDS, safe_name
 from session_manager.live.volume import Volume
@@ -18,8 +18,6 @@ from session_manager.settings import Settings
 if TYPE_CHECKING:
     from session_manager.core.policy import Pins, RetentionPolicy
     from session_manager.live.ledger import Run
-
-INTERRUPTED = "interrupted; what was begun is finished or undone by the next call"
 
 Minutes = Annotated[int, msgspec.Meta(ge=1, description="minutes, at least 1")]
 Limit = Annotated[int, msgspec.Meta(ge=1, description="at most so many, at least 1")]
@@ -61,12 +59,17 @@ class Context(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def named_when_interrupted(run: Run) -> Iterator[None]:
-    """Turns Ctrl-C into Interrupted with the ``run_id`` by which list_deleted shows what was done until then."""
+def named_when_interrupted(run: Run, so_far: Callable[[], Mapping[str, object]] = dict) -> Iterator[None]:
+    """Turns Ctrl-C into Interrupted with the ``run_id`` by which list_deleted shows what was done until then.
+
+    ``so_far`` says what was done that it does not show.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        details = {} if run.shown_id is None else {"run_id": run.shown_id}
+        details: dict[str, Any] = {} if run.shown_id is None else {"run_id": run.shown_id}
+        with contextlib.suppress(SessionManagerError):
+            details |= so_far()
         raise Interrupted(INTERRUPTED, **details) from None
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from session_manager.functions.context import Context
+from session_manager.functions.context import Context, named_when_interrupted
+from session_manager.functions.get_session_stats import pending_marks
 
 DESCRIPTION = (
     "Delivers the history marks that wait because aria-api could not be reached. Every call that removes something "
@@ -32,7 +33,10 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     from session_manager.live.ledger import start_run
 
     run_info = start_run("deliver_history", context.settings)
-    with History(context, run_info) as history:
+    with (
+        named_when_interrupted(run_info, lambda: {"pending": pending_marks(context)}),
+        History(context, run_info) as history,
+    ):
         delivery = history.deliver()
     if delivery.failure is not None:
         raise delivery.failure

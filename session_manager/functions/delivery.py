@@ -10,6 +10,7 @@ from collections.abc import Collection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from session_manager.core.progress import stage
 from session_manager.functions.context import Context
 from session_manager.live.delivery import OFF, Deliverer, Delivery, Heard, Name, NoConversation, Status, Tell
 from session_manager.live.ledger import Run
@@ -58,6 +59,7 @@ class History:
 
         ``removed`` are sessions that this very run has removed: all others may have come back since.
         """
+        stage("telling history")
         connect = None if self._settings.api_url is None else self._connect
         return Deliverer(self._settings, self._volume, self._clock, self._run, connect).deliver(removed)
 

@@ -10,7 +10,7 @@ import msgspec
 from session_manager.core.errors import NotFound, Refused, SessionManagerError, UsageError, with_errors
 from session_manager.core.protection import PINNED, Protection
 from session_manager.core.session import safe_name
-from session_manager.functions.context import Agent, Context, iso_utc
+from session_manager.functions.context import Agent, Context, iso_utc, named_when_interrupted
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import View, read_view
 from session_manager.functions.refusal import refusal
@@ -71,7 +71,11 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     from session_manager.live.removal import Remover
 
     run_info = start_run("erase_session", context.settings)
-    with Remover(context.settings, run_info) as remover, History(context, run_info) as history:
+    with (
+        named_when_interrupted(run_info),
+        Remover(context.settings, run_info) as remover,
+        History(context, run_info) as history,
+    ):
         erasing = Erasing(context, remover, everyone, scope, arguments.session_id, force=arguments.force)
         result = erasing.result
         try:

@@ -47,7 +47,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         "by_type": dict(Counter(d.session.session_type for d in plan.decisions).most_common()),
         "transcript_bytes": transcript_bytes,
         "archived_bytes": archived_bytes,
-        "pending_history_marks": _pending_marks(context),
+        "pending_history_marks": pending_marks(context),
         **unusable,
     }
     return with_errors(document, plan.errors)
@@ -69,8 +69,8 @@ def _bytes(agents: list[AgentRead]) -> tuple[int, int]:
     return live, archived
 
 
-def _pending_marks(context: Context) -> int | None:
-    """Marks that wait for history; None when the ledger cannot be read now."""
+def pending_marks(context: Context) -> int | None:
+    """Returns how many marks wait for history; None when the ledger cannot be read now."""
     from session_manager.settings import ledger_path
 
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from session_manager.core.errors import UsageError
+from session_manager.core.errors import Refused, UsageError
 from session_manager.functions.context import Context
 from session_manager.live.volume import read_file
 from session_manager.settings import Settings
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def with_policy(context: Context) -> Context:
-    """Returns the context with the policy that is in force. Raises UsageError (``bad_policy``)."""
+    """Returns the context with the policy that is in force. Raises UsageError (``bad_policy``).
+
+    Where it may not be looked for: Refused (``not_writable``).
+    """
     return msgspec.structs.replace(context, policy=_read(context.settings))
 
 
@@ -28,7 +31,7 @@ def with_policy_to_read(context: Context) -> tuple[Context, dict[str, Any]]:
     """
     try:
         return with_policy(context), {}
-    except UsageError as error:
+    except (UsageError, Refused) as error:
         return context, {"policy_error": error.message}
 
 
@@ -46,6 +49,11 @@ def _read(settings: Settings) -> RetentionPolicy | None:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError) and not os.path.islink(path)
         if missing and not settings.policy_named:
             return None
+        if isinstance(error, PermissionError) and not settings.policy_named:
+            from session_manager.live.atomic import explain
+
+            # There may be one, with pins in it.
+            raise explain(error, "look for the retention policy", path) from error
         hint = "; correct or unset ARIA_POLICY" if settings.policy_named else ""
         raise _unusable(path, f"it cannot be read ({error.strerror}){hint}") from error
     from session_manager.core.policy import parse_policy

@@ -10,7 +10,8 @@ import msgspec
 
 from session_manager.core.errors import SessionManagerError, failure, with_errors
 from session_manager.core.session import DAY_MS
-from session_manager.functions.context import Agent, Context
+from session_manager.functions.context import Agent, Context, named_when_interrupted
+from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise
 from session_manager.live.atomic import clear_errors
 from session_manager.live.ledger import Ledger, start_run
@@ -40,19 +41,20 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns what was removed, or would be, over all agents and by agent.
 
     Raises UsageError or NotFound for a bad agent name; the failure of the named agent, or the first when every
-    agent failed: Damaged (``index_damaged``), Refused (``store_unsupported``), Locked.
+    agent failed: Damaged (``index_damaged``), Refused (``store_unsupported``), Locked. UsageError (``bad_policy``).
     """
+    context = with_policy(context)
     call = Call(context, arguments)
     if arguments.dry_run:
         ledger = Ledger.open_existing(context.settings, "ro")
         with ledger or contextlib.nullcontext():
-            call.each(lambda store: call.add(store, preview_purge(call.plan(store, ledger))))
+            call.each(lambda store: call.preview(store, ledger))
         return with_errors(call.document(), call.errors)
 
     from session_manager.live.removal import Remover
 
     run_info = start_run("purge_archives", context.settings)
-    with Remover(context.settings, run_info) as remover:
+    with named_when_interrupted(run_info, call.so_far), Remover(context.settings, run_info) as remover:
         call.each(lambda store: call.purge(remover, store))
     document = {**call.document(), "run_id": run_info.shown_id}
     if call.recovered:
@@ -93,28 +95,42 @@ class Call:
         removed = ledger.archived(store.agent_id) if ledger is not None else []
         with clear_errors("look for second names in", self._second_names.root):
             second = self._second_names.of_agent(store.agent_id)
-        return plan_purge(store, listing(store), second, removed, self._cutoff)
+        return plan_purge(store, listing(store), second, removed, self._cutoff, self._context.pins)
+
+    def preview(self, store: Store, ledger: Ledger | None) -> None:
+        """Decides, and does nothing."""
+        self.add(store, preview_purge(self.plan(store, ledger)))
 
     def purge(self, remover: Any, store: Store) -> None:
         """Decides under the lock, after what was left half done has been ended, and acts."""
 
-        def act(lock: Any) -> Purged:
+        purged = Purged([], [], [])
+        self.add(store, purged)
+
+        def act(lock: Any) -> None:
             _, recovered, failures = remover.end_earlier(store, lock)
             self.recovered += recovered
             self.errors += [failure(error, store.agent_id, session_id) for session_id, error in failures]
             plan = self.plan(store, remover.existing_ledger)
-            if not plan.archives and not plan.removal_ids:
-                return Purged([], [], [])
-            return purge(store, remover.ledger, remover.run, plan)
+            purged.pinned = plan.pinned
+            if plan.archives or plan.removal_ids:
+                purge(store, remover.ledger, remover.run, plan, purged)
 
-        purged = remover.locked(store, act)
-        self.add(store, purged)
+        remover.locked(store, act)
         if purged.errors:
             self.errors.append(_summary(store, purged.errors))
 
     def add(self, store: Store, purged: Purged) -> None:
         """Adds what went of one agent, or would."""
         self._by_agent[store.agent_id] = purged
+
+    def so_far(self) -> dict[str, object]:
+        """Returns what went until now."""
+        found = self._by_agent.values()
+        return {
+            "purged_count": sum(len(purged.archives) for purged in found),
+            "bytes_freed": sum(purged.bytes for purged in found),
+        }
 
     def document(self) -> dict[str, Any]:
         """Returns the function's document; in a dry run what it counts would go."""
@@ -130,6 +146,7 @@ class Call:
             "purged_count": len(files),
             "bytes_freed": sum(purged.bytes for _, purged in found),
             "removals": sum(len(purged.removal_ids) for _, purged in found),
+            "pinned_count": sum(purged.pinned for _, purged in found),
             "by_agent": {agent_id: _counts(purged) for agent_id, purged in found},
             "files": files[:SHOWN],
             "errors": self.errors,

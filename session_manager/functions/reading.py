@@ -10,6 +10,7 @@ import msgspec
 
 from session_manager.core.errors import SessionManagerError, failure
 from session_manager.core.families import families
+from session_manager.core.progress import stage
 from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.functions.context import Context
@@ -91,6 +92,7 @@ def read_view(context: Context, agent: str | None, cutoff: Cutoff | None = None,
             view.agents.append(AgentRead(agent_id, None, [], []))
         else:
             try:
+                stage(f"reading the sessions of {agent_id}")
                 now = context.clock()
                 snapshot = read_snapshot(store, now)
                 names = listing(store)

@@ -10,7 +10,7 @@ import msgspec
 
 from session_manager.core.errors import Damaged, NotFound, SessionManagerError, failure, with_errors
 from session_manager.core.session import safe_name
-from session_manager.functions.context import Agent, Context, check_session_id, iso_utc
+from session_manager.functions.context import Agent, Context, check_session_id, iso_utc, named_when_interrupted
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Planner
 from session_manager.functions.reading import errors_or_raise
 from session_manager.live.observe import iso_to_ms, last_timestamp, listing
@@ -118,7 +118,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         from session_manager.live.removal import Remover
 
         run_info = start_run("readopt_orphans", context.settings)
-        with Remover(context.settings, run_info) as remover:
+        with named_when_interrupted(run_info), Remover(context.settings, run_info) as remover:
             _each(scope, result, lambda state, store: _act(context, everyone, remover, store, result, arguments))
         extra["run_id"] = run_info.shown_id
     if arguments.session_id is not None and not result.adopted and not result.skipped and not result.errors:

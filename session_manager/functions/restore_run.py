@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from session_manager.core.errors import NotFound, SessionManagerError, with_errors
-from session_manager.functions.context import Agent, Context
+from session_manager.functions.context import Agent, Context, named_when_interrupted
 from session_manager.functions.list_deleted import RunId
 
 if TYPE_CHECKING:
@@ -41,34 +41,46 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """
     agent = context.volume.resolve_agent(arguments.agent) if arguments.agent is not None else None
 
-    from session_manager.functions.delivery import tell
-    from session_manager.functions.restoring import also, take_back
     from session_manager.live.ledger import start_run
     from session_manager.live.removal import Remover
 
     with Remover(context.settings, start_run("restore_run", context.settings)) as remover:
         before, agents = _known(remover, arguments.run_id, agent)
-        try:
-            finds = {agent_id: _finder(agent_id, arguments.run_id) for agent_id in agents}
-            outcome = take_back(context, remover, finds, skip_conflicts=arguments.skip_conflicts)
-        except SessionManagerError:
-            # What earlier calls owe does not depend on how this one ends.
-            tell(context, remover.run, ())
-            raise
-        told = tell(context, remover.run, outcome.names)
-        count = len(outcome.names)
-        sessions = "1 session" if count == 1 else f"{count} sessions"
-        document = {
-            "restored_run": arguments.run_id,
-            "restored_count": count,
-            "restored_ids": list(dict.fromkeys(session_id for _, session_id in outcome.names)),
-            "already_restored": before,
-            "skipped": _skipped(outcome),
-            "restored_files": len(outcome.files),
-            **told,
-            "message": f"{sessions} of run {arguments.run_id} restored, {len(outcome.blocked)} could not be",
-            **also(remover, outcome),
-        }
+
+        def so_far() -> dict[str, object]:
+            return {"restored_count": _known(remover, arguments.run_id, agent)[0] - before}
+
+        with named_when_interrupted(remover.run, so_far):
+            return _restore(context, remover, arguments, before, agents)
+
+
+def _restore(
+    context: Context, remover: Remover, arguments: Arguments, before: int, agents: Sequence[str]
+) -> dict[str, Any]:
+    from session_manager.functions.delivery import tell
+    from session_manager.functions.restoring import also, take_back
+
+    try:
+        finds = {agent_id: _finder(agent_id, arguments.run_id) for agent_id in agents}
+        outcome = take_back(context, remover, finds, skip_conflicts=arguments.skip_conflicts)
+    except SessionManagerError:
+        # What earlier calls owe does not depend on how this one ends.
+        tell(context, remover.run, ())
+        raise
+    told = tell(context, remover.run, outcome.names)
+    count = len(outcome.names)
+    sessions = "1 session" if count == 1 else f"{count} sessions"
+    document = {
+        "restored_run": arguments.run_id,
+        "restored_count": count,
+        "restored_ids": list(dict.fromkeys(session_id for _, session_id in outcome.names)),
+        "already_restored": before,
+        "skipped": _skipped(outcome),
+        "restored_files": len(outcome.files),
+        **told,
+        "message": f"{sessions} of run {arguments.run_id} restored, {len(outcome.blocked)} could not be",
+        **also(remover, outcome),
+    }
     # Without leave to skip them, only what came in between can be among the skipped.
     return with_errors(document, outcome.errors + ([] if arguments.skip_conflicts else outcome.blocked_errors()))
 

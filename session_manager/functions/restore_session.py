@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from session_manager.core.errors import NotFound, Refused, SessionManagerError, with_errors
-from session_manager.functions.context import Agent, Context, check_session_id
+from session_manager.functions.context import Agent, Context, check_session_id, named_when_interrupted
 from session_manager.functions.delete_session import SessionId
 from session_manager.functions.reading import View, read_view
 
@@ -48,11 +48,12 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     with Remover(context.settings, start_run("restore_session", context.settings)) as remover:
         ledger = remover.existing_ledger
         removed = [] if ledger is None else ledger.removals(session=arguments.session_id, agent_id=agent)
-        try:
-            return _restore(context, remover, removed, arguments.session_id, agent)
-        except SessionManagerError:
-            _deliver(context, remover)
-            raise
+        with named_when_interrupted(remover.run):
+            try:
+                return _restore(context, remover, removed, arguments.session_id, agent)
+            except SessionManagerError:
+                _deliver(context, remover)
+                raise
 
 
 def _restore(

@@ -41,12 +41,15 @@ def read_health(connection: Connection) -> Health:
     """Asks aria-api how it is. Raises Unavailable when it cannot be reached, or is none."""
     root = connection.url.removesuffix(_BASE)
     ready, database = _database(connection.look(f"{root}/readyz"))
+    if ready is False:
+        # Whatever else it is asked may wait for its database, too: who may ask is written there.
+        return Health(None, ready, database, None, None, None)
     rows = connection.look(f"{connection.url}{PATH}?limit=1")
     may_read = _allowed(rows)
     if rows.status == 200:
         if not isinstance(connection.json(rows), dict | list):
             raise connection.unexpected()
-    elif may_read and ready is not False:
+    elif may_read:
         raise connection.give_up(f"aria-api answered {rows.status} at GET {connection.url}{PATH}: check ARIA_API_URL")
     version = _version(connection, root)
     may_write = _may_write(connection) if may_read else None

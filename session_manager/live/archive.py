@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from session_manager.core.errors import SessionManagerError
+from session_manager.core.progress import tracked
 from session_manager.live.atomic import explain, opened_folder, rename_new
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.ledger import Attempt, Ledger, Removal
@@ -34,7 +35,8 @@ def archive_files(
     """
     failures: Failures = []
     with opened_folder(store.sessions_dir) as folder:
-        for count, (removal, position) in enumerate(_files(removals, spared), 1):
+        going = tracked(list(_files(removals, spared)), "archiving transcripts")
+        for count, (removal, position) in enumerate(going, 1):
             if count % _CHECK_EVERY == 0:
                 lock.check()
             try:
@@ -78,7 +80,7 @@ def bring_back_files(
     if not removals:
         return failures, taken
     with opened_folder(store.sessions_dir) as folder:
-        for removal in removals:
+        for removal in tracked(removals, "bringing files back"):
             run_id = attempt.archive_run(removal)
             for source, target in removal.files:
                 try:

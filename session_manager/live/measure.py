@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from session_manager.core.progress import tracked
 from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.live.emptiness import empty_sessions
@@ -21,7 +22,7 @@ def measure(
     """
     if sizes or only.min_bytes is not None:
         files = files_by_session(names, sessions, store.sessions_dir)
-        for session in sessions:
+        for session in tracked(sessions, "measuring transcripts"):
             session.size = sum(_bytes(os.path.join(store.sessions_dir, name)) for name in files.get(session.id, ()))
     if only.empty:
         asked = [session for session in sessions if only.names(session)]

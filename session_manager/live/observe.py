@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from session_manager.core.progress import tracked
 from session_manager.core.session import Session, epoch_ms
 from session_manager.live.liveness import TRANSCRIPT_STALE_MS, gateway_visible, is_held, read_marker
 from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session, is_transcript
@@ -79,7 +80,7 @@ def observe_transcripts(
         return
     # All ids take part in the grammar, or a topic-like id would be read as somebody else's topic.
     files = files_by_session(names, sessions, store.sessions_dir)
-    for session, limit in old:
+    for session, limit in tracked(old, "looking into transcripts"):
         for name in files.get(session.id, ()):
             if is_transcript(name):
                 seen = _newer_than(os.path.join(store.sessions_dir, name), limit, now_ms)

@@ -12,17 +12,22 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from session_manager.core.errors import SessionManagerError
+from session_manager.core.progress import tracked
 from session_manager.live.archive import Failures
 from session_manager.live.atomic import clear_errors, explain, sync_folder
 from session_manager.live.ledger import Archived, Attempt, Ledger, Run
 from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
-from session_manager.live.transcripts import archive_time, parse_archive
+from session_manager.live.transcripts import archive_time, original_name, owner, parse_archive
 from session_manager.live.volume import Store
+
+if TYPE_CHECKING:
+    from session_manager.core.policy import Pins
 
 
 class Archive(msgspec.Struct):
@@ -37,18 +42,26 @@ class Archive(msgspec.Struct):
 
 
 class PurgePlan(msgspec.Struct):
-    """What is to go of one agent: archives, and removals (ids) with all that the ledger holds of them."""
+    """What is to go of one agent: archives, and removals (ids) with all that the ledger holds of them.
+
+    ``pinned`` counts archives that are old enough, too, and stay because the policy pins their session.
+    """
 
     archives: list[Archive]
     removal_ids: list[int]
+    pinned: int = 0
 
 
 class Purged(msgspec.Struct):
-    """What went: each archive with the bytes that came free, and the removals that went with all their files."""
+    """What went: each archive with the bytes that came free, and the removals that went with all their files.
+
+    ``pinned`` counts archives that stay for that.
+    """
 
     archives: list[tuple[Archive, int]]
     removal_ids: list[int]
     errors: list[SessionManagerError]
+    pinned: int = 0
 
     @property
     def bytes(self) -> int:
@@ -57,30 +70,46 @@ class Purged(msgspec.Struct):
 
 
 def plan_purge(
-    store: Store, names: Iterable[str], second: Mapping[str, Sequence[str]], removed: Iterable[Archived], cutoff: int
+    store: Store,
+    names: Iterable[str],
+    second: Mapping[str, Sequence[str]],
+    removed: Iterable[Archived],
+    cutoff: int,
+    pins: Pins | None,
 ) -> PurgePlan:
     """Decides what is older than ``cutoff`` (epoch ms): ``names`` lie in the sessions folder, ``second`` beside it.
 
     An archive of a removal follows the removal's age, and so do all others of that removal. Any other has its time in
-    its name; one that cannot be read stays.
+    its name; one that cannot be read stays. What ``pins`` name stays.
     """
     here = {name for name in names if parse_archive(name) is not None}
     owners: dict[str, int] = {}
     going: list[int] = []
+    pinned: set[int] = set()
     for removal in removed:
         owners.update(dict.fromkeys(removal.archives, removal.removal_id))
         # A store that was copied elsewhere has another id, and the same files.
         mine = removal.store_id == store.store_id or not here.isdisjoint(removal.archives)
         if mine and removal.finished and removal.removed_at < cutoff:
-            going.append(removal.removal_id)
+            if pins is not None and pins.name(removal.session_id, removal.keys, (removal.label,)):
+                pinned.add(removal.removal_id)
+            else:
+                going.append(removal.removal_id)
     archives = []
-    old = set(going)
+    old, spared = set(going), 0
     for name in sorted(here | second.keys()):
-        owner = owners.get(name)
-        if owner in old if owner is not None else _is_old(name, cutoff):
+        removal_id = owners.get(name)
+        if removal_id in pinned or (removal_id is None and _is_old(name, cutoff) and _is_pinned(name, pins)):
+            spared += 1
+        elif removal_id in old if removal_id is not None else _is_old(name, cutoff):
             paths = [os.path.join(store.sessions_dir, name)] if name in here else []
-            archives.append(Archive(name, [*paths, *second.get(name, ())], owner))
-    return PurgePlan(archives, going)
+            archives.append(Archive(name, [*paths, *second.get(name, ())], removal_id))
+    return PurgePlan(archives, going, spared)
+
+
+def _is_pinned(name: str, pins: Pins | None) -> bool:
+    """Says whether an archive that the ledger does not know bears the id of a session that is pinned."""
+    return pins is not None and owner(original_name(name), pins.ids) is not None
 
 
 def _is_old(name: str, cutoff: int) -> bool:
@@ -93,7 +122,7 @@ def preview_purge(plan: PurgePlan) -> Purged:
     """Says what would go, and counts what would come free. Raises Refused or Failed."""
     left: dict[tuple[int, int], int] = {}
     found = []
-    for archive in plan.archives:
+    for archive in tracked(plan.archives, "looking at archives"):
         freed = 0
         for path in archive.paths:
             with clear_errors("look at", path):
@@ -106,17 +135,18 @@ def preview_purge(plan: PurgePlan) -> Purged:
             if left[inode] == 0 and stat.S_ISREG(status.st_mode):
                 freed += status.st_size
         found.append((archive, freed))
-    return Purged(found, plan.removal_ids, [])
+    return Purged(found, plan.removal_ids, [], plan.pinned)
 
 
-def purge(store: Store, ledger: Ledger, run: Run, plan: PurgePlan) -> Purged:
+def purge(store: Store, ledger: Ledger, run: Run, plan: PurgePlan, purged: Purged) -> None:
     """Does what ``plan`` says, for a caller who holds the store's lock. Raises Refused, Damaged or Failed.
 
-    What cannot be removed stays, with the whole rest of its removal in the ledger, and is in the result's errors.
+    ``purged`` is added to as things go. What cannot be removed stays, with the whole rest of its removal in the
+    ledger, and is in its errors.
     """
     attempt = ledger.intend_purge(run, store.store_id, store.agent_id, plan.removal_ids)
     step("purge intent written")
-    return _purge(store, ledger, attempt, plan)
+    _purge(store, ledger, attempt, plan, purged)
 
 
 def end_purge(store: Store, ledger: Ledger, attempt: Attempt) -> Failures:
@@ -128,13 +158,14 @@ def end_purge(store: Store, ledger: Ledger, attempt: Attempt) -> Failures:
             second = second_names.path(attempt.archive_run(removal), store.agent_id, name)
             archives.append(Archive(name, [os.path.join(store.sessions_dir, name), second], removal.removal_id))
     plan = PurgePlan(archives, [removal.removal_id for removal in attempt.removals])
-    return [(None, error) for error in _purge(store, ledger, attempt, plan).errors]
-
-
-def _purge(store: Store, ledger: Ledger, attempt: Attempt, plan: PurgePlan) -> Purged:
     purged = Purged([], [], [])
+    _purge(store, ledger, attempt, plan, purged)
+    return [(None, error) for error in purged.errors]
+
+
+def _purge(store: Store, ledger: Ledger, attempt: Attempt, plan: PurgePlan, purged: Purged) -> None:
     failed: set[int | None] = set()
-    for archive in plan.archives:
+    for archive in tracked(plan.archives, "removing archives"):
         if archive.owner is not None and archive.owner in failed:
             continue
         freed, error = unlink_all(archive.paths)
@@ -152,11 +183,10 @@ def _purge(store: Store, ledger: Ledger, attempt: Attempt, plan: PurgePlan) -> P
         step("purged folder synced")
         ledger.finish_purge(attempt, gone, {"files": len(purged.archives), "bytes": purged.bytes})
         step("purge noted")
-        purged.removal_ids = gone
+        purged.removal_ids += gone
     except SessionManagerError as error:
         # What has gone is said all the same; the next call ends it in the ledger.
         purged.errors.append(error)
-    return purged
 
 
 def unlink_all(paths: Iterable[str]) -> tuple[int, SessionManagerError | None]:

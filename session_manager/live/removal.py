@@ -16,6 +16,7 @@ from typing import Self, TypeVar
 import msgspec
 
 from session_manager.core.errors import Locked, SessionManagerError
+from session_manager.core.progress import stage
 from session_manager.core.session import Session
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, sync_folder
@@ -211,6 +212,7 @@ class Remover:
             with clear_errors("rewrite the index of", store.sessions_dir):
                 if fresh_start and identity_of(store.index_path) != snapshot.identity:
                     raise IndexChanged
+                stage(f"writing the index of {store.agent_id}")
                 swap = Swap(store, lock, attempt)
                 swap.install(snapshot.index, snapshot.identity, text, temp)
                 failures = self._settle(lock, snapshot, attempt, swap, parsed_by(snapshot.index))
@@ -231,6 +233,7 @@ class Remover:
         self, lock: StoreLock, store: Store, read: Identity, text: bytes, removals: list[Removal]
     ) -> tuple[Temp, Attempt]:
         """Writes the new index beside the version ``read``, and the intent to put it there; durably, or neither."""
+        stage(f"noting what shall go of {store.agent_id}")
         temp = write_temp(store, text)
         try:
             step("index prepared")
@@ -271,6 +274,7 @@ class Remover:
         sync_folder(store.sessions_dir)
         forget_second_names(store, self.second_names, attempt, back)
         step("folder synced")
+        stage(f"noting what has gone of {store.agent_id}")
         self.ledger.finish(attempt, swap.alive, complete=not failures)
         step("end noted")
         # A gateway of 2026.2.17 that read the old text just before the swap and took the time just after it has

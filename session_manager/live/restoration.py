@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from session_manager.core.errors import Locked, Refused, SessionManagerError
+from session_manager.core.progress import stage
 from session_manager.live.archive import Failures, bring_back_files
 from session_manager.live.atomic import clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock
@@ -145,12 +146,14 @@ def _execute(
     store, identity = snapshot.store, snapshot.identity
     assert identity is not None
     ledger = remover.ledger
+    stage(f"noting what shall come back to {store.agent_id}")
     attempt = ledger.intend_restore(remover.run, store.store_id, store.agent_id, [], [identity], removed)
     step("restore intended")
     try:
         with clear_errors("restore sessions in", store.sessions_dir):
             swap_in = _prepared(snapshot, lock, attempt)
             _bring_back(store, remover.second_names, attempt)
+            stage(f"writing the index of {store.agent_id}")
             swap_in()
             alive, failures = recover_attempt(store, lock, ledger, attempt)
     except LockLost:

@@ -18,6 +18,7 @@ from io import FileIO
 
 import msgspec
 
+from session_manager.core.progress import tracked
 from session_manager.core.session import DAY_MS
 from session_manager.live.atomic import explain, keep_owner, opened_folder, rename_new, sync_folder
 from session_manager.live.gateway_lock import StoreLock
@@ -80,7 +81,7 @@ class SecondNames:
             try:
                 self._make(folder)
                 with opened_folder(store.sessions_dir) as source, opened_folder(folder) as target:
-                    for count, name in enumerate(names):
+                    for count, name in enumerate(tracked(names, "keeping second names")):
                         if count % _CHECK_EVERY == _CHECK_EVERY - 1:
                             lock.check()
                         _keep(source, target, name, copying, at_risk)

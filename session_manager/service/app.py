@@ -47,6 +47,7 @@ def create_app(config: Config, database_url: str) -> FastAPI:
     app.state.engine = engine
     app.state.authenticator = Authenticator(config, engine)
     app.state.syncing = asyncio.Lock()
+    app.state.readiness = None
     app.state.drawn = {}
     app.state.jobs = Runner(engine, config, registered(config))
     problems.install(app)

@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import typer
-from rich.console import Console
 
-from session_manager.core.errors import PARTIAL_EXIT_CODE, Failed, Interrupted, SessionManagerError, UsageError
+from session_manager.core.errors import (
+    INTERRUPTED,
+    PARTIAL_EXIT_CODE,
+    Failed,
+    Interrupted,
+    SessionManagerError,
+    UsageError,
+)
+from session_manager.faces.cli import words
+from session_manager.faces.cli.progress import shown
 from session_manager.faces.cli.screen import Screen, talk
 from session_manager.faces.runner import call, encode, write
 from session_manager.functions import load
-from session_manager.functions.context import INTERRUPTED
 
 Document = dict[str, Any]
 Show = Callable[[Screen, Document], None]
@@ -24,11 +31,8 @@ Show = Callable[[Screen, Document], None]
 def ask(name: str, **arguments: object) -> Document:
     """Calls a function without the arguments that are None, and returns its document. Raises SessionManagerError."""
     given = {argument: value for argument, value in arguments.items() if value is not None}
-    talking = Console(stderr=True)
-    quiet = not talking.is_terminal or talking.is_dumb_terminal or "NO_COLOR" in os.environ
-    shown = contextlib.nullcontext() if quiet else talking.status(name.replace("_", " ") + " …", spinner="line")
     try:
-        with shown:
+        with shown(name.replace("_", " ")):
             return call(load(name), given, os.environ)
     except KeyboardInterrupt:
         raise Interrupted(INTERRUPTED) from None
@@ -86,14 +90,28 @@ def end_failed(error: SessionManagerError, *, as_json: bool = False) -> NoReturn
         talk(f"error: {error.message}")
         for conflict in error.details.get("conflicts", ()):
             talk(f"  {conflict['agentId']} {conflict['id']}: {conflict['reason']}")
-    run_id = error.details.get("run_id")
-    if isinstance(error, Interrupted) and run_id is not None:
+    if isinstance(error, Interrupted):
+        _say_done(error.details)
+    raise typer.Exit(error.exit_code)
+
+
+def _say_done(details: Mapping[str, Any]) -> None:
+    """Says what an interrupted call had done until then."""
+    if "restored_count" in details:
+        talk(f"{counted(details['restored_count'], 'session')} had been brought back; the same command goes on")
+    elif "purged_count" in details:
+        freed = words.size(details["bytes_freed"])
+        talk(f"{counted(details['purged_count'], 'archive')} ({freed}) had been removed for good")
+    elif details.get("pending") is not None:
+        waits = "waits" if details["pending"] == 1 else "wait"
+        talk(f"{counted(details['pending'], 'mark')} still {waits} for history; the same command goes on")
+    elif "run_id" in details:
+        run_id = details["run_id"]
         with contextlib.suppress(SessionManagerError):
             known = ask("list_deleted", run_id=run_id, limit=1)
             done = known["deleted_count"] - known.get("unfinished", 0)
             if done:
                 talk(f"{counted(done, 'session')} had been removed; take it back with: session-manager undo {run_id}")
-    raise typer.Exit(error.exit_code)
 
 
 def needs_somebody(flags: str, *, as_json: bool) -> None:

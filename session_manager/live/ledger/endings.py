@@ -35,10 +35,7 @@ class Endings(Connection):
                 (agent_id, REMOVE, REMOVED),
             )
             decode = msgspec.json.Decoder(Details).decode
-            return [
-                Archived(removal_id, session_id, run_id, store_id, at, bool(ended), [n for _, n in decode(text).files])
-                for removal_id, session_id, run_id, store_id, at, ended, text in rows
-            ]
+            return [_archived(decode(text), *row) for *row, text in rows]
 
     def holds(self, agent_id: str, session_id: str) -> bool:
         """Says whether the ledger knows more of a session's removals than that they were."""
@@ -111,6 +108,15 @@ class Endings(Connection):
                 body = {"run": run.run_id, "agent": agent_id, "session": session_id, "status": ERASED}
                 chain.append(c, "owed", body)
         run.noted = run.noted or bool(changed)
+
+
+def _archived(
+    details: Details, removal_id: int, session_id: str, run_id: str, store_id: str, at: int, ended: int
+) -> Archived:
+    archives = [name for _, name in details.files]
+    return Archived(
+        removal_id, session_id, run_id, store_id, at, bool(ended), archives, details.keys, details.facts.label
+    )
 
 
 def _known(c: sqlite3.Connection, agent_id: str, session_id: str) -> list[int]:

@@ -92,6 +92,8 @@ class Archived(msgspec.Struct, frozen=True):
     removed_at: int
     finished: bool
     archives: list[str]
+    keys: list[str]
+    label: str | None
 
 
 class Removed(msgspec.Struct):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+import asyncio
+
+from fastapi import APIRouter, FastAPI, Request
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from session_manager.service.api.schemas import Health, Problem
 from session_manager.service.db.migrate import head, revisions
 from session_manager.service.problems import Unavailable
 
 router = APIRouter(tags=["health"])
+
+
+# Less than those who ask are used to wait; behind a pooler a database that has gone is waited for much longer.
+PATIENCE_S = 3.0
 
 
 @router.head("/healthz", include_in_schema=False)
@@ -24,9 +31,12 @@ async def healthz() -> Health:
 @router.get("/readyz", summary="Whether it can work", responses={503: {"model": Problem}})
 async def readyz(request: Request) -> Health:
     """Asks the database for its schema. A newer one will do, so that a rolling update leaves older replicas in."""
+    question = _question(request.app)
+    done, _ = await asyncio.wait({question}, timeout=PATIENCE_S)
+    if not done:
+        raise Unavailable("the database does not answer in time; try again in a moment")
     try:
-        async with request.app.state.engine.connect() as connection:
-            found = await connection.scalar(text("SELECT version_num FROM session_manager_version"))
+        found = question.result()
     except ProgrammingError as error:
         raise Unavailable("the database has no schema; run session-manager migrate", code="schema") from error
     except SQLAlchemyError as error:
@@ -34,3 +44,19 @@ async def readyz(request: Request) -> Health:
     if found is None or (found != head() and found in revisions()):
         raise Unavailable("the database's schema is an older version's; run session-manager migrate", code="schema")
     return Health()
+
+
+def _question(app: FastAPI) -> asyncio.Task[str | None]:
+    """Returns the question that is under way, or a new one: those who do not wait must not use up the pool."""
+    question: asyncio.Task[str | None] | None = app.state.readiness
+    if question is None or question.done():
+        question = app.state.readiness = asyncio.create_task(_schema(app.state.engine))
+        # Where nobody waits for the answer any more, nobody is to be told of an error.
+        question.add_done_callback(lambda task: task.cancelled() or task.exception())
+    return question
+
+
+async def _schema(engine: AsyncEngine) -> str | None:
+    async with engine.connect() as connection:
+        found: str | None = await connection.scalar(text("SELECT version_num FROM session_manager_version"))
+        return found

@@ -362,6 +362,20 @@ def test_who_may_not_write_is_told_so() -> None:
     assert set(bad(answer)) == {"store main", "ledger"}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="whoever runs this may look into what it made")
+def test_a_state_directory_that_nobody_may_look_into_is_told() -> None:
+    with tempfile.TemporaryDirectory() as base:
+        Path(base).chmod(0o755)
+        store = StoreBuilder(Path(base, "agents"))
+        store.write().index.chmod(0o644)
+        state = Path(base, "state")
+        state.mkdir(0o700)
+        env = {"ARIA_API_URL": "", "HOME": base, "ARIA_STATE_DIR": str(state)}
+        answer = Skill(Path(base, "agents"), ordinary=True, **env)("doctor")
+    assert (answer.exit_code, set(bad(answer))) == (4, {"store main", "policy", "ledger"})
+    assert "gateway's user" in bad(answer)["policy"]["advice"]
+
+
 def test_an_aria_api_that_does_not_answer_is_told(whole: StoreBuilder, skill: Skill) -> None:
     answer = skill("doctor", ARIA_API_URL="http://127.0.0.1:1/api")
     assert (answer.exit_code, answer.document["code"]) == (70, "aria_api_unreachable")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from session_manager.core.errors import Refused, UsageError
+from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.functions.context import Context
 from session_manager.functions.diagnosis import Check, failed, plural, size
 from session_manager.functions.policy import with_policy
@@ -20,9 +20,9 @@ def policy_check(context: Context) -> Check:
     path = context.settings.policy_path
     try:
         policy = with_policy(context).policy
-    except UsageError as error:
-        advice = "correct the file, or move it away; until then nothing that would use it removes anything"
-        return failed("policy", error, advice)
+    except SessionManagerError as error:
+        advice = {"not_writable": "run as the gateway's user"}.get(error.code, "correct the file, or move it away")
+        return failed("policy", error, f"{advice}; until then nothing that would use it removes anything")
     if policy is None:
         return Check("policy", True, f"there is none at {path}")
     rules = len(policy.rules) + (policy.agent_budget is not None)

@@ -10,27 +10,11 @@ import os
 import signal
 import sys
 import traceback
-from importlib.metadata import version
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 from session_manager.core.errors import Failed, Interrupted, SessionManagerError
 
 _OWN_PACKAGES = ("typer", "rich", "click")
-
-
-def _say_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(version("aria-sessionmanager"))
-        raise typer.Exit
-
-
-@app.callback()
-def _begin(
-    _: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    pass
 
 
 def main() -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from session_manager.faces.cli import (
@@ -31,3 +33,20 @@ app = typer.Typer(
 )
 for module in (sessions, removals, restoring, archives, ghosts, policy, doctor, service, tokens, mcp, skill):
     module.add_to(app)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("aria-sessionmanager"))
+        raise typer.Exit
+
+
+@app.callback()
+def _begin(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass

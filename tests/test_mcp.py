@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mcp import Client, StdioServerParameters, stdio_client
 from mcp_types import CallToolResult, Tool
+from mcp_wire import Wire
 from service import wait_until
 from small_aria import SmallAria
 from support import ROOT, Skill, StoreBuilder, picture
@@ -214,42 +215,6 @@ def marker_of(store: StoreBuilder) -> Path:
     return store.dir / "sessions.json.lock"
 
 
-class Wire:
-    """The server as a process, spoken to line by line."""
-
-    def __init__(self, *command: str, env: dict[str, str]) -> None:
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen([sys.executable, *command], stdin=pipe, stdout=pipe, stderr=pipe, env=env)
-        who = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-        self.send(method="initialize", id=1, params=who)
-        assert self.answer()["id"] == 1
-        self.send(method="notifications/initialized")
-
-    def __enter__(self) -> Wire:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            assert pipe is not None
-            pipe.close()
-
-    def send(self, line: bytes | None = None, **message: Any) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write((line or json.dumps({"jsonrpc": "2.0", **message}).encode()) + b"\n")
-        self.process.stdin.flush()
-
-    def call(self, number: int, name: str, **arguments: Any) -> None:
-        self.send(method="tools/call", id=number, params={"name": name, "arguments": arguments})
-
-    def answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        found = json.loads(self.process.stdout.readline())
-        assert isinstance(found, dict)
-        return found
-
-
 @pytest.fixture
 def store(agents: Path, skill: Skill) -> StoreBuilder:
     store = StoreBuilder(agents)
@@ -264,7 +229,7 @@ def wire(store: StoreBuilder, skill: Skill) -> Iterator[Wire]:
     """A server in mid-call: a prune that waits for the gateway's lock, until that is taken away."""
     marker = {"pid": os.getpid(), "createdAt": datetime.now(UTC).isoformat()}
     marker_of(store).write_text(json.dumps(marker))
-    with Wire(COMMAND, "mcp", env=skill.environment()) as found:
+    with Wire(sys.executable, COMMAND, "mcp", env=skill.environment()) as found:
         found.call(2, "prune_sessions")
         wait_until((store.dir / ".session_manager.lock").exists)
         yield found
@@ -286,7 +251,7 @@ def test_a_signal_lets_the_call_in_hand_finish_and_begins_no_other(
 
 
 def test_a_signal_without_a_call_ends_it(skill: Skill, agents: Path) -> None:
-    with Wire(COMMAND, "mcp", env=skill.environment()) as wire:
+    with Wire(sys.executable, COMMAND, "mcp", env=skill.environment()) as wire:
         wire.process.send_signal(signal.SIGTERM)
         assert wire.process.wait(timeout=30) == 130
 
@@ -314,7 +279,7 @@ def test_a_call_that_is_cancelled_leaves_a_whole_state_and_the_next_one_is_answe
 
 
 def test_what_is_no_message_is_no_end(skill: Skill, store: StoreBuilder) -> None:
-    with Wire(COMMAND, "mcp", env=skill.environment()) as wire:
+    with Wire(sys.executable, COMMAND, "mcp", env=skill.environment()) as wire:
         bare = b'{"jsonrpc": "2.0", "id": 7}'
         for line in (b"no json", b"\xff\xfe", b"[]", b"{}", bare, b"1" * 5000, b"[" * 100_000):
             wire.send(line)
@@ -346,7 +311,7 @@ def test_nothing_that_a_function_prints_is_on_the_wire(skill: Skill, store: Stor
         f"sys.argv = [{COMMAND!r}, 'mcp']\n"
         f"runpy.run_path({COMMAND!r}, run_name='__main__')\n"
     )
-    with Wire("-c", noisy, env={**skill.environment(), "PYTHONPATH": str(ROOT)}) as wire:
+    with Wire(sys.executable, "-c", noisy, env={**skill.environment(), "PYTHONPATH": str(ROOT)}) as wire:
         wire.call(2, "doctor")
         assert wire.answer()["result"]["structuredContent"]["checks"]
         assert wire.process.stdin is not None

@@ -1,4 +1,4 @@
-"""skill.md and README.md are true: every function is described, every example runs."""
+"""skill.md, README.md and references/ are true: every function is described, every example runs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from session_manager.service.config import INTERVALS
 
 SKILL = (ROOT / "skill.md").read_text()
 README = (ROOT / "README.md").read_text()
+ARIA_API = (ROOT / "references" / "aria-api.md").read_text()
 FINISHED = "0f7c4c1e-3a54-4a8e-9b55-5b6a3c1d2e3f"
 EXAMPLES = re.findall(
     r"^python3 (?:/app/skills/)?run_skill\.py (session_manager [a-z].*)$", SKILL + README, re.MULTILINE
@@ -88,8 +89,8 @@ def test_policies_in_the_pages_are_accepted(text: str, agents: Path, skill: Skil
     assert (answer.exit_code, answer.document["policy"]) == (0, str(path))
 
 
-@pytest.mark.parametrize("line", re.findall(r"^session-manager (?!serve)([^#\n]*)", README, re.MULTILINE))
-def test_commands_of_the_readme_run(line: str, database: str, agents: Path) -> None:
+@pytest.mark.parametrize("line", re.findall(r"^session-manager (?!serve)([^#\n]*)", README + ARIA_API, re.MULTILINE))
+def test_commands_of_the_pages_run(line: str, database: str, agents: Path) -> None:
     store = StoreBuilder(agents)
     store.add("cron:daily", 120)
     store.write()
@@ -123,7 +124,7 @@ def test_the_tour_of_make_run() -> None:
 
 def test_every_job_is_documented() -> None:
     for name in INTERVALS:
-        assert f"| `{name}` |" in README, name
+        assert f"| `{name}` |" in ARIA_API, name
 
 
 def test_environment_and_codes_are_documented() -> None:
@@ -134,7 +135,7 @@ def test_environment_and_codes_are_documented() -> None:
         for p in package.rglob("*.py")
         if not {"service", "cli"}.intersection(p.relative_to(package).parts)
     )
-    for sources, pages in ((skill, (USAGE,)), (service, (ENVIRONMENT, README))):
+    for sources, pages in ((skill, (USAGE,)), (service, (ENVIRONMENT, ARIA_API))):
         for variable in set(re.findall(r'"((?:ARIA|OPENCLAW|SESSION_CLEANUP)_[A-Z_]+|DATABASE_URL)"', sources)):
             assert all(variable in page for page in pages), variable
     sources = skill

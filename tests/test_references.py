@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import re
+import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,13 @@ from support import ROOT, Skill, StoreBuilder
 
 from session_manager.core import errors
 from session_manager.core.errors import PARTIAL_EXIT_CODE, SessionManagerError
-from session_manager.core.session import KINDS
+from session_manager.core.session import KINDS, Entry, parse_key
 from session_manager.faces.runner import catalogue_entry
 from session_manager.functions import NAMES, load
+from session_manager.live.liveness import STORE_STALE_MS, TRANSCRIPT_STALE_MS, Payload
 from session_manager.live.orphans import CLASSES
 
-FUNCTIONS = sections("functions.md")
+FUNCTIONS, STORE_FORMAT = sections("functions.md"), sections("store-format.md")
 # What a dry run of each function is called with; the others have none.
 DRY = {name for name in NAMES if "dry_run" in load(name).arguments.__struct_fields__}
 # Of the erasing functions and of what is done twice.
@@ -301,3 +305,129 @@ def test_null_stands_for_what_is_left_out_only_where_that_is_the_default(store: 
     assert skill("list_sessions", {"limit": None}).exit_code == 0
     assert skill("get_session_stats", {"stale_minutes": None}).exit_code == 2
     assert skill("prune_sessions", {"max_age_minutes": None}).exit_code == 2
+
+
+def rows_below(title: str, head: str) -> list[list[str]]:
+    """The rows of a table in a part of a section of store-format.md."""
+    text = "\n".join(STORE_FORMAT.values())
+    return table(text.split(f"{title}\n")[1], head)
+
+
+def test_the_members_of_an_entry_that_are_read() -> None:
+    text = (PAGES / "store-format.md").read_text().split("Of an entry these members are read")[1].split("\n\n")[0]
+    assert names(text) == [field.encode_name for field in msgspec.structs.fields(Entry)]
+
+
+def test_session_keys_are_of_the_types_of_the_page() -> None:
+    rows = rows_below("### Session keys", "rest")
+    assert {kind for _, kind in rows} == set(KINDS)
+    for rest, kind in rows:
+        assert parse_key(f"agent:main:{names(rest)[0]}").kind == kind, rest
+
+
+def test_file_names_are_of_the_classes_of_the_page(agents: Path, skill: Skill) -> None:
+    store = StoreBuilder(agents)
+    store.add("cron:abc", 120, "abc")
+    store.write()
+
+    def counts() -> dict[str, int]:
+        classes = skill("cleanup_orphans").document["classes"]
+        return {kind: found["count"] for kind, found in classes.items() if kind != "entry_without_transcript"}
+
+    (store.dir / "abc.jsonl").unlink()
+    before = counts()
+    rows = rows_below("### File names", "name")
+    assert len(rows) > 10
+    for name, _, kind in rows:
+        path = store.dir / names(name)[0]
+        path.write_text("{}\n")
+        assert counts() == {**before, names(kind)[0]: before[names(kind)[0]] + 1}, name
+        path.unlink()
+
+
+def test_a_lock_holds_what_the_page_says() -> None:
+    text = (PAGES / "store-format.md").read_text().split("### Locks\n")[1]
+    assert {field.encode_name for field in msgspec.structs.fields(Payload)} <= set(names(text))
+    assert f"after {STORE_STALE_MS // 1000} seconds for the store and {TRANSCRIPT_STALE_MS // 60_000}\nminutes" in text
+
+
+@pytest.fixture
+def used(store: StoreBuilder, skill: Skill) -> sqlite3.Connection:
+    """A ledger that knows of everything that can happen to a session."""
+    skill.env = {"ARIA_ALLOW_ERASE": "1"}
+    skill("prune_sessions", {"limit": 2})
+    for function, arguments in (
+        ("restore_session", {"session_id": "daily"}),
+        ("purge_archives", {"dry_run": False}),
+        ("erase_session", {"session_id": ID, "confirm": ID}),
+    ):
+        assert skill(function, arguments).exit_code == 0, function
+    return sqlite3.connect(store.dir.parents[1] / ".session_manager" / "ledger.sqlite")
+
+
+def test_the_ledger_has_the_tables_and_columns_of_the_page(used: sqlite3.Connection) -> None:
+    shown = {names(row[0])[0]: names(row[1]) for row in table(STORE_FORMAT["The ledger"], "table")}
+    tables = [name for (name,) in used.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY rowid")]
+    assert shown == {name: [row[1] for row in used.execute(f"PRAGMA table_info({name})")] for name in tables}
+    assert f"is its format, {used.execute('PRAGMA user_version').fetchone()[0]}." in STORE_FORMAT["The ledger"]
+    used.close()
+
+
+def test_the_chain_is_made_as_the_page_says(used: sqlite3.Connection, skill: Skill) -> None:
+    before = b""
+    for seq, at, kind, body, sealed in used.execute("SELECT * FROM events ORDER BY seq"):
+        own = hashlib.sha256(json.dumps([seq, at, kind, body], separators=(",", ":"), ensure_ascii=False).encode())
+        before = hashlib.sha256(before + own.digest()).digest()
+        assert sealed == before, seq
+    assert skill("verify_ledger").document["head"] == before.hex()
+    used.close()
+
+
+def test_kinds_and_states_are_those_of_the_sources() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "session_manager" / "live" / "ledger").glob("*.py"))
+    (kinds,) = re.findall(r"Kinds are (.*?)\.", STORE_FORMAT["The ledger"], re.DOTALL)
+    appended = set(re.findall(r'chain\.append\(\s*\w+,\s*"(\w+)"', sources))
+    assert appended <= set(names(kinds))
+    assert all(f'"{kind}"' in sources for kind in names(kinds))
+    for row in table(STORE_FORMAT["The ledger"], "table"):
+        for states in re.findall(r"`(?:kind|state|status)` ([a-z, ]+? or [a-z]+)", row[2]):
+            for state in re.split(r", | or ", states):
+                assert re.search(rf"[\"']{state}[\"']", sources), state
+
+
+def pattern(path: str, agents: Path) -> str:
+    """A path of the page as a regular expression for real ones."""
+    real = path.replace("<state>", f"{agents}/.session_manager").replace("<agents>", str(agents))
+    return re.sub(r"<[a-z]+>", "[^/]+", real.replace(".", r"\."))
+
+
+def test_every_file_of_ours_is_there(used: sqlite3.Connection, agents: Path, skill: Skill) -> None:
+    used.close()
+    store = agents / "main" / "sessions"
+    store.joinpath("sessions.json").write_text('{"agent:main:cron:a": {"sessionId": "daily", "upd')
+    assert skill("readopt_orphans", {"rebuild": True, "dry_run": False}).exit_code == 0
+    (store / ".session_manager.1.0b7e0b7e0b7e.0123456789abcdef.index").write_text('{"a": {}}')
+    assert skill("prune_sessions").exit_code == 0
+    (agents / ".session_manager" / "session-manager.toml").write_text('[pins]\nids = ["x"]\n')
+    (store / "keep.jsonl.deleted.2026-02-15T18-00-00.123Z").write_text("{}")
+    rows = table(STORE_FORMAT["The skill's own files"], "path")
+    patterns = [pattern(names(row[0])[0], agents) for row in rows]
+    found = [path for path in agents.rglob("*") if path.is_file()]
+    ours = [str(path) for path in found if not re.search(r"/sessions\.json$|\.jsonl$", str(path))]
+    assert [path for path in ours if not any(re.fullmatch(each, path) for each in patterns)] == []
+    transient = (r"\.marker", r"\.index")
+    unseen = [each for each in patterns if not any(re.fullmatch(each, path) for path in ours)]
+    assert all(each.endswith(transient) for each in unseen), unseen
+
+
+def test_what_may_be_deleted_while_no_call_runs(used: sqlite3.Connection, agents: Path, skill: Skill) -> None:
+    used.close()
+    state, store = agents / ".session_manager", agents / "main" / "sessions"
+    (state / "delivery.lock").unlink(missing_ok=True)
+    (store / ".session_manager.lock").unlink()
+    shutil.rmtree(state / "archives")
+    assert skill("delete_session", {"session_id": "daily"}).exit_code == 0
+    assert skill("restore_session", {"session_id": "daily"}).exit_code == 0
+    assert skill("verify_ledger").document["whole"] is True
+    assert state.stat().st_mode & 0o777 == 0o700
+    assert (state / "ledger.sqlite").stat().st_mode & 0o777 == 0o600

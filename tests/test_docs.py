@@ -20,9 +20,12 @@ from session_manager.service.config import INTERVALS
 SKILL = (ROOT / "skill.md").read_text()
 README = (ROOT / "README.md").read_text()
 ARIA_API = (ROOT / "references" / "aria-api.md").read_text()
+REFERENCES = "".join(page.read_text() for page in sorted((ROOT / "references").glob("*.md")))
+POLICY = (ROOT / "references" / "policy.md").read_text()
 FINISHED = "0f7c4c1e-3a54-4a8e-9b55-5b6a3c1d2e3f"
+TOML = re.findall(r"^```toml\n(.*?)^```", SKILL + README + REFERENCES, re.MULTILINE | re.DOTALL)
 EXAMPLES = re.findall(
-    r"^python3 (?:/app/skills/)?run_skill\.py (session_manager [a-z].*)$", SKILL + README, re.MULTILINE
+    r"^python3 (?:/app/skills/)?run_skill\.py (session_manager [a-z].*)$", SKILL + README + POLICY, re.MULTILINE
 )
 
 
@@ -59,6 +62,7 @@ def test_the_rules_for_agents_are_there() -> None:
 
 def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= len(NAMES)
+    assert TOML
 
 
 @pytest.mark.parametrize("line", EXAMPLES)
@@ -80,7 +84,7 @@ def test_examples_run(line: str, agents: Path, skill: Skill) -> None:
     assert set(returned) & set(answer.document), "the example shows none of the fields that the page promises"
 
 
-@pytest.mark.parametrize("text", re.findall(r"^```toml\n(.*?)^```", SKILL + README, re.MULTILINE | re.DOTALL))
+@pytest.mark.parametrize("text", TOML)
 def test_policies_in_the_pages_are_accepted(text: str, agents: Path, skill: Skill, tmp_path: Path) -> None:
     StoreBuilder(agents).write()
     path = tmp_path / "policy.toml"

@@ -21,7 +21,7 @@ from support import ROOT, Skill, StoreBuilder
 from session_manager.core import errors
 from session_manager.core.errors import PARTIAL_EXIT_CODE, SessionManagerError
 from session_manager.core.session import KINDS, Entry, parse_key
-from session_manager.faces.runner import catalogue_entry
+from session_manager.faces.runner import USAGE, catalogue_entry
 from session_manager.functions import NAMES, load
 from session_manager.live.liveness import STORE_STALE_MS, TRANSCRIPT_STALE_MS, Payload
 from session_manager.live.orphans import CLASSES
@@ -431,3 +431,8 @@ def test_what_may_be_deleted_while_no_call_runs(used: sqlite3.Connection, agents
     assert skill("verify_ledger").document["whole"] is True
     assert state.stat().st_mode & 0o777 == 0o700
     assert (state / "ledger.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+def test_every_variable_of_the_skill_is_there() -> None:
+    shown = {name for row in table(FUNCTIONS["The environment"], "variable") for name in names(row[0])}
+    assert shown == set(re.findall(r"\b(?:ARIA|OPENCLAW)_[A-Z_]+\b", USAGE))

@@ -93,11 +93,18 @@ def test_policies_in_the_pages_are_accepted(text: str, agents: Path, skill: Skil
     assert (answer.exit_code, answer.document["policy"]) == (0, str(path))
 
 
-@pytest.mark.parametrize("line", re.findall(r"^session-manager (?!serve)([^#\n]*)", README + ARIA_API, re.MULTILINE))
+@pytest.mark.parametrize(
+    "line", re.findall(r"^session-manager (?!serve)([^#\n]*)", README + ARIA_API + POLICY, re.MULTILINE)
+)
 def test_commands_of_the_pages_run(line: str, database: str, agents: Path) -> None:
     store = StoreBuilder(agents)
     store.add("cron:daily", 120)
     store.write()
+    # It says what goes where a command does not.
+    (policy,) = re.findall(r"^```toml\n(.*?)^```", POLICY, re.MULTILINE | re.DOTALL)
+    state = agents / ".session_manager"
+    state.mkdir()
+    (state / "session-manager.toml").write_text(policy)
     done = subprocess.run(
         [sys.executable, "-m", "session_manager.faces.cli", *shlex.split(line)],
         cwd=ROOT,
@@ -146,3 +153,36 @@ def test_environment_and_codes_are_documented() -> None:
     for cell in re.findall(r"^\| (`[^|]+`) \|", SKILL, re.MULTILINE):
         for code in re.findall(r"`([a-z_]+)`", cell):
             assert f'"{code}"' in sources, code
+
+
+def test_the_pictures_are_there_and_small() -> None:
+    shown = re.findall(r"^!\[[^]]{20,}\]\((docs/pictures/[a-z-]+\.png)\)$", README, re.MULTILINE)
+    assert sorted(shown) == sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "pictures").iterdir())
+    assert all((ROOT / path).stat().st_size < 150_000 for path in shown)
+
+
+@pytest.mark.system
+def test_the_pictures_can_be_made_anew(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/pictures.py", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        path.name for path in (ROOT / "docs" / "pictures").iterdir()
+    }
+
+
+def test_every_page_is_named_where_one_reads_on() -> None:
+    for page in (ROOT / "references").iterdir():
+        assert f"](references/{page.name})" in README.split("## Where to read on")[1], page.name
+
+
+def test_the_targets_that_are_named_are_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE))
+    assert {"run", "test", "pictures"} <= named <= targets

@@ -132,7 +132,7 @@ class Console:
             program.chmod(0o755)
         path = f"{programs}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
-            ["bash", "-c", command.replace("run_skill.py", str(ROOT / "run_skill.py"))],
+            ["sh", "-c", command.replace("run_skill.py", str(ROOT / "run_skill.py"))],
             cwd=self.home,
             env={**os.environ, **self.env, "PATH": path},
             stdin=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from session_manager.faces.runner import USAGE, catalogue_entry
 from session_manager.functions import NAMES, load
 from session_manager.live.liveness import STORE_STALE_MS, TRANSCRIPT_STALE_MS, Payload
 from session_manager.live.orphans import CLASSES
+from session_manager.service import problems
+from session_manager.service.model import base
 
 FUNCTIONS, STORE_FORMAT = sections("functions.md"), sections("store-format.md")
 # What a dry run of each function is called with; the others have none.
@@ -436,3 +439,64 @@ def test_what_may_be_deleted_while_no_call_runs(used: sqlite3.Connection, agents
 def test_every_variable_of_the_skill_is_there() -> None:
     shown = {name for row in table(FUNCTIONS["The environment"], "variable") for name in names(row[0])}
     assert shown == set(re.findall(r"\b(?:ARIA|OPENCLAW)_[A-Z_]+\b", USAGE))
+
+
+def service_codes() -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
+    """Codes of aria-api's sources: with the status of what answers, and with the exit code of what ends a command."""
+    answers, ends = set(), set()
+    # Where these functions take the status and the code.
+    places = {"refuse": (3, 5), "_answer": (1, 3)}
+    kinds = {name: kind for room in (errors, problems, base) for name, kind in vars(room).items() if is_failure(kind)}
+    for path in sources_of("service"):
+        inner = path.relative_to(ROOT / "session_manager" / "service").parts
+        at_start = inner[0] in ("embedded", "server.py", "config.py", "volume_reader.py") or inner in (
+            ("db", "migrate.py"),
+            ("db", "tokens.py"),
+            ("model", "settings.py"),
+        )
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            if node.func.id in places:
+                status, code = (node.args[at] for at in places[node.func.id])
+                if isinstance(status, ast.Constant) and isinstance(code, ast.Constant):
+                    answers.add((str(code.value), int(str(status.value))))
+            elif kind := kinds.get(node.func.id):
+                usual = ast.Constant(kind.default_code)
+                given = next((word.value for word in node.keywords if word.arg == "code"), usual)
+                if isinstance(given, ast.Constant):
+                    found = (str(given.value), kind.exit_code if at_start else kind.http_status)
+                    (ends if at_start else answers).add(found)
+    return answers, ends
+
+
+def is_failure(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, SessionManagerError)
+
+
+def test_every_code_of_the_service_is_there() -> None:
+    answers, ends = service_codes()
+    failures = sections("aria-api.md")["Failures"]
+    shown = {(names(row[0])[0], row[1]) for row in table(failures, "code")}
+    by_framework = {(code, status) for status, code in problems._CODES.items()} | {("http_error", "other")}
+    by_hand = {("model_failed", 502), ("bad_id", 400), ("job_failed", 503), ("no_volume", 409), ("internal_error", 500)}
+    # What a job says of itself is handed on with another status.
+    answers -= {("job_failed", 500)}
+    assert shown == {(code, str(status)) for code, status in answers | by_framework | by_hand}
+    second = failures[failures.index("| code | exit code |") :]
+    shown_ends = {(names(row[0])[0], int(row[1])) for row in table(second, "code")}
+    assert shown_ends == ends - {("no_volume", 4), ("address_unusable", 2)}
+
+
+def test_the_request_of_aria_api_s_page_is_answered(shared_service: Service) -> None:
+    (command,) = re.findall(r"^(curl .*)$", (PAGES / "aria-api.md").read_text(), re.MULTILINE)
+    program, _, address, _, header, _, body = shlex.split(command)
+    assert (program, address.partition("/")[0]) == ("curl", "localhost:8000")
+    headers = dict([header.split(": ")])
+    answer = shared_service.client.post(address.removeprefix("localhost:8000"), content=body, headers=headers)
+    text = sections("aria-api.md")["Conversations"]
+    shown = {names(row[0])[0]: set(names(row[1])) for row in table(text, "event")}
+    events = re.findall(r"^event: (\w+)\ndata: (.*)$", answer.text, re.MULTILINE)
+    assert [name for name, _ in events][-1] == "done"
+    for name, data in events:
+        assert set(json.loads(data)) <= shown[name], name

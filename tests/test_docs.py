@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from service import cli
 from support import ROOT, Skill, StoreBuilder
 
 from session_manager.faces.cli.environment import ENVIRONMENT
@@ -105,14 +105,7 @@ def test_commands_of_the_pages_run(line: str, database: str, agents: Path) -> No
     state = agents / ".session_manager"
     state.mkdir()
     (state / "session-manager.toml").write_text(policy)
-    done = subprocess.run(
-        [sys.executable, "-m", "session_manager.faces.cli", *shlex.split(line)],
-        cwd=ROOT,
-        env={**os.environ, "DATABASE_URL": database, "ARIA_AGENTS_DIR": str(agents)},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
+    done = cli(*shlex.split(line), DATABASE_URL=database, ARIA_AGENTS_DIR=str(agents))
     assert done.returncode == 0, done.stderr
 
 

@@ -20,7 +20,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import Databases, cli, running
 from sqlalchemy.engine import make_url
 from support import ROOT, Skill
-from test_dashboard_page import _FILL
 from test_recovery_page import fill, statuses
 from test_references import names, table
 
@@ -219,7 +218,12 @@ def test_what_a_removed_session_takes_in_the_ledger(agents: Path, skill: Skill) 
 
 def test_what_a_row_of_history_takes(database: str) -> None:
     with psycopg.connect(plain(database), autocommit=True) as connection:
-        connection.execute(_FILL, (20_000,) * 3)
+        connection.execute(
+            "INSERT INTO agent_sessions (agent_id, session_type, status, started_at, last_activity_at, metadata)"
+            " SELECT 'agent-' || n % 12, 'cron', 'ended', now(), now(), jsonb_build_object('aria_session_id',"
+            " gen_random_uuid(), 'label', 'label ' || n, 'key', 'agent:main:cron:' || n)"
+            " FROM generate_series(1, 20000) AS n"
+        )
         connection.execute("VACUUM ANALYZE agent_sessions")
         size = connection.execute("SELECT pg_total_relation_size('agent_sessions')").fetchone()
     assert "with its indexes | 0.6 kB |" in SECTIONS["Sizing"]

@@ -349,9 +349,10 @@ def test_file_names_are_of_the_classes_of_the_page(agents: Path, skill: Skill) -
 
 
 def test_a_lock_holds_what_the_page_says() -> None:
-    text = (PAGES / "store-format.md").read_text().split("### Locks\n")[1]
+    text = " ".join((PAGES / "store-format.md").read_text().split("### Locks\n")[1].split())
     assert {field.encode_name for field in msgspec.structs.fields(Payload)} <= set(names(text))
-    assert f"after {STORE_STALE_MS // 1000} seconds for the store and {TRANSCRIPT_STALE_MS // 60_000}\nminutes" in text
+    seconds, minutes = STORE_STALE_MS // 1000, TRANSCRIPT_STALE_MS // 60_000
+    assert f"after {seconds} seconds for the store and {minutes} minutes" in text
 
 
 @pytest.fixture
@@ -388,7 +389,7 @@ def test_the_chain_is_made_as_the_page_says(used: sqlite3.Connection, skill: Ski
 
 def test_kinds_and_states_are_those_of_the_sources() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "session_manager" / "live" / "ledger").glob("*.py"))
-    (kinds,) = re.findall(r"Kinds are (.*?)\.", STORE_FORMAT["The ledger"], re.DOTALL)
+    (kinds,) = re.findall(r"Kinds are (.*?)\.", " ".join(STORE_FORMAT["The ledger"].split()))
     appended = set(re.findall(r'chain\.append\(\s*\w+,\s*"(\w+)"', sources))
     assert appended <= set(names(kinds))
     assert all(f'"{kind}"' in sources for kind in names(kinds))

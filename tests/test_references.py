@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -501,3 +502,54 @@ def test_the_request_of_aria_api_s_page_is_answered(shared_service: Service) -> 
     assert [name for name, _ in events][-1] == "done"
     for name, data in events:
         assert set(json.loads(data)) <= shown[name], name
+
+
+# What the page says of a session -> its key, its age in minutes, and what else it has.
+PROTECTED: dict[str, tuple[str, float | None, dict[str, Any]]] = {
+    "the one that calls": ("cron:a", 120, {}),
+    "with an id that is no safe file name": ("cron:a", 120, {"session_id": "a..b", "transcript": False}),
+    "an agent's main session": ("main", 120, {}),
+    "busy": ("cron:a", 120, {}),
+    "undelivered": ("cron:a", 120, {"pendingFinalDelivery": True}),
+    "pinned": ("cron:a", 120, {"pinnedAt": 1}),
+    "of a durable or unknown type": ("direct:ann", 120, {}),
+    "of unknown age": ("cron:a", None, {}),
+    "a sub-agent in a family": ("subagent:a", 120, {}),
+}
+
+
+@pytest.mark.parametrize("row", table(FUNCTIONS["What is protected"], "session"), ids=lambda row: row[0][:20])
+def test_what_is_protected_is(row: list[str], agents: Path, skill: Skill) -> None:
+    (rest, age, fields) = next(found for start, found in PROTECTED.items() if row[0].startswith(start))
+    store = StoreBuilder(agents)
+    session_id = store.add(rest, age, **fields)
+    store.add("subagent:a:subagent:b", 1)
+    store.write()
+    key = f"agent:main:{rest}"
+    if row[0].startswith("the one that calls"):
+        skill.env = {"ARIA_SESSION_ID": key}
+    elif row[0].startswith("busy"):
+        lock = {"pid": os.getpid(), "createdAt": "2026-02-15T18:00:00.000Z"}
+        (store.dir / f"{session_id}.jsonl.lock").write_text(json.dumps(lock))
+    _, prune, delete, force = row
+    assert prune.startswith("stays")
+    assert skill("prune_sessions", {"max_age_minutes": 60}).document["deleted_ids"] == []
+    refused = skill("delete_session", {"session_id": key}).document.get("code")
+    assert refused in {"refused": ("session_protected", "session_busy"), "goes": (None,)}[delete]
+    if delete == "refused":
+        forced = skill("delete_session", {"session_id": key, "force": True}).document.get("code")
+        assert {"no help": "session_protected", "removes it": None}[force] == forced
+    assert (key in store.read()) == (force == "no help")
+
+
+def test_every_kind_of_protection_has_its_row() -> None:
+    assert len(table(FUNCTIONS["What is protected"], "session")) == len(PROTECTED)
+
+
+def test_the_folders_of_the_readme_are_there() -> None:
+    layout = (ROOT / "README.md").read_text().split("## Layout\n")[1]
+    folders = [names(row[0])[0] for row in table(layout, "folder")]
+    assert len(folders) > 5
+    assert all((ROOT / folder).is_dir() for folder in folders)
+    rooms = {f"session_manager/{path.name}/" for path in (ROOT / "session_manager").iterdir() if path.is_dir()}
+    assert rooms - {"session_manager/__pycache__/"} <= set(folders)

@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: run test test-system lint bench soak clean
+.PHONY: run test test-system lint bench soak pictures clean
 
 $(VENV)/.ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
@@ -35,6 +35,9 @@ soak: $(VENV)/.ready  ## the long runs of the concurrency tests
 	SOAK=1 $(BIN)/python -m pytest -m "not system" tests/test_gateway_writers.py tests/test_kill.py \
 		tests/test_kill_restore.py tests/test_random_kills.py tests/test_stateful.py tests/test_engine_purge.py \
 		tests/test_chat_crowd.py
+
+pictures: $(VENV)/.ready  ## the README's pictures, on a copy of the fixtures; needs Debian's chromium
+	$(BIN)/python docs/pictures.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

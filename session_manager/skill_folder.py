@@ -89,9 +89,10 @@ def _write(made: Path, skill: Path, runner: Path, references: Iterable[Path]) ->
         _copy(source, made / "references" / source.name)
     (made / "references").mkdir(exist_ok=True)
     (made / "references" / _ARGUMENTS).write_text(_arguments_page(), encoding="utf-8")
-    pages = sorted(path for path in (made / "references").iterdir())
+    # The page ends with its references; this one is made here.
     text = skill.read_text(encoding="utf-8").rstrip("\n")
-    (made / "SKILL.md").write_text(f"{text}\n\n## References\n\n{''.join(map(_link, pages))}", encoding="utf-8")
+    link = f"- [The arguments of all functions as JSON Schema](references/{_ARGUMENTS})"
+    (made / "SKILL.md").write_text(f"{text}\n{link}\n", encoding="utf-8")
     # mkdtemp's folder is for its owner alone; this one is to be read by whoever runs the agent.
     made.chmod(0o755)
 
@@ -106,11 +107,6 @@ def _package_files() -> Iterable[Path]:
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-
-
-def _link(page: Path) -> str:
-    title = page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-    return f"- [{title}](references/{page.name})\n"
 
 
 def _arguments_page() -> str:

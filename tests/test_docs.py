@@ -1,8 +1,7 @@
-"""skill.md and README.md are true: every function is described, every example runs."""
+"""skill.md, README.md and references/ are true: every function is described, every example runs."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from service import cli
 from support import ROOT, Skill, StoreBuilder
 
 from session_manager.faces.cli.environment import ENVIRONMENT
@@ -19,9 +19,13 @@ from session_manager.service.config import INTERVALS
 
 SKILL = (ROOT / "skill.md").read_text()
 README = (ROOT / "README.md").read_text()
+ARIA_API = (ROOT / "references" / "aria-api.md").read_text()
+REFERENCES = "".join(page.read_text() for page in sorted((ROOT / "references").glob("*.md")))
+POLICY = (ROOT / "references" / "policy.md").read_text()
 FINISHED = "0f7c4c1e-3a54-4a8e-9b55-5b6a3c1d2e3f"
+TOML = re.findall(r"^```toml\n(.*?)^```", SKILL + README + REFERENCES, re.MULTILINE | re.DOTALL)
 EXAMPLES = re.findall(
-    r"^python3 (?:/app/skills/)?run_skill\.py (session_manager [a-z].*)$", SKILL + README, re.MULTILINE
+    r"^python3 (?:/app/skills/)?run_skill\.py (session_manager [a-z].*)$", SKILL + README + POLICY, re.MULTILINE
 )
 
 
@@ -58,6 +62,7 @@ def test_the_rules_for_agents_are_there() -> None:
 
 def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= len(NAMES)
+    assert TOML
 
 
 @pytest.mark.parametrize("line", EXAMPLES)
@@ -79,7 +84,7 @@ def test_examples_run(line: str, agents: Path, skill: Skill) -> None:
     assert set(returned) & set(answer.document), "the example shows none of the fields that the page promises"
 
 
-@pytest.mark.parametrize("text", re.findall(r"^```toml\n(.*?)^```", SKILL + README, re.MULTILINE | re.DOTALL))
+@pytest.mark.parametrize("text", TOML)
 def test_policies_in_the_pages_are_accepted(text: str, agents: Path, skill: Skill, tmp_path: Path) -> None:
     StoreBuilder(agents).write()
     path = tmp_path / "policy.toml"
@@ -88,19 +93,19 @@ def test_policies_in_the_pages_are_accepted(text: str, agents: Path, skill: Skil
     assert (answer.exit_code, answer.document["policy"]) == (0, str(path))
 
 
-@pytest.mark.parametrize("line", re.findall(r"^session-manager (?!serve)([^#\n]*)", README, re.MULTILINE))
-def test_commands_of_the_readme_run(line: str, database: str, agents: Path) -> None:
+@pytest.mark.parametrize(
+    "line", re.findall(r"^session-manager (?!serve)([^#\n]*)", README + ARIA_API + POLICY, re.MULTILINE)
+)
+def test_commands_of_the_pages_run(line: str, database: str, agents: Path) -> None:
     store = StoreBuilder(agents)
     store.add("cron:daily", 120)
     store.write()
-    done = subprocess.run(
-        [sys.executable, "-m", "session_manager.faces.cli", *shlex.split(line)],
-        cwd=ROOT,
-        env={**os.environ, "DATABASE_URL": database, "ARIA_AGENTS_DIR": str(agents)},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
+    # It says what goes where a command does not.
+    (policy,) = re.findall(r"^```toml\n(.*?)^```", POLICY, re.MULTILINE | re.DOTALL)
+    state = agents / ".session_manager"
+    state.mkdir()
+    (state / "session-manager.toml").write_text(policy)
+    done = cli(*shlex.split(line), DATABASE_URL=database, ARIA_AGENTS_DIR=str(agents))
     assert done.returncode == 0, done.stderr
 
 
@@ -123,7 +128,7 @@ def test_the_tour_of_make_run() -> None:
 
 def test_every_job_is_documented() -> None:
     for name in INTERVALS:
-        assert f"| `{name}` |" in README, name
+        assert f"| `{name}` |" in ARIA_API, name
 
 
 def test_environment_and_codes_are_documented() -> None:
@@ -134,10 +139,43 @@ def test_environment_and_codes_are_documented() -> None:
         for p in package.rglob("*.py")
         if not {"service", "cli"}.intersection(p.relative_to(package).parts)
     )
-    for sources, pages in ((skill, (USAGE,)), (service, (ENVIRONMENT, README))):
+    for sources, pages in ((skill, (USAGE,)), (service, (ENVIRONMENT, ARIA_API))):
         for variable in set(re.findall(r'"((?:ARIA|OPENCLAW|SESSION_CLEANUP)_[A-Z_]+|DATABASE_URL)"', sources)):
             assert all(variable in page for page in pages), variable
     sources = skill
     for cell in re.findall(r"^\| (`[^|]+`) \|", SKILL, re.MULTILINE):
         for code in re.findall(r"`([a-z_]+)`", cell):
             assert f'"{code}"' in sources, code
+
+
+def test_the_pictures_are_there_and_small() -> None:
+    shown = re.findall(r"^!\[[^]]{20,}\]\((docs/pictures/[a-z-]+\.png)\)$", README, re.MULTILINE)
+    assert sorted(shown) == sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "pictures").iterdir())
+    assert all((ROOT / path).stat().st_size < 150_000 for path in shown)
+
+
+@pytest.mark.system
+def test_the_pictures_can_be_made_anew(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/pictures.py", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        path.name for path in (ROOT / "docs" / "pictures").iterdir()
+    }
+
+
+def test_every_page_is_named_where_one_reads_on() -> None:
+    for page in (ROOT / "references").iterdir():
+        assert f"](references/{page.name})" in README.split("## Where to read on")[1], page.name
+
+
+def test_the_targets_that_are_named_are_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE))
+    assert {"run", "test", "pictures"} <= named <= targets

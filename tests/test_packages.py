@@ -72,6 +72,9 @@ def test_the_sdist_holds_what_the_wheel_is_built_from(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert names >= {"pyproject.toml", "README.md", "skill.md", "run_skill.py", "session_manager/faces/runner.py"}
+    pages = {f"references/{page.name}" for page in (ROOT / "references").iterdir()}
+    assert pages
+    assert names >= pages
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         inside = wheel.namelist()
     assert "session_manager/service/pages/style.css" in inside
@@ -125,3 +128,5 @@ def test_an_installed_package_builds_the_skill(built: Path, tmp_path: Path) -> N
     assert "name: aria-sessionmanager\n" in (folder / "SKILL.md").read_text()
     assert (folder / "run_skill.py").read_bytes() == (ROOT / "run_skill.py").read_bytes()
     assert not (folder / "session_manager" / "service").exists()
+    for page in (ROOT / "references").iterdir():
+        assert (folder / "references" / page.name).read_bytes() == page.read_bytes()

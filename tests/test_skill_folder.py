@@ -78,8 +78,16 @@ def test_the_folder_holds_what_an_agent_needs_and_nothing_else(folder: Path) -> 
 
 
 def test_the_page_links_every_reference(folder: Path) -> None:
-    links = re.findall(r"\]\((references/[^)]+)\)", (folder / "SKILL.md").read_text())
+    text = (folder / "SKILL.md").read_text()
+    links = re.findall(r"^- \[[^]]+\]\((references/[^)]+)\)$", text.split("\n## References\n")[1], re.MULTILINE)
     assert sorted(links) == sorted(str(p.relative_to(folder)) for p in (folder / "references").iterdir())
+    assert {p.name for p in (ROOT / "references").iterdir()} == {Path(link).name for link in links} - {"arguments.md"}
+    for page in folder.rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert (page.parent / target).is_file(), (page.name, target)
+
+
+def test_every_functions_arguments_are_there_as_json_schema(folder: Path) -> None:
     text = (folder / "references" / "arguments.md").read_text()
     schemas = re.findall(r"^## (\w+)\n.*?```json\n(.*?)```", text, re.MULTILINE | re.DOTALL)
     assert [name for name, _ in schemas] == list(NAMES)

@@ -280,6 +280,16 @@ def test_a_ledger_that_is_none_is_told(whole: StoreBuilder, agents: Path, skill:
     assert (answer.exit_code, answer.document["code"]) == (7, "ledger_damaged")
 
 
+def test_a_ledger_that_is_gone_is_told_while_its_archives_are_there(
+    whole: StoreBuilder, agents: Path, skill: Skill
+) -> None:
+    (removed,) = skill("prune_sessions", {"max_age_minutes": 1, "limit": 1}).document["deleted_ids"]
+    (agents / ".session_manager" / "ledger.sqlite").unlink()
+    answer = skill("doctor")
+    assert (answer.exit_code, set(bad(answer))) == (3, {"ledger"}), removed
+    assert "recovery.md" in bad(answer)["ledger"]["advice"]
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_stands_in_the_ledgers_place_is_told_and_waited_for_by_nobody(
     whole: StoreBuilder, agents: Path, skill: Skill, make: Any

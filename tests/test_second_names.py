@@ -126,6 +126,14 @@ def test_a_second_name_that_cannot_be_fails_nothing(
     assert kept(agents / ".session_manager") == {}
 
 
+def test_an_orphan_without_a_second_name_is_said(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = build(agents)
+    store.transcript("lost.jsonl", "lost", 1_700_000_000_000)
+    no_links(monkeypatch, errno.ENOSPC)
+    document = call(agents, "cleanup_orphans", {"dry_run": False})
+    assert (document["archived_count"], document["at_risk"]["files"]) == (1, 1)
+
+
 def test_a_folder_that_cannot_be_made_fails_nothing(agents: Path, skill: Skill) -> None:
     build(agents)
     (agents / ".session_manager").mkdir(mode=0o700)

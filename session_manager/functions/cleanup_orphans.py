@@ -118,6 +118,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         cleanup.each(lambda state, store: cleanup.clean(remover, state, store))
     result = cleanup.result
     document = {**result.document(arguments), **tell(context, run_info, result.gone), "run_id": run_info.shown_id}
+    document |= remover.at_risk.document()
     if result.recovered:
         document["recovered"] = result.recovered
     return with_errors(document, result.errors)

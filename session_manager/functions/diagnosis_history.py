@@ -64,6 +64,11 @@ def _delivery_lock(context: Context) -> Iterator[Check]:
 
 
 def _none_yet(path: str) -> Check:
+    if _has_second_names(os.path.dirname(path)):
+        what = f"there is none at {path}, and archives of earlier removals are there: what it knew of them is gone"
+        return Check(
+            "ledger", False, what, "restore it from a backup; references/recovery.md says what to do without one"
+        )
     what = f"there is none yet at {path}: nothing was removed so far"
     place = os.path.dirname(path)
     while not os.path.lexists(place):
@@ -72,6 +77,16 @@ def _none_yet(path: str) -> Check:
         return Check("ledger", True, what)
     refused = Refused(f"{place} cannot be written by this user, so no ledger can be made", code="not_writable")
     return failed("ledger", refused, "run as the gateway's user, or set ARIA_STATE_DIR to a folder that it may write")
+
+
+def _has_second_names(state_dir: str) -> bool:
+    from session_manager.live.second_names import FOLDER
+
+    try:
+        with os.scandir(os.path.join(state_dir, FOLDER)) as found:
+            return any(found)
+    except OSError:
+        return False
 
 
 def _unreadable(error: SessionManagerError) -> Check:

@@ -229,7 +229,7 @@ class StoreLock:
         holder = found.holder() if found else {"who": OWNER, "pid": None, "createdAt": None}
         pid = f" (pid {holder['pid']}, since {holder['createdAt']})" if holder["pid"] is not None else ""
         return Locked(
-            f"the store of agent {self._agent_id!r} is locked by {holder['who']}{pid}; waited {self._timeout:g} s: "
+            f"the store of agent {self._agent_id!r} is locked by {holder['who']}{pid}; waited {self._timeout:.3g} s: "
             "try again, or set ARIA_LOCK_TIMEOUT to wait longer",
             holder=holder,
             agentId=self._agent_id,

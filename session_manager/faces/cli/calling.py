@@ -143,8 +143,9 @@ def say_history(screen: Screen, document: Document) -> None:
     pending = document.get("pg_pending")
     if pending:
         waiting = "the mark" if pending is True else counted(pending, "mark")
+        wait, be = ("wait", "are") if pending > 1 else ("waits", "is")
         why = document.get("pg_error", "aria-api was not reached")
-        screen.note(f"history: {waiting} waits and is delivered later ({why})")
+        screen.note(f"history: {waiting} {wait} and {be} delivered later ({why})")
 
 
 def say_run(screen: Screen, document: Document) -> None:

@@ -85,7 +85,10 @@ class Runner:
         if job is None:
             raise NotFound(f"there is no job {name[:64]!r}; GET /api/jobs lists them", code="job_not_found")
         if not job.possible:
-            raise Refused(f"the settings of this service rule {name} out; see the README", code="job_not_possible")
+            raise Refused(
+                f"the settings of this service rule {name} out; session-manager serve --help names them",
+                code="job_not_possible",
+            )
         turn = await self._asked_for(job, wait=False)
         if turn.busy:
             raise Refused(f"{name} is running now; GET /api/jobs shows what came of it", code="job_running")

@@ -1,6 +1,7 @@
 """Prints the ratios. The skill: its start beside a bare import, list and prune beside their floors. aria-api: marks
-beside a bare UPDATE, look-ups and pages of a long history beside a short one, the volume sync beside its floors, a
-purge of ghosts beside a bare DELETE, lists of many conversations beside a few, replies beside the bare model.
+beside a bare UPDATE, look-ups and pages of a long history beside a short one, the volume sync beside its floors, the
+dashboard of a long history beside a short one's, a purge of ghosts beside a bare DELETE, lists of many conversations
+beside a few, replies beside the bare model.
 
 Machines differ and are noisy, so everything is measured beside its yardstick, in turns: a ratio is the median over
 the rounds, with the lowest and the highest. TMPDIR says on which file system; 100,000 sessions take 300 MB, a
@@ -15,15 +16,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import chats, ghosts, marks, pages, sizes, start, streams, syncs
+from benchmarks import chats, dashboard, ghosts, marks, pages, sizes, start, streams, syncs
 
 START, MARKS, PAGES, SYNCS = "start", "marks", "pages", "syncs"
-GHOSTS, CHATS, STREAMS = "ghosts", "chats", "streams"
+GHOSTS, CHATS, STREAMS, DASHBOARD = "ghosts", "chats", "streams", "dashboard"
 
 
 def main() -> None:
     """Runs what the command line names, or everything."""
-    names = [START, *(str(size.sessions) for size in sizes.SIZES), MARKS, PAGES, SYNCS, GHOSTS, CHATS, STREAMS]
+    names = [
+        START,
+        *(str(size.sessions) for size in sizes.SIZES),
+        MARKS,
+        PAGES,
+        SYNCS,
+        DASHBOARD,
+        GHOSTS,
+        CHATS,
+        STREAMS,
+    ]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="*", help=f"any of: {', '.join(names)} (default: all)")
     parser.add_argument("--rounds", type=int, help="so many rounds instead of each measurement's own number")
@@ -46,6 +57,8 @@ def main() -> None:
             pages.run(arguments.rounds)
         if SYNCS in wanted:
             syncs.run(Path(folder), arguments.rounds)
+        if DASHBOARD in wanted:
+            dashboard.run(arguments.rounds)
         if GHOSTS in wanted:
             ghosts.run(arguments.rounds, arguments.sessions)
         if CHATS in wanted:

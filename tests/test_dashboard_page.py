@@ -158,6 +158,96 @@ def test_pages_by_keyboard_and_back(page: Page) -> None:
     expect(cells.first).to_have_text("s2000")
 
 
+def test_the_charts_keep_the_filters_that_were_chosen(page: Page) -> None:
+    page.goto("/sessions")
+    stay(page)
+    page.get_by_label("Status").select_option("error")
+    expect(page.locator("#found")).to_have_text("400 sessions match.")
+    expect(page).to_have_url(re.compile(r"/sessions\?status=error$"))
+    assert is_same_document(page)
+    page.get_by_role("link", name="7 days").click()
+    expect(page).to_have_url(re.compile("status=error&span=7d"))
+    expect(page.locator("#found")).to_have_text("400 sessions match.")
+    page.get_by_role("link", name="Clear").click()
+    expect(page).to_have_url(re.compile(r"/sessions\?span=7d$"))
+
+
+def test_the_keyboard_stays_where_the_rows_are(page: Page) -> None:
+    page.goto("/sessions?before=101")
+    stay(page)
+    page.get_by_role("link", name="Older").press("Enter")
+    cells = page.get_by_role("region", name="Table of sessions").locator("tbody tr td:first-child")
+    expect(cells.last).to_have_text("s1")
+    expect(page.get_by_role("link", name="Older")).to_have_count(0)
+    assert is_same_document(page)
+    expect(page.locator("#history")).to_be_focused()
+    expect(page.locator("#found")).to_be_in_viewport()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("region", name="Table of sessions")).to_be_focused()
+
+
+def test_conversations_in_parts_and_back(page: Page, service: Service, server: Databases) -> None:
+    assert service.database_url is not None
+    rows = Chats(server, service.database_url)
+    rows.execute("DELETE FROM chat_sessions WHERE title IS NOT NULL")
+    rows.execute(
+        "INSERT INTO chat_sessions (title, message_count, created_at, updated_at)"
+        " SELECT 'talk ' || n, n, now(), now() - make_interval(mins => n)"
+        " FROM generate_series(1, 120) AS n WHERE %s",
+        True,
+    )
+    first = page.get_by_role("region", name="Table of conversations").locator("tbody tr").first
+    page.goto("/conversations?search=talk")
+    stay(page)
+    expect(first).to_contain_text("talk 1")
+    page.get_by_role("link", name="Older").press("Enter")
+    expect(first).to_contain_text("talk 51")
+    expect(page.get_by_role("link", name="Older")).to_be_focused()
+    expect(page.locator("#found")).to_contain_text("50 conversations, from")
+    page.get_by_role("link", name="Newer").press("Enter")
+    expect(first).to_contain_text("talk 1")
+    page.get_by_label("Search").fill("talk 77")
+    expect(page.locator("#found")).to_have_text("1 conversation.")
+    assert is_same_document(page)
+    expect(page.get_by_label("Search")).to_be_focused()
+    page.get_by_label("Search").fill("")
+    page.get_by_label("only without a message").check()
+    expect(page.locator("#found")).to_have_text("3 conversations.")
+    expect(page).to_have_url(re.compile(r"/conversations\?empty=true$"))
+    page.go_back()
+    expect(page.locator("#found")).to_have_text("1 conversation.")
+    page.get_by_role("link", name="Clear").click()
+    expect(page.locator("#found")).to_have_text("50 conversations, and older ones.")
+
+
+def test_a_session_that_ended_in_between_leads_to_the_login_and_back(
+    browser: Browser, server: Databases, database: str, tmp_path: Path
+) -> None:
+    fill(Chats(server, database), 120)
+    with running(tmp_path / "log", DATABASE_URL=database, ARIA_API_TOKEN="the-operator") as closed:
+        context = browser.new_context(base_url=closed.url)
+        page = context.new_page()
+        page.goto("/sessions")
+        page.get_by_label("Token").fill("the-operator")
+        page.keyboard.press("Enter")
+        expect(page.locator("#found")).to_have_text("120 sessions.")
+        context.clear_cookies()
+        page.get_by_label("Status").select_option("error")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Log in")
+        page.get_by_label("Token").fill("the-intruder")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("not valid")
+        assert serious(page) == []
+        page.get_by_label("Token").fill("the-operator")
+        page.keyboard.press("Enter")
+        expect(page.locator("#found")).to_have_text("24 sessions match.")
+        page.get_by_role("button", name="Log out").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Log in")
+        page.goto("/conversations")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Log in")
+        context.close()
+
+
 def test_a_part_that_does_not_come_is_told(page: Page, context: BrowserContext) -> None:
     page.goto("/sessions")
     status = page.locator("#found")
@@ -222,20 +312,31 @@ def test_light_and_dark(page: Page, scheme: str) -> None:
     picture(page, f"sessions-{scheme}")
 
 
-@pytest.mark.parametrize("width", [360, 1200])
+# 640: a window of 1280 at 200 %; 320: one at 400 %.
+@pytest.mark.parametrize("width", [320, 360, 640, 1200])
 def test_nothing_is_wider_than_the_window(page: Page, width: int, scheme: str) -> None:
     page.set_viewport_size({"width": width, "height": 800})
-    for path in ("/sessions?span=7d", "/conversations"):
+    for path in ("/sessions?span=7d", "/conversations", "/chat", "/docs", "/login", "/sessions?before=x"):
         page.goto(path)
-        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate("document.documentElement.scrollWidth") == width, path
         picture(page, f"{path.strip('/').partition('?')[0]}-{width}-{scheme}")
 
 
 @pytest.mark.parametrize(
-    "path", ["/sessions", "/sessions?search=nothing", "/conversations?empty=true", "/login", "end", "delete"]
+    "path",
+    [
+        *("/sessions", "/sessions?search=nothing", "/sessions?before=x", "/conversations", "/conversations?empty=true"),
+        *("/conversations?search=nothing", "/nowhere", "/login", "/chat", "/docs", "end", "delete", "forced"),
+    ],
 )
 def test_axe_finds_nothing_serious(page: Page, path: str) -> None:
-    if path == "end":
+    if path == "forced":
+        page.emulate_media(forced_colors="active")
+        page.goto("/sessions")
+        bar = page.locator("svg.chart rect").last
+        ink = page.evaluate("getComputedStyle(document.body).color")
+        assert bar.evaluate("bar => getComputedStyle(bar).fill") == ink
+    elif path == "end":
         page.goto("/sessions?status=active")
         page.get_by_role("link", name=re.compile("^End")).first.click()
     elif path == "delete":

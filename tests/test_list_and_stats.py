@@ -182,7 +182,7 @@ def test_stats_count_types_bytes_and_marks(agents: Path, skill: Skill) -> None:
     old = store.add("cron:old", 90)
     store.add("telegram:group:-1", 90)
     store.add("main", 90)
-    store.add("hook:undated", None)
+    no_session = store.add("hook:undated", None)
     del store.entries["agent:main:hook:undated"]["sessionId"]
     store.write()
     (store.dir / f"{young}-topic-3.jsonl").write_bytes(b"x" * 1001)
@@ -198,6 +198,13 @@ def test_stats_count_types_bytes_and_marks(agents: Path, skill: Skill) -> None:
     assert stats["by_type"] == {"cron": 2, "group": 1, "main": 1}
     assert stats["stale_threshold_minutes"] == 60
     assert (stats["transcript_bytes"], stats["archived_bytes"]) == (live, 355)
+    assert stats["bytes_by_agent"] == {"main": live}
+    cron = sum(
+        (store.dir / name).stat().st_size for name in (f"{young}.jsonl", f"{young}-topic-3.jsonl", f"{old}.jsonl")
+    )
+    assert stats["bytes_by_type"]["cron"] == cron
+    without = 7 + (store.dir / f"{no_session}.jsonl").stat().st_size
+    assert sum(stats["bytes_by_type"].values()) == live - without
     assert stats["pending_history_marks"] == 0
 
     (store.dir / f"{old}.jsonl.lock").unlink()

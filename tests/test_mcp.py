@@ -7,17 +7,24 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mcp import Client, StdioServerParameters, stdio_client
 from mcp_types import CallToolResult, Tool
+from mcp_wire import Wire
+from service import wait_until
 from small_aria import SmallAria
 from support import ROOT, Skill, StoreBuilder, picture
 
+from session_manager.faces.fitting import BYTES, fitted
+from session_manager.faces.runner import encode
 from session_manager.functions import NAMES
 
 COMMAND = str(ROOT / "tests" / "mcp_command.py")
@@ -204,24 +211,151 @@ def test_many_calls_at_once_are_made_one_after_the_other(talk: Callable[[Talk], 
     talk(ask)
 
 
+def marker_of(store: StoreBuilder) -> Path:
+    return store.dir / "sessions.json.lock"
+
+
+@pytest.fixture
+def store(agents: Path, skill: Skill) -> StoreBuilder:
+    store = StoreBuilder(agents)
+    store.add("cron:old", 120, "old")
+    store.add("cron:young", 5, "young")
+    skill.env["ARIA_LOCK_TIMEOUT"] = "60"
+    return store.write()
+
+
+@pytest.fixture
+def wire(store: StoreBuilder, skill: Skill) -> Iterator[Wire]:
+    """A server in mid-call: a prune that waits for the gateway's lock, until that is taken away."""
+    marker = {"pid": os.getpid(), "createdAt": datetime.now(UTC).isoformat()}
+    marker_of(store).write_text(json.dumps(marker))
+    with Wire(sys.executable, COMMAND, "mcp", env=skill.environment()) as found:
+        found.call(2, "prune_sessions")
+        wait_until((store.dir / ".session_manager.lock").exists)
+        yield found
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it(skill: Skill, agents: Path, number: int) -> None:
-    command = [sys.executable, COMMAND, "mcp"]
-    who = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-    request = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": who}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=skill.environment()
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(request).encode() + b"\n")
-        process.stdin.flush()
-        assert json.loads(process.stdout.readline())["id"] == 1
-        process.send_signal(number)
-        try:
-            assert process.wait(timeout=30) == 130
-        finally:
-            process.kill()
+def test_a_signal_lets_the_call_in_hand_finish_and_begins_no_other(
+    wire: Wire, store: StoreBuilder, skill: Skill, number: int
+) -> None:
+    wire.call(3, "delete_session", session_id="young")
+    wire.send(method="ping", id=4)
+    assert wire.answer()["id"] == 4
+    wire.process.send_signal(number)
+    marker_of(store).unlink()
+    assert wire.process.wait(timeout=60) == 130
+    assert set(store.read()) == {"agent:main:cron:young"}
+    assert skill("verify_ledger").document["whole"] is True
+    assert skill("list_deleted").document["deleted_count"] == 1
+
+
+def test_a_signal_without_a_call_ends_it(skill: Skill, agents: Path) -> None:
+    with Wire(sys.executable, COMMAND, "mcp", env=skill.environment()) as wire:
+        wire.process.send_signal(signal.SIGTERM)
+        assert wire.process.wait(timeout=30) == 130
+
+
+def test_input_that_ends_in_mid_call_leaves_a_whole_state(wire: Wire, store: StoreBuilder, skill: Skill) -> None:
+    assert wire.process.stdin is not None
+    wire.process.stdin.close()
+    marker_of(store).unlink()
+    assert wire.process.wait(timeout=60) == 0
+    assert set(store.read()) == {"agent:main:cron:young"}
+    assert skill("verify_ledger").document["whole"] is True
+
+
+def test_a_call_that_is_cancelled_leaves_a_whole_state_and_the_next_one_is_answered(
+    wire: Wire, store: StoreBuilder
+) -> None:
+    wire.send(method="notifications/cancelled", params={"requestId": 2, "reason": "no more"})
+    wire.call(3, "list_sessions")
+    marker_of(store).unlink()
+    answer = wire.answer()
+    while answer["id"] != 3:
+        answer = wire.answer()
+    assert answer["result"]["structuredContent"]["session_count"] == 1
+    assert set(store.read()) == {"agent:main:cron:young"}
+
+
+def test_what_is_no_message_is_no_end(skill: Skill, store: StoreBuilder) -> None:
+    with Wire(sys.executable, COMMAND, "mcp", env=skill.environment()) as wire:
+        bare = b'{"jsonrpc": "2.0", "id": 7}'
+        for line in (b"no json", b"\xff\xfe", b"[]", b"{}", bare, b"1" * 5000, b"[" * 100_000):
+            wire.send(line)
+        for number, arguments in enumerate((["old"], "old", 7)):
+            wire.send(method="tools/call", id=10 + number, params={"name": "list_sessions", "arguments": arguments})
+        wire.call(20, "delete_session", session_id="x", agent="\0")
+        wire.call(21, "list_sessions", limit=-(10**30))
+        wire.call(22, "list_sessions", label=[["x"] * 10] * 10)
+        wire.call(23, "list_sessions")
+        answers: dict[object, dict[str, Any]] = {}
+        while 23 not in answers:
+            answer = wire.answer()
+            answers[answer.get("id")] = answer
+        for number in (10, 11, 12):
+            assert answers[number]["error"]["message"]
+        for number in (20, 21, 22):
+            assert answers[number]["result"]["structuredContent"]["code"] == "bad_argument"
+        assert answers[23]["result"]["structuredContent"]["session_count"] == 2
+
+
+def test_nothing_that_a_function_prints_is_on_the_wire(skill: Skill, store: StoreBuilder) -> None:
+    noisy = (
+        "import os, sys, runpy\n"
+        "from session_manager.functions import doctor, load\n"
+        "quiet = doctor.run\n"
+        "def run(*given):\n"
+        "    print('noise'); os.write(1, b'noise'); os.system('echo noise'); return quiet(*given)\n"
+        "doctor.run = run\n"
+        f"sys.argv = [{COMMAND!r}, 'mcp']\n"
+        f"runpy.run_path({COMMAND!r}, run_name='__main__')\n"
+    )
+    with Wire(sys.executable, "-c", noisy, env={**skill.environment(), "PYTHONPATH": str(ROOT)}) as wire:
+        wire.call(2, "doctor")
+        assert wire.answer()["result"]["structuredContent"]["checks"]
+        assert wire.process.stdin is not None
+        wire.process.stdin.close()
+        assert wire.process.stdout is not None
+        assert wire.process.stdout.read() == b""
+        assert wire.process.stderr is not None
+        assert wire.process.stderr.read().count(b"noise") == 3
+
+
+def test_a_long_answer_is_cut_and_says_so(talk: Callable[[Talk], None], agents: Path) -> None:
+    store = StoreBuilder(agents, "busy")
+    for n in range(700):
+        store.add(f"cron:job{n}", 120, session_id=f"job{n}", transcript=False, label=f"{n} " + "x" * 5000)
+    store.write()
+
+    async def ask(client: Client) -> None:
+        listed = await client.call_tool("list_sessions", {})
+        document = listed.structured_content
+        assert document["session_count"] == 703
+        assert len(document["sessions"]) == 50
+        cut = document["shortened"]["cut"]
+        assert next(iter(cut)) == "sessions"
+        assert cut["sessions"] == {"shown": 50, "of": 703}
+        assert cut["sessions.49.label"] == {"shown": 1000, "of": 5000 + len("646 ")}
+        assert "ask for less" in document["shortened"]["why"]
+        assert len(text(listed)) < 110_000
+        few = (await client.call_tool("list_sessions", {"agent": "busy", "limit": 3})).structured_content
+        assert (len(few["sessions"]), "shortened" in few) == (3, False)
+        failed = await client.call_tool("delete_session", {"session_id": "y" * 300_000})
+        assert failed.is_error
+        assert len(text(failed)) < 110_000
+
+    talk(ask)
+
+
+@given(st.recursive(st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_what_is_short_is_whole_and_what_is_long_is_cut_to_size(value: Any) -> None:
+    assert fitted({"value": value}) == {"value": value}
+    long = fitted({"n": 1, "value": [[value] * 300] * 300, "words": "x" * 500_000})
+    assert long["n"] == 1
+    assert {"value", "words"} <= set(long)
+    assert long["shortened"]["cut"]["words"]["of"] == 500_000
+    assert len(encode(long)) <= BYTES
 
 
 def test_without_a_client_it_ends_with_its_input(skill: Skill, agents: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import packages
 import pytest
+from mcp_wire import Wire
 from packaging.requirements import Requirement
 from support import ROOT
 
@@ -95,13 +96,24 @@ def test_it_installs_in_a_fresh_environment(
     environ = {"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": ""}
     call = "from session_manager.faces.runner import main; import os, sys; sys.exit(main(sys.argv[1:], os.environ))"
     assert '"session_count":0' in run(python, "-c", call, "session_manager", "list_sessions", cwd=tmp_path, **environ)
-    command = [str(python.parent / "session-manager"), "--help"]
-    done = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True, timeout=60, check=False)
+    command = python.parent / "session-manager"
+    done = subprocess.run(
+        [command, "--help"], cwd=tmp_path, env={}, capture_output=True, text=True, timeout=60, check=False
+    )
     if extras:
         assert (done.returncode, "Usage" in done.stdout, done.stderr) == (0, True, "")
     else:
         said = "error: the Python package 'typer' is missing: pip install 'aria-sessionmanager[cli]'\n"
         assert (done.returncode, done.stdout, done.stderr) == (70, "", said)
+    if "mcp" in extras:
+        with Wire(command, "mcp", env=environ) as wire:
+            wire.call(2, "list_sessions")
+            assert wire.answer()["result"]["structuredContent"]["session_count"] == 0
+    elif extras:
+        done = subprocess.run([command, "mcp"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        assert (done.returncode, done.stdout) == (70, "")
+        assert "pip install 'aria-sessionmanager[mcp]'" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_an_installed_package_builds_the_skill(built: Path, tmp_path: Path) -> None:

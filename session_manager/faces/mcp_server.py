@@ -6,6 +6,7 @@ Invariants:
   the connection stays alive meanwhile.
 - Standard output is the wire; what anybody prints goes to standard error.
 - A failure is a tool's error, its text our sentence: the connection outlives it.
+- No answer floods its reader: a long document is cut, and says so.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from mcp_types import (
 
 from session_manager import __version__
 from session_manager.core.errors import Failed, Interrupted, SessionManagerError, UsageError
+from session_manager.faces.fitting import fitted
 from session_manager.faces.runner import call, catalogue_entry, encode
 from session_manager.functions import NAMES, load
 
@@ -40,7 +42,8 @@ INSTRUCTIONS = """\
 Keeps the agent's sessions clean, and loses nothing: what is removed is archived and can be restored.
 After every sub-agent delegation call cleanup_after_delegation with its session id. During a work cycle call
 prune_sessions with max_age_minutes 60; with dry_run true it only says what it would do. Before a session review call
-get_session_stats. Never pass force, purge with dry_run false, or erase, unless a person asked for it.
+get_session_stats. Never pass force, purge with dry_run false, or erase, unless a person asked for it. A long answer is
+cut, and "shortened" in it says what is missing: ask for less.
 """
 
 READ_ONLY = frozenset(
@@ -52,13 +55,37 @@ _ADDITIVE = frozenset(("deliver_history", "restore_session", "restore_run", "rea
 _NOT_IDEMPOTENT = frozenset(("prune_sessions", "delete_sessions"))
 
 
+class Turn:
+    """Whose turn it is: one call's at a time, and nobody's any more once the end has begun."""
+
+    def __init__(self) -> None:
+        self._one = anyio.Semaphore(1)
+        self._ending = False
+
+    async def __aenter__(self) -> None:
+        """Waits for the turn. Raises Interrupted when the end came first."""
+        await self._one.acquire()
+        if self._ending:
+            self._one.release()
+            raise Interrupted("the server is ending; nothing was done")
+
+    async def __aexit__(self, *_: object) -> None:
+        """Lets the next one have it."""
+        self._one.release()
+
+    async def end(self) -> None:
+        """Waits until the call in hand is done; those that wait for their turn never have it."""
+        self._ending = True
+        await self._one.acquire()
+
+
 def serve(environ: Mapping[str, str]) -> None:
     """Serves until standard input ends. SIGINT and SIGTERM end the process, when the call in hand is done."""
     anyio.run(_serve, environ)
 
 
 async def _serve(environ: Mapping[str, str]) -> None:
-    turn = anyio.Semaphore(1)
+    turn = Turn()
     server = make_server(environ, turn)
     async with anyio.create_task_group() as group:
         group.start_soon(_end_at_signals, turn)
@@ -67,23 +94,26 @@ async def _serve(environ: Mapping[str, str]) -> None:
         group.cancel_scope.cancel()
 
 
-async def _end_at_signals(turn: anyio.Semaphore) -> None:
+async def _end_at_signals(turn: Turn) -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
-            await turn.acquire()
+            await turn.end()
             # Nothing else ends the thread that waits for standard input.
             os._exit(Interrupted.exit_code)
 
 
-def make_server(environ: Mapping[str, str], turn: anyio.Semaphore) -> Server[Any]:
+def make_server(environ: Mapping[str, str], turn: Turn) -> Server[Any]:
     """Returns the server; its tools read ``environ`` at every call, as the runner does. ``turn`` is held by a call."""
 
     async def list_tools(context: ServerRequestContext[Any], params: PaginatedRequestParams | None) -> ListToolsResult:
         return ListToolsResult(tools=[_tool(name) for name in NAMES])
 
     async def call_tool(context: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:
-        async with turn:
-            return await anyio.to_thread.run_sync(_result, params.name, params.arguments or {}, environ)
+        try:
+            async with turn:
+                return await anyio.to_thread.run_sync(_result, params.name, params.arguments or {}, environ)
+        except Interrupted as error:
+            return _failure(error)
 
     return Server(
         "session-manager",
@@ -109,12 +139,17 @@ def _tool(name: str) -> Tool:
 def _result(name: str, arguments: Mapping[str, Any], environ: Mapping[str, str]) -> CallToolResult:
     """Makes one call; returns the function's document, or the failure's sentence with what belongs to it."""
     try:
-        document = _call(name, arguments, environ)
+        document = fitted(_call(name, arguments, environ))
     except SessionManagerError as error:
-        details = f"\n{_text(error.details)}" if error.details else ""
-        text = f"{error.message} (code {error.code}){details}"
-        return _made(text, error.document(), is_error=True)
+        return _failure(error)
     return _made(_text(document), document, is_error=False)
+
+
+def _failure(error: SessionManagerError) -> CallToolResult:
+    document = fitted(error.document())
+    details = {name: value for name, value in document.items() if name not in ("error", "code")}
+    text = f"{document['error']} (code {error.code})" + (f"\n{_text(details)}" if details else "")
+    return _made(text, document, is_error=True)
 
 
 def _call(name: str, arguments: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from session_manager.functions.context import Agent, Context, Minutes
 from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.prune_sessions import preview
 from session_manager.functions.reading import AgentRead
-from session_manager.live.transcripts import is_transcript, parse_archive
+from session_manager.live.transcripts import files_by_session, is_transcript, parse_archive
 
 DESCRIPTION = (
     "Counts sessions: all, stale by age, prunable, by agent and by type; bytes on disk; history marks that wait."
@@ -31,12 +31,14 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns the counts: stale by age alone, prunable as prune_sessions with that age would decide now.
 
-    Bytes are those of transcripts and archives in the sessions folders."""
+    Bytes are those of transcripts and archives in the sessions folders; by agent those of all transcripts, by type
+    those of transcripts that have a session.
+    """
     context, unusable = with_policy_to_read(context)
     plan = preview(context, arguments.agent, Policy(arguments.stale_minutes))
     stale = sum(d.old for d in plan.decisions)
     by_agent = {agent.agent_id: len(agent.sessions) for agent in plan.agents}
-    transcript_bytes, archived_bytes = _bytes(plan.agents)
+    sizes = _sizes(plan.agents)
     document = {
         "total_sessions": len(plan.decisions),
         "stale_sessions": stale,
@@ -45,28 +47,51 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         "stale_threshold_minutes": arguments.stale_minutes,
         "prunable_sessions": len(plan.removed),
         "by_type": dict(Counter(d.session.session_type for d in plan.decisions).most_common()),
-        "transcript_bytes": transcript_bytes,
-        "archived_bytes": archived_bytes,
+        "transcript_bytes": sizes.live,
+        "archived_bytes": sizes.archived,
+        "bytes_by_agent": sizes.by_agent,
+        "bytes_by_type": sizes.by_type,
         "pending_history_marks": pending_marks(context),
         **unusable,
     }
     return with_errors(document, plan.errors)
 
 
-def _bytes(agents: list[AgentRead]) -> tuple[int, int]:
-    live = archived = 0
+class Sizes(msgspec.Struct):
+    """Bytes of transcripts and of archives; those of transcripts by agent, and by the type of their session."""
+
+    live: int = 0
+    archived: int = 0
+    by_agent: dict[str, int] = {}
+    by_type: dict[str, int] = {}
+
+
+def _sizes(agents: list[AgentRead]) -> Sizes:
+    sizes = Sizes()
     for agent in agents:
+        if agent.store is None:
+            continue
+        folder = agent.store.sessions_dir
+        files = files_by_session(agent.names, agent.sessions, folder)
+        # A transcript that several sessions share counts once.
+        types = {name: s.session_type for s in reversed(agent.sessions) for name in files.get(s.id, ())}
+        before = sizes.live
         for name in agent.names:
             is_archive = parse_archive(name) is not None
             if not is_archive and not is_transcript(name):
                 continue
-            assert agent.store is not None
             try:
-                size = os.lstat(os.path.join(agent.store.sessions_dir, name)).st_size
+                size = os.lstat(os.path.join(folder, name)).st_size
             except OSError:
                 continue
-            live, archived = (live, archived + size) if is_archive else (live + size, archived)
-    return live, archived
+            if is_archive:
+                sizes.archived += size
+                continue
+            sizes.live += size
+            if name in types:
+                sizes.by_type[types[name]] = sizes.by_type.get(types[name], 0) + size
+        sizes.by_agent[agent.agent_id] = sizes.live - before
+    return sizes
 
 
 def pending_marks(context: Context) -> int | None:

@@ -25,7 +25,7 @@ from session_manager.service.db.ownership import Viewer
 from session_manager.service.guard import SAFE_METHODS, refuse
 
 COOKIE = "aria_token"
-OPEN = frozenset(("/healthz", "/readyz", "/login", "/style.css"))
+OPEN = frozenset(("/healthz", "/readyz", "/login", "/logout", "/style.css"))
 ADMIN = ("/api/jobs/",)
 FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
 ERASES = "/api/sessions/erase"
@@ -104,8 +104,13 @@ class Auth:
             # A proxy on this machine asks for somebody elsewhere.
             principal = None
         if principal is None:
+            headers = {"WWW-Authenticate": "Bearer"}
             if scope["type"] == "http" and is_page(scope["path"]) and scope["method"] == "GET":
-                return await RedirectResponse(f"/login?next={quote(address(scope))}", 303)(scope, receive, send)
+                login = f"/login?next={quote(address(scope))}"
+                if "hx-request" not in Headers(scope=scope):
+                    return await RedirectResponse(login, 303)(scope, receive, send)
+                # It would follow a redirect, and put the login where a part of the page was.
+                headers["HX-Redirect"] = login
             return await refuse(
                 scope,
                 receive,
@@ -113,7 +118,7 @@ class Auth:
                 401,
                 "a valid token is needed: Authorization: Bearer <token>; browsers go to /login",
                 "unauthorized",
-                {"WWW-Authenticate": "Bearer"},
+                headers,
             )
         needed = scope_needed(scope)
         if not principal.may(needed):

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from session_manager.service.config import Config, is_loopback
-from session_manager.service.problems import problem
+from session_manager.service.problems import readable
 
 BODY_LIMIT = 16 * 2**20
 PROBES = frozenset(("/healthz", "/readyz"))
@@ -107,4 +107,4 @@ async def refuse(
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": code})
         return
-    await problem(status, error, code, headers)(scope, receive, send)
+    await readable(scope, status, error, code, headers)(scope, receive, send)

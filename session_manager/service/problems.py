@@ -8,9 +8,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from session_manager.core.errors import SessionManagerError
 from session_manager.service import invalid
@@ -49,15 +51,21 @@ def problem(status: int, error: str, code: str, headers: dict[str, str] | None =
     return JSONResponse({"error": error, "code": code, **details}, status, _headers(status, headers))
 
 
+def readable(
+    scope: Scope, status: int, error: str, code: str, headers: dict[str, str] | None = None, **details: Any
+) -> Response:
+    """Returns a problem answer as whoever asks can read it: a page for a browser that asked for one."""
+    if "text/html" not in Headers(scope=scope).get("accept", "") or scope["path"].startswith("/api/"):
+        return problem(status, error, code, headers, **details)
+    page = render("problem.html", status, error=error, login=status == 401)
+    page.headers.update(_headers(status, headers))
+    return page
+
+
 def _answer(
     request: Request, status: int, error: str, code: str, headers: dict[str, str] | None = None, **details: Any
 ) -> Response:
-    """Returns a problem answer as whoever asks can read it."""
-    if "text/html" not in request.headers.get("accept", "") or request.url.path.startswith("/api/"):
-        return problem(status, error, code, headers, **details)
-    page = render("problem.html", status, error=error)
-    page.headers.update(_headers(status, headers))
-    return page
+    return readable(request.scope, status, error, code, headers, **details)
 
 
 def _headers(status: int, headers: dict[str, str] | None) -> dict[str, str]:

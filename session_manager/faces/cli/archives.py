@@ -27,10 +27,10 @@ _PURGED = (Column("FILE", 20), Column("FREED", right=True), Column("AGENT", 6, 1
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command()(orphans)
-    app.command()(purge)
-    app.command()(erase)
-    app.command()(deliver)
+    app.command(rich_help_panel=options.REMOVING)(orphans)
+    app.command(rich_help_panel=options.REMOVING)(purge)
+    app.command(rich_help_panel=options.REMOVING)(erase)
+    app.command(rich_help_panel=options.SERVING)(deliver)
 
 
 def orphans(

@@ -20,10 +20,10 @@ from session_manager.faces.cli import (
     tokens,
 )
 
-EXIT_CODES = """\
-Exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 damaged, 70 internal error,
-130 interrupted.
-"""
+EXIT_CODES = (
+    "Exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 damaged, 70 internal error, "
+    "130 interrupted."
+)
 
 app = typer.Typer(
     help=f"Keeps an AI agent's sessions clean, and loses nothing.\n\n{EXIT_CODES}",
@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (sessions, removals, restoring, archives, ghosts, policy, doctor, service, tokens, mcp, skill):
+for module in (sessions, policy, doctor, removals, restoring, archives, ghosts, service, tokens, mcp, skill):
     module.add_to(app)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from session_manager.core.errors import PARTIAL_EXIT_CODE, SessionManagerError
+from session_manager.faces.cli import options
 from session_manager.faces.cli.calling import end_failed
 from session_manager.faces.cli.screen import put, talk
 from session_manager.faces.runner import call, encode
@@ -19,7 +20,7 @@ _MARKS = {True: ("ok", "green"), False: ("!!", "bold red")}
 
 def add_to(app: typer.Typer) -> None:
     """Adds the command ``doctor``."""
-    app.command()(doctor)
+    app.command(rich_help_panel=options.LOOKING)(doctor)
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:

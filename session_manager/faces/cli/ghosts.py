@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 
+from session_manager.faces.cli import options
 from session_manager.faces.cli.database import database
 from session_manager.faces.cli.environment import ENVIRONMENT
-from session_manager.faces.cli.options import AsJson
 from session_manager.faces.cli.screen import Screen, put, talk
 
 
 def add_to(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command(epilog=ENVIRONMENT)(ghosts)
+    app.command(epilog=ENVIRONMENT, rich_help_panel=options.REMOVING)(ghosts)
 
 
 def ghosts(
@@ -24,7 +24,7 @@ def ghosts(
         int, typer.Option(min=1, max=5_256_000, help="Their age, whatever their time to live.")
     ] = 15,
     delete: Annotated[bool, typer.Option("--delete", help="Delete them. Without it nothing is changed.")] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """List chat sessions that have no message, with owner and creation time; --delete deletes them."""
     from session_manager.service.db import chat_cleanup

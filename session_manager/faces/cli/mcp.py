@@ -8,11 +8,12 @@ import sys
 import typer
 
 from session_manager.core.errors import Failed
+from session_manager.faces.cli import options
 
 
 def add_to(app: typer.Typer) -> None:
     """Adds the command ``mcp``."""
-    app.command()(mcp)
+    app.command(rich_help_panel=options.SERVING)(mcp)
 
 
 def mcp() -> None:

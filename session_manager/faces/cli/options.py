@@ -27,6 +27,9 @@ def _agents(incomplete: str) -> Iterable[str]:
     return []
 
 
+# Headings of the list of commands.
+LOOKING, REMOVING, TAKING_BACK, SERVING = "Look", "Remove", "Take back", "Serve and set up"
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Agent = Annotated[
     str | None, typer.Option("--agent", "-a", help="Only this agent.", autocompletion=_agents, metavar="NAME")

@@ -25,7 +25,7 @@ def add_to(app: typer.Typer) -> None:
     policy = typer.Typer(help="The retention policy, session-manager.toml.", no_args_is_help=True)
     policy.callback()(_group)
     policy.command()(check)
-    app.add_typer(policy, name="policy")
+    app.add_typer(policy, name="policy", rich_help_panel=options.LOOKING)
 
 
 def _group() -> None:

@@ -41,8 +41,8 @@ _COLUMNS = (
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command()(prune)
-    app.command()(delete)
+    app.command(rich_help_panel=options.REMOVING)(prune)
+    app.command(rich_help_panel=options.REMOVING)(delete)
 
 
 def prune(

@@ -27,9 +27,9 @@ RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run that `deleted
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command()(deleted)
-    app.command()(restore)
-    app.command()(undo)
+    app.command(rich_help_panel=options.TAKING_BACK)(deleted)
+    app.command(rich_help_panel=options.TAKING_BACK)(restore)
+    app.command(rich_help_panel=options.TAKING_BACK)(undo)
 
 
 def removal_table(screen: Screen, removals: Sequence[Document]) -> None:

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
+from session_manager.faces.cli import options
 from session_manager.faces.cli.environment import ENVIRONMENT
 
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command(epilog=ENVIRONMENT)(serve)
-    app.command(epilog=ENVIRONMENT)(migrate)
+    app.command(epilog=ENVIRONMENT, rich_help_panel=options.SERVING)(serve)
+    app.command(epilog=ENVIRONMENT, rich_help_panel=options.SERVING)(migrate)
 
 
 def serve(

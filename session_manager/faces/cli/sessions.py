@@ -25,9 +25,9 @@ _COLUMNS = (
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command("list")(list_sessions)
-    app.command()(show)
-    app.command()(stats)
+    app.command("list", rich_help_panel=options.LOOKING)(list_sessions)
+    app.command(rich_help_panel=options.LOOKING)(show)
+    app.command(rich_help_panel=options.LOOKING)(stats)
 
 
 def list_sessions(
@@ -141,9 +141,10 @@ def _show_stats(screen: Screen, document: Document) -> None:
             ("marks waiting", "unknown" if pending is None else f"{pending:,}"),
         )
     )
-    for title, counts in (("AGENT", document["by_agent"]), ("TYPE", document["by_type"])):
+    for kind in ("agent", "type"):
+        counts, sizes = document[f"by_{kind}"], document[f"bytes_by_{kind}"]
         if counts:
             screen.line()
-            columns = (Column(title, 8), Column("SESSIONS", right=True))
-            screen.table(columns, [(name, f"{number:,}") for name, number in counts.items()])
+            columns = (Column(kind.upper(), 8), Column("SESSIONS", right=True), Column("SIZE", right=True))
+            screen.table(columns, [(name, f"{n:,}", words.size(sizes.get(name, 0))) for name, n in counts.items()])
     _say_policy(screen, document)

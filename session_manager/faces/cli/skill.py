@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from session_manager.faces.cli import options
+
 
 def add_to(app: typer.Typer) -> None:
     """Adds the group ``skill``."""
@@ -15,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
     # With one command alone Typer would drop the group's name.
     skill_app.callback()(_skill)
     skill_app.command()(build)
-    app.add_typer(skill_app, name="skill")
+    app.add_typer(skill_app, name="skill", rich_help_panel=options.SERVING)
 
 
 def _skill() -> None:

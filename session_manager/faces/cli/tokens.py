@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from session_manager.core.errors import UsageError
+from session_manager.faces.cli import options
 from session_manager.faces.cli.database import in_database
 from session_manager.faces.cli.environment import ENVIRONMENT
-from session_manager.faces.cli.options import AsJson
 
 
 def add_to(app: typer.Typer) -> None:
@@ -19,7 +19,7 @@ def add_to(app: typer.Typer) -> None:
     tokens.command("create", epilog=ENVIRONMENT)(create_token)
     tokens.command("list", epilog=ENVIRONMENT)(list_tokens)
     tokens.command("revoke", epilog=ENVIRONMENT)(revoke_token)
-    app.add_typer(tokens, name="token")
+    app.add_typer(tokens, name="token", rich_help_panel=options.SERVING)
 
 
 def create_token(
@@ -35,7 +35,7 @@ def create_token(
     scope: Annotated[
         str, typer.Option(help="What it may do, with commas: read, write, delete, admin (all of them).")
     ] = "read,write",
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make a token and print it, once; only its hash is kept."""
     from session_manager.service.db import tokens
@@ -63,7 +63,7 @@ def _name(option: str, value: str | None) -> str:
     return name
 
 
-def list_tokens(as_json: AsJson = False) -> None:
+def list_tokens(as_json: options.AsJson = False) -> None:
     """List tokens; the tokens themselves cannot be shown again."""
     from session_manager.service.db import tokens
 

@@ -17,10 +17,11 @@ from session_manager.service.db import chat_sessions
 from session_manager.service.db.tables import chat_sessions as chat_table
 from session_manager.service.pages.dashboard import Chosen, may_delete
 from session_manager.service.pages.links import address, local
-from session_manager.service.pages.render import render
+from session_manager.service.pages.render import is_part, part, render
 
 ROWS = 50
 PATH = "/conversations"
+PlaceIn = Annotated[str, Query(max_length=100)]
 
 router = APIRouter(include_in_schema=False)
 
@@ -33,7 +34,8 @@ async def conversations(
     agent_id: Chosen = "",
     search: Chosen = "",
     empty: bool = False,
-    before: Annotated[str, Query(max_length=100)] = "",
+    before: PlaceIn = "",
+    after: PlaceIn = "",
 ) -> Response:
     """One page of the conversations that the sender may see."""
     given = {"search": search, "agent_id": agent_id}
@@ -43,33 +45,40 @@ async def conversations(
     if chosen["search"]:
         conditions.append(await chat_sessions.search(database, chosen["search"], asking))
     conditions += asking.sees(chat_table)
-    rows = await queries.page(database, conditions, ROWS + 1, _place(before), empty=empty)
-    more, rows = len(rows) > ROWS, rows[:ROWS]
-    last = f"{rows[-1]['at'].isoformat()}~{rows[-1]['id']}" if more else None
-    return render(
-        "conversations.html",
-        rows=rows,
-        chosen=chosen,
-        here=address(PATH, chosen, before=before),
-        newest=address(PATH, chosen) if before else None,
-        older=address(PATH, chosen, before=last) if last else None,
-        may_delete=request.scope["principal"].may("delete"),
-        who=request.scope["principal"].name,
+    page = await queries.page(
+        database, conditions, ROWS, empty=empty, before=_place("before", before), after=_place("after", after)
     )
+    values: dict[str, Any] = {
+        "page": page,
+        "chosen": chosen,
+        "first": not (before or after),
+        "here": address(PATH, chosen, before=before, after=after),
+        "newest": address(PATH, chosen) if before or after else None,
+        "newer": address(PATH, chosen, after=_words(page.newer)) if page.newer else None,
+        "older": address(PATH, chosen, before=_words(page.older)) if page.older else None,
+        "may_delete": request.scope["principal"].may("delete"),
+    }
+    if is_part(request):
+        return part("conversation_part.html", **values)
+    return render("conversations.html", scripts=True, who=request.scope["principal"].name, **values)
 
 
-def _place(text: str) -> tuple[datetime, uuid.UUID] | None:
-    """Reads where a page begins, as a link of the page before it says. Raises UsageError."""
+def _words(place: queries.Place) -> str:
+    return f"{place[0].isoformat()}~{place[1]}"
+
+
+def _place(name: str, text: str) -> queries.Place | None:
+    """Reads where a page begins, as a link of the page beside it says. Raises UsageError."""
     if not text:
         return None
     at, _, session_id = text.partition("~")
-    place: tuple[datetime, uuid.UUID] | None
+    place: queries.Place | None
     try:
         place = datetime.fromisoformat(at), uuid.UUID(session_id)
     except ValueError:
         place = None
     if place is None or place[0].tzinfo is None or not 1970 <= place[0].year <= 2200:
-        raise UsageError("before: is no place where a page begins; go to /conversations", code="invalid")
+        raise UsageError(f"{name}: is no place where a page begins; go to /conversations", code="invalid")
     return place
 
 

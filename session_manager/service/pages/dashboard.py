@@ -20,14 +20,13 @@ from session_manager.service.db.tables import STATUSES
 from session_manager.service.pages.charts import Chart, Share, by_name, over_time
 from session_manager.service.pages.ledger import LedgerView, read_ledger
 from session_manager.service.pages.links import address, local
-from session_manager.service.pages.render import render, script_file
+from session_manager.service.pages.render import is_part, part, render, script_file
 from session_manager.service.problems import Forbidden
 
 ROWS = 50
 # What reads more than a page of rows is at most so old.
 DRAWN_AGE_S = 10.0
 PATH = "/sessions"
-_HISTORY = "history"
 # By what is chosen: how many bars, of what.
 _SPANS: dict[str, tuple[int, Literal["hour", "day"], str]] = {
     "24h": (24, "hour", "24 hours"),
@@ -72,8 +71,9 @@ async def dashboard(
     values = await _history(database, chosen, before, after)
     values |= {"chosen": chosen, "span": span, "who": request.scope["principal"].name}
     values["may_delete"] = request.scope["principal"].may("delete")
-    if request.headers.get("hx-target") == _HISTORY:
-        return render("history.html", scripts=True, **values)
+    values["spans"] = [(name, words, address(PATH, chosen, span=name)) for name, (_, _, words) in _SPANS.items()]
+    if is_part(request):
+        return part("history.html", **values)
     agents, types = await queries.names(database)
     return render(
         "sessions.html",
@@ -82,7 +82,7 @@ async def dashboard(
         statuses=(*STATUSES, queries.STALE),
         agents=agents,
         types=types,
-        spans=[(name, words, address(PATH, chosen, span=name)) for name, (_, _, words) in _SPANS.items()],
+        clear=address(PATH, {"span": chosen["span"]}),
         totals=await queries.totals(database, request.scope["principal"].viewer),
         stale_minutes=queries.STALE_MINUTES,
         links=_totals_links(),

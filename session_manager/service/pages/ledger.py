@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 from session_manager.core.errors import SessionManagerError
@@ -24,11 +26,17 @@ class LedgerView(msgspec.Struct, frozen=True):
 
 def read_ledger(settings: Settings) -> LedgerView:
     """Reads the ledger; where there is none, nothing was ever removed."""
+    if not os.path.isdir(settings.agents_dir):
+        return LedgerView(problem=f"the agents directory {settings.agents_dir} is not there")
     try:
         ledger = Ledger.open_existing(msgspec.structs.replace(settings, lock_timeout=_PATIENCE_S), "ro")
         if ledger is None:
             return LedgerView()
         with ledger:
-            return LedgerView(recent_runs(ledger, RUNS), ledger.pending_count())
+            view = LedgerView(recent_runs(ledger, RUNS), ledger.pending_count())
+            # SQLite keeps whatever was written, of any type.
+            return msgspec.convert(msgspec.to_builtins(view), LedgerView)
     except SessionManagerError as error:
         return LedgerView(problem=error.message)
+    except (TypeError, ValueError):
+        return LedgerView(problem="it holds what this tool never writes; restore it from a backup")

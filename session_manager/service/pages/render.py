@@ -7,10 +7,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 FOLDER = os.path.dirname(__file__)
 HTMX = "htmx-2.0.11.min.js"
+# Characters of a label, an id or a title.
+LONGEST = 300
 _CSP = (
     "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
@@ -24,11 +27,20 @@ def number(n: float) -> str:
 
 
 def moment(at: datetime | float | None) -> datetime | None:
-    """Returns a time, or epoch milliseconds, as a time in UTC."""
-    return datetime.fromtimestamp(at / 1000, UTC) if isinstance(at, int | float) else at and at.astimezone(UTC)
+    """Returns a time, or epoch milliseconds, as a time in UTC; None for what no calendar has."""
+    try:
+        return datetime.fromtimestamp(at / 1000, UTC) if isinstance(at, int | float) else at and at.astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
-_templates.filters |= {"number": number, "moment": moment}
+def short(value: object) -> str:
+    """Writes a text that somebody else chose, of which no more is shown than a table can hold."""
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+_templates.filters |= {"number": number, "moment": moment, "short": short}
 _templates.globals["htmx"] = HTMX
 
 
@@ -44,6 +56,18 @@ def render(template: str, status: int = 200, *, scripts: bool = False, **values:
             "Cache-Control": "no-store",
         },
     )
+
+
+def is_part(request: Request) -> bool:
+    """Says whether a script asks for the rows alone, to put them in the place of those that it has."""
+    return request.headers.get("hx-target") == "history"
+
+
+def part(template: str, *, here: str, **values: Any) -> HTMLResponse:
+    """Returns part of a page; ``here`` is the address of the page that it becomes."""
+    answer = render(template, scripts=True, here=here, **values)
+    answer.headers["HX-Push-Url"] = here
+    return answer
 
 
 def script_file(name: str, cache: str) -> Response:

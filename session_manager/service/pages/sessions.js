@@ -1,4 +1,4 @@
-// The page /sessions: says so when the rows that htmx asked for do not come.
+// The pages with rows: say so when those that htmx asked for do not come, and keep the keyboard where they are.
 "use strict";
 
 function told(why) {
@@ -13,5 +13,9 @@ document.addEventListener("htmx:responseError", ({ detail }) => {
     // Whoever answered was not this service.
   }
   told(problem.error || `the service answers ${detail.xhr.status}`);
+});
+document.addEventListener("htmx:afterSettle", () => {
+  // The link that was followed may be gone: the last page has no older one.
+  if (document.activeElement === document.body) document.getElementById("history").focus({ preventScroll: true });
 });
 document.addEventListener("htmx:sendError", () => told("the service cannot be reached"));

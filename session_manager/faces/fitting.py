@@ -1,0 +1,48 @@
+"""Makes a document fit for a reader to whom every word is dear: what is long is cut, and the document says what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from session_manager.faces.runner import encode
+
+BYTES = 100_000
+# Entries of each list, and characters of each text: tried in this order, until the document is short enough.
+STEPS = ((200, 2_000), (50, 1_000), (10, 500), (2, 200), (0, 200))
+_DEEPEST = 12
+SENTENCE = "this answer was too long and is cut; ask for less: by agent, type, label, age or limit"
+
+
+def fitted(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the document, or where that is longer than BYTES a copy with the beginnings of its lists and texts.
+
+    A copy has ``"shortened"``: a sentence, and under ``"cut"`` by path how much of a list (entries) or of a text
+    (characters) is shown, of how much. The document's own members are all there.
+    """
+    whole = dict(document)
+    if len(encode(whole)) <= BYTES:
+        return whole
+    for entries, characters in STEPS:
+        cut: dict[str, dict[str, int]] = {}
+        copy = {name: _cut(value, name, (entries, characters), cut) for name, value in whole.items()}
+        # What lies deep is of a kind with what is told of.
+        told = sorted(cut.items(), key=lambda each: each[0].count("."))[: STEPS[0][0]]
+        copy["shortened"] = {"why": SENTENCE, "cut": dict(told)}
+        if len(encode(copy)) <= BYTES:
+            break
+    return copy
+
+
+def _cut(value: Any, path: str, most: tuple[int, int], cut: dict[str, dict[str, int]]) -> Any:
+    entries, characters = (0 if path.count(".") > _DEEPEST else most[0]), most[1]
+    if not isinstance(value, str | list | dict):
+        return value
+    shown = characters if isinstance(value, str) else entries
+    if len(value) > shown:
+        cut[path] = {"shown": shown, "of": len(value)}
+    if isinstance(value, str):
+        return value[:shown]
+    if isinstance(value, list):
+        return [_cut(each, f"{path}.{n}", most, cut) for n, each in enumerate(value[:shown])]
+    return {name: _cut(each, f"{path}.{name}", most, cut) for name, each in list(value.items())[:shown]}

@@ -98,4 +98,7 @@ def _read(fd: int) -> bytes:
 
 def test_a_wrong_setting_is_the_commands_own_failure(app: typer.Typer) -> None:
     done = CliRunner().invoke(app, [], env={"ARIA_AGENTS_DIR": "/nowhere"})
-    assert getattr(done.exception, "code", None) == "agents_dir_missing"
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: the agents directory '/nowhere' does not exist")
+    as_json = CliRunner().invoke(app, ["--json"], env={"ARIA_AGENTS_DIR": "/nowhere"})
+    assert (as_json.exit_code, json.loads(as_json.stdout)["code"], as_json.stderr) == (2, "agents_dir_missing", "")

@@ -73,3 +73,21 @@ def test_a_prune_needs_no_filter_where_a_policy_says_what_goes(agents: Path, pol
     refused = cli("prune", "--yes")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "say which sessions" in refused.stderr
+
+
+@pytest.mark.parametrize("command", [["list"], ["stats"], ["show", "old"]])
+def test_who_only_looks_is_told_that_no_pin_holds(policy: Path, command: list[str]) -> None:
+    assert "without pins" not in cli(*command).stderr
+    policy.write_text("nonsense")
+    done = cli(*command)
+    assert (done.returncode, done.stderr.count("without pins: the retention policy ")) == (0, 1)
+    assert str(policy) in done.stderr
+
+
+def test_a_bad_policy_ends_a_prune_with_a_document_where_one_was_asked_for(policy: Path) -> None:
+    policy.write_text("nonsense")
+    done = cli("prune", "--yes", "--json")
+    assert (done.returncode, json.loads(done.stdout)["code"], done.stderr) == (2, "bad_policy", "")
+    done = cli("prune", "--yes")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert str(policy) in done.stderr

@@ -90,6 +90,16 @@ def test_many_are_deleted_in_batches_and_all_are_listed(chats: Chats) -> None:
     assert chats.counts() == (0, 0)
 
 
+def test_what_another_program_wrote_cannot_steer_the_terminal(chats: Chats, server: Databases) -> None:
+    chats.empty()
+    with server.connect(chats.url) as connection:
+        connection.execute("UPDATE chat_sessions SET agent_id = %s, user_id = %s", ("\x1b[2J", "a\nb"))
+    said = ghosts(chats).stdout
+    assert "\x1b" not in said
+    assert "\\x1b[2J  user a\\nb\n" in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("minutes", ["0", "-1", "soon", "5256001"])
 def test_an_age_that_is_none_is_refused(chats: Chats, minutes: str) -> None:
     """All of them, also those just made, is what the endpoint alone does."""

@@ -352,7 +352,9 @@ _RESTS = ["main", "cron:j:run:1", "cron:j:run:2", "cron:k", "direct:p", "subagen
             st.sampled_from(["main", "other"]),
             st.sampled_from(_RESTS),
             st.sampled_from([0.1, 59, 61, 300, None]),
-            st.sampled_from([{}, {}, {"pinnedAt": 5}, {"spawnedBy": "agent:main:subagent:u"}]),
+            st.sampled_from(
+                [{}, {}, {"pinnedAt": 5}, {"spawnedBy": "agent:main:subagent:u"}, {"sessionFile": "shared.jsonl"}]
+            ),
             st.integers(0, 90),
         ),
         max_size=10,
@@ -375,6 +377,7 @@ def test_check_dry_run_and_run_agree_and_leave_nothing_to_do(
             builders[agent].add(rest, age, f"{agent}-{i}", transcript=False, **fields)
             (builders[agent].dir / f"{agent}-{i}.jsonl").write_bytes(b"x" * size)
         for builder in builders.values():
+            (builder.dir / "shared.jsonl").write_bytes(b"x" * 60)
             builder.write()
         write_policy(agents, policy)
         found, at = read_settings({"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": ""}), now_ms()

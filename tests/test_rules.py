@@ -262,6 +262,17 @@ def test_members_in_other_agents_hold_unless_they_are_too_old() -> None:
     assert going(decide([parent], policy(1), {"p": 5}, relatives=[relative])[0]) == set()
 
 
+@pytest.mark.parametrize("rule", [Rule(60, keep_newest=1), Rule(60, budget=1), Rule(60)])
+def test_a_family_of_two_agents_goes_in_both_or_in_none(rule: Rule) -> None:
+    for parent_age, child_age in itertools.product((10, 99), repeat=2):
+        parent, other = session("subagent:p", "p", parent_age), session("subagent:o", "o", 1)
+        child = session("subagent:c", "c", child_age, agent="other", spawnedBy="agent:main:subagent:p")
+        for by in (policy(subagent=rule), policy(5, subagent=rule)):
+            here, _ = decide([parent, other], by, {"p": 9, "o": 1}, relatives=[child])
+            there, _ = decide([child], by, {"c": 9}, relatives=[parent])
+            assert here["p"].prune == there["c"].prune == (parent_age == child_age == 99)
+
+
 def test_a_type_and_a_limit_narrow_what_goes() -> None:
     found = [*crons(70, 80, 90), session("hook:h", "h", 99)]
     by = policy(cron=Rule(60), hook=Rule(60))

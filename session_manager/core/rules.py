@@ -139,7 +139,9 @@ class _Judge:
             for i in group[: max(0, len(group) - count)]:
                 self._rule.setdefault(i, OVER_COUNT)
         for family in self._families:
-            if any(self._holds(i) or not (i in self._rule or self._is_too_old(i)) for i in family):
+            # What another agent's rules take is not known here, but for ages.
+            ours = self._is_ours(family)
+            if any(self._holds(i) or not (self._is_too_old(i) or (ours and i in self._rule)) for i in family):
                 self._held.update(i for i in family if i in self._rule)
         self._going = {i for i in self._rule if self._kept[i] is None and i not in self._held}
 
@@ -218,12 +220,13 @@ class _Judge:
 
     def _must_stay(self, unit: Sequence[int], session_type: str | None) -> bool:
         """Says whether a member holds all others; in another agent, whose budget is its own, or without a rule, too."""
-        return any(
-            self._holds(i)
-            or (i not in self._own and not self._is_too_old(i))
-            or (session_type is not None and self._everyone[i].session_type not in self._policy.rules)
+        return not self._is_ours(unit) or any(
+            self._holds(i) or (session_type is not None and self._everyone[i].session_type not in self._policy.rules)
             for i in unit
         )
+
+    def _is_ours(self, unit: Sequence[int]) -> bool:
+        return all(i in self._own for i in unit)
 
     def decision(self, i: int) -> Decision:
         """Returns what shall happen to one session."""

@@ -10,6 +10,7 @@ import typer
 
 from session_manager.core.errors import PARTIAL_EXIT_CODE, SessionManagerError
 from session_manager.faces.cli import options
+from session_manager.faces.cli.calling import end_failed
 from session_manager.faces.cli.screen import put, talk
 from session_manager.faces.runner import call, encode
 from session_manager.functions import load
@@ -24,7 +25,10 @@ def add_to(app: typer.Typer) -> None:
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
     """Say what is wrong and what to do: stores, locks, ledger, unfinished runs, history. Changes nothing."""
-    document, exit_code = _asked()
+    try:
+        document, exit_code = _asked()
+    except SessionManagerError as error:
+        end_failed(error, as_json=as_json)
     if as_json:
         put(encode(document) + b"\n")
     else:

@@ -69,7 +69,11 @@ def prune(
         "min_bytes": words.amount(larger_than),
         "empty": empty or None,
     }
-    if not policy_has_rules(read_settings(os.environ)):
+    try:
+        by_policy = policy_has_rules(read_settings(os.environ))
+    except SessionManagerError as error:
+        end_failed(error, as_json=as_json)
+    if not by_policy:
         _check_filters(filters)
     arguments = {**filters, "include_durable": durable or None, "limit": limit}
     _plan_and_do("prune_sessions", "pruned_count", arguments, dry_run=dry_run, yes=yes, as_json=as_json)

@@ -66,6 +66,12 @@ def _show_list(screen: Screen, document: Document) -> None:
     total = document["session_count"]
     shown = f" ({len(rows):,} shown)" if len(rows) < total else ""
     screen.note(f"{counted(total, 'session')}{shown}")
+    _say_policy(screen, document)
+
+
+def _say_policy(screen: Screen, document: Document) -> None:
+    if "policy_error" in document:
+        screen.note(f"without pins: {document['policy_error']}")
 
 
 def _cells(row: Document) -> tuple[Any, ...]:
@@ -108,6 +114,7 @@ def _show_one(screen: Screen, document: Document) -> None:
         if document["live"]:
             screen.line()
         removal_table(screen, document["removed"])
+    _say_policy(screen, document)
 
 
 def _moment(moment: str | None) -> str | None:
@@ -140,3 +147,4 @@ def _show_stats(screen: Screen, document: Document) -> None:
             screen.line()
             columns = (Column(kind.upper(), 8), Column("SESSIONS", right=True), Column("SIZE", right=True))
             screen.table(columns, [(name, f"{n:,}", words.size(sizes.get(name, 0))) for name, n in counts.items()])
+    _say_policy(screen, document)

@@ -48,6 +48,7 @@ def create_app(config: Config, database_url: str) -> FastAPI:
     app.state.authenticator = Authenticator(config, engine)
     app.state.syncing = asyncio.Lock()
     app.state.drawn = {}
+    app.state.drawing = asyncio.Lock()
     app.state.jobs = Runner(engine, config, registered(config))
     problems.install(app)
     for router in (

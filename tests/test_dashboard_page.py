@@ -129,6 +129,8 @@ def test_filters_work_as_one_chooses_and_the_address_follows(page: Page) -> None
     expect(status).to_have_text("400 sessions match.")
     page.get_by_label("Search").press_sequentially("label 199")
     expect(status).to_have_text("2 sessions match.")
+    expect(page.get_by_label("Search")).to_be_focused()
+    expect(page.get_by_label("Search")).to_be_in_viewport(ratio=1)
     expect(page.get_by_role("region", name="Table of sessions").get_by_role("row")).to_have_count(3)
     expect(page).to_have_url(re.compile(r"search=label(%20|\+)199&status=error"))
     assert is_same_document(page)

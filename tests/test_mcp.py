@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -300,13 +301,34 @@ def test_what_is_no_message_is_no_end(skill: Skill, store: StoreBuilder) -> None
         assert answers[23]["result"]["structuredContent"]["session_count"] == 2
 
 
+def test_half_a_character_is_answered_and_a_whole_one_is_whole(skill: Skill, agents: Path) -> None:
+    store = StoreBuilder(agents)
+    store.add("cron:bread", 120, "bread", label="bread \U0001f35e")
+    store.write()
+    with Wire(sys.executable, COMMAND, "mcp", env=skill.environment()) as wire:
+        wire.call(2, "list_sessions", label="bread \ud83c")
+        assert wire.answer()["result"]["structuredContent"]["session_count"] == 0
+        wire.call(3, "list_sessions", label="bread \ud83c\udf5e")
+        assert wire.answer()["result"]["structuredContent"]["session_count"] == 1
+        wire.call(4, "delete_session", session_id="\\ud83c")
+        assert wire.answer()["result"]["structuredContent"]["code"] in ("bad_argument", "session_not_found")
+
+
+def test_without_standard_input_it_says_so(skill: Skill, agents: Path) -> None:
+    closed = f"exec {shlex.quote(sys.executable)} -m session_manager.faces.cli mcp <&-"
+    environ = {**skill.environment(), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", closed], capture_output=True, text=True, env=environ, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: standard input is closed")
+
+
 def test_nothing_that_a_function_prints_is_on_the_wire(skill: Skill, store: StoreBuilder) -> None:
     noisy = (
         "import os, sys, runpy\n"
         "from session_manager.functions import doctor, load\n"
         "quiet = doctor.run\n"
         "def run(*given):\n"
-        "    print('noise'); os.write(1, b'noise'); os.system('echo noise'); return quiet(*given)\n"
+        "    print('noise'); os.write(1, b'noise'); os.system('echo noise; cat'); return quiet(*given)\n"
         "doctor.run = run\n"
         f"sys.argv = [{COMMAND!r}, 'mcp']\n"
         f"runpy.run_path({COMMAND!r}, run_name='__main__')\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import re
@@ -10,12 +11,19 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 from chats import Chats
 from service import Databases, Service, cli, running
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
 from support import Skill, StoreBuilder
+
+from session_manager.service.db.dashboard import NAMED
+from session_manager.service.pages.dashboard import Drawn, _drawn
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 PART = {"HX-Request": "true", "HX-Target": "history"}
@@ -255,6 +263,34 @@ def test_a_part_brings_its_address_and_the_links_of_the_charts(rows: Chats, clie
     assert "/sessions?status=active&span=30d" in addresses
     assert re.search(r'<a href="/sessions\?status=active&amp;span=7d" aria-current="true">7 days', part.text)
     assert 'href="/sessions?span=7d">Clear' in client.get("/sessions?status=active&span=7d").text
+
+
+def test_charts_are_counted_once_for_all_who_ask_at_once(server: Databases, database: str) -> None:
+    counted: list[str] = []
+
+    async def ask(engine: AsyncEngine) -> None:
+        state = SimpleNamespace(drawn={}, drawing=asyncio.Lock())
+        request: Any = SimpleNamespace(app=SimpleNamespace(state=state))
+        event.listen(engine.sync_engine, "before_cursor_execute", lambda *given: counted.append(given[2]))
+
+        async def one() -> Drawn:
+            async with engine.connect() as connection:
+                return await _drawn(request, connection, "24h")
+
+        assert len({id(drawn) for drawn in await asyncio.gather(*(one() for _ in range(8)))}) == 1
+
+    Chats(server, database).run(ask)
+    assert len([statement for statement in counted if "WITH cells" in statement]) == 1
+
+
+def test_a_choice_that_is_not_whole_says_so(rows: Chats, client: httpx.Client) -> None:
+    rows.execute(
+        "INSERT INTO agent_sessions (agent_id, session_type) SELECT 'a' || n, 'x' FROM generate_series(1, %s) AS n",
+        NAMED,
+    )
+    assert "Only the first 200 agents can be chosen" in client.get("/sessions").text
+    rows.execute("DELETE FROM agent_sessions WHERE agent_id = 'a7'")
+    assert "can be chosen" not in client.get("/sessions").text
 
 
 def test_empty_pages_say_why_they_are_empty(rows: Chats, client: httpx.Client) -> None:

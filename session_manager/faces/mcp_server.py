@@ -11,12 +11,13 @@ Invariants:
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any, cast
 
 import anyio
 import msgspec
@@ -89,9 +90,34 @@ async def _serve(environ: Mapping[str, str]) -> None:
     server = make_server(environ, turn)
     async with anyio.create_task_group() as group:
         group.start_soon(_end_at_signals, turn)
-        async with stdio_server() as (read, write):
+        async with stdio_server(stdin=anyio.wrap_file(cast(IO[str], _Lines()))) as (read, write):
             await server.run(read, write, server.create_initialization_options())
         group.cancel_scope.cancel()
+
+
+class _Lines:
+    """The lines of standard input, taken away from everybody else; half a character in one becomes U+FFFD.
+
+    JavaScript cuts emoji in half and writes what is left as an escape, for which the SDK drops the whole message: its
+    sender would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._wire = os.fdopen(os.dup(0), encoding="utf-8", errors="replace", newline="\n")
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+
+    def readline(self) -> str:
+        """Returns the next line, an empty one at the end."""
+        line = self._wire.readline()
+        if "\\ud" not in line.lower():
+            return line
+        try:
+            message = json.dumps(json.loads(line), ensure_ascii=False)
+        except (ValueError, RecursionError):
+            return line
+        return message.encode("utf-16", "surrogatepass").decode("utf-16", "replace") + "\n"
 
 
 async def _end_at_signals(turn: Turn) -> None:

@@ -49,6 +49,7 @@ def create_app(config: Config, database_url: str) -> FastAPI:
     app.state.syncing = asyncio.Lock()
     app.state.readiness = None
     app.state.drawn = {}
+    app.state.drawing = asyncio.Lock()
     app.state.jobs = Runner(engine, config, registered(config))
     problems.install(app)
     for router in (

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from session_manager.core.errors import Failed
+from session_manager.core.errors import Failed, UsageError
 from session_manager.faces.cli import options
 
 
@@ -25,6 +25,8 @@ def mcp() -> None:
         raise Failed(
             f"the Python package {name!r} is missing: pip install 'aria-sessionmanager[mcp]'", code="missing_package"
         ) from error
-    if sys.stdin is not None and sys.stdin.isatty():
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; an MCP client starts this command and talks to it there")
+    if sys.stdin.isatty():
         typer.echo("session-manager mcp waits for an MCP client on standard input; Ctrl-C ends it", err=True)
     serve(os.environ)

@@ -26,7 +26,8 @@ MOST = 10_000
 STALE_MINUTES = 60
 # Beside the statuses that rows have: active ones without activity for STALE_MINUTES.
 STALE = "stale"
-_NAMES = 200
+# So many agents, and types, are offered to choose from.
+NAMED = 200
 
 Row = dict[str, Any]
 
@@ -195,8 +196,8 @@ _AGENTS, _TYPES = (text(_NAMES_OF.format(column=column)) for column in ("agent_i
 
 
 async def names(connection: AsyncConnection) -> tuple[list[str], list[str]]:
-    """Returns the agents and the types that there are, in order, some hundreds at most."""
-    agents, types = [(await connection.scalars(query, {"most": _NAMES})).all() for query in (_AGENTS, _TYPES)]
+    """Returns the agents and the types that there are, in order, the first NAMED at most."""
+    agents, types = [(await connection.scalars(query, {"most": NAMED})).all() for query in (_AGENTS, _TYPES)]
     return list(agents), list(types)
 
 

@@ -81,6 +81,8 @@ async def dashboard(
         **values,
         statuses=(*STATUSES, queries.STALE),
         agents=agents,
+        many=[words for words, found in (("agents", agents), ("types", types)) if len(found) == queries.NAMED],
+        named=queries.NAMED,
         types=types,
         clear=address(PATH, {"span": chosen["span"]}),
         totals=await queries.totals(database, request.scope["principal"].viewer),
@@ -128,15 +130,17 @@ def _totals_links() -> dict[str, str]:
 
 async def _drawn(request: Request, database: AsyncConnection, span: Span) -> Drawn:
     known: dict[str, Drawn] = request.app.state.drawn
-    found = known.get(span)
-    if found is None or time.monotonic() - found.at > DRAWN_AGE_S:
-        bars, unit, _ = _SPANS[span]
-        counted = await queries.counts(database, bars, unit)
-        found = Drawn(
-            time.monotonic(), over_time(counted.by_time, unit), by_name(counted.by_agent), by_name(counted.by_type)
-        )
-        known[span] = found
-    return found
+    # Of many who ask at once, one counts, and the others wait for it.
+    async with request.app.state.drawing:
+        found = known.get(span)
+        if found is None or time.monotonic() - found.at > DRAWN_AGE_S:
+            bars, unit, _ = _SPANS[span]
+            counted = await queries.counts(database, bars, unit)
+            found = Drawn(
+                time.monotonic(), over_time(counted.by_time, unit), by_name(counted.by_agent), by_name(counted.by_type)
+            )
+            known[span] = found
+        return found
 
 
 async def _ledger(request: Request) -> LedgerView | None:

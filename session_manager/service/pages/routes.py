@@ -25,7 +25,11 @@ async def home() -> Response:
 async def style() -> Response:
     """The one style sheet."""
     with open(os.path.join(FOLDER, "style.css"), encoding="utf-8") as file:
-        return Response(file.read(), media_type="text/css", headers={"Cache-Control": "max-age=3600"})
+        return Response(
+            file.read(),
+            media_type="text/css",
+            headers={"Cache-Control": "max-age=3600", "X-Content-Type-Options": "nosniff"},
+        )
 
 
 @router.get(f"/{HTMX}")

@@ -13,15 +13,14 @@ import typer
 from session_manager.core.errors import (
     INTERRUPTED,
     PARTIAL_EXIT_CODE,
-    Failed,
     Interrupted,
     SessionManagerError,
     UsageError,
 )
 from session_manager.faces.cli import words
 from session_manager.faces.cli.progress import shown
-from session_manager.faces.cli.screen import Screen, talk
-from session_manager.faces.runner import call, encode, write
+from session_manager.faces.cli.screen import Screen, put, talk
+from session_manager.faces.runner import call, encode
 from session_manager.functions import load
 
 Document = dict[str, Any]
@@ -48,7 +47,7 @@ def answer(name: str, show: Show, *, as_json: bool = False, **arguments: object)
     except SessionManagerError as error:
         end_failed(error, as_json=as_json)
     if as_json:
-        _print(encode(document) + b"\n")
+        put(encode(document) + b"\n")
     else:
         show_now(show, document)
     if document.get("code") == "partial":
@@ -71,9 +70,12 @@ def show_now(show: Show, document: Document) -> None:
     """Prints what ``show`` makes of a document."""
     screen = Screen()
     show(screen, document)
-    _print(screen.data())
-    for note in screen.notes:
-        talk(note)
+    try:
+        put(screen.data())
+    finally:
+        # How a removal is taken back is said although nobody could be shown what it was.
+        for note in screen.notes:
+            talk(note)
 
 
 def _say_errors(document: Document) -> None:
@@ -85,7 +87,7 @@ def _say_errors(document: Document) -> None:
 def end_failed(error: SessionManagerError, *, as_json: bool = False) -> NoReturn:
     """Ends the command with the error's code; says what an interrupted run had done until then."""
     if as_json:
-        _print(encode(error.document()) + b"\n")
+        put(encode(error.document()) + b"\n")
     else:
         talk(f"error: {error.message}")
         for conflict in error.details.get("conflicts", ()):
@@ -127,7 +129,8 @@ def confirmed(question: str) -> bool:
         if typer.confirm(question, err=True):
             return True
     except typer.Abort:
-        talk("\nNothing was changed.")
+        talk("")
+        talk("Nothing was changed.")
         raise typer.Exit(Interrupted.exit_code) from None
     talk("Nothing was changed.")
     return False
@@ -152,9 +155,3 @@ def say_run(screen: Screen, document: Document) -> None:
     """Says how a removal is taken back."""
     if document.get("run_id") is not None:
         screen.note(f"take it back with: session-manager undo {document['run_id']}")
-
-
-def _print(data: bytes) -> None:
-    sys.stdout.flush()
-    if not write(data):
-        raise typer.Exit(Failed.exit_code)

@@ -14,7 +14,6 @@ from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, Filters, Limit, Minutes, named_when_interrupted
 from session_manager.functions.policy import with_policy
-from session_manager.functions.prune_sessions import Tally, plan_rows
 from session_manager.functions.reading import (
     View,
     errors_or_raise,
@@ -24,6 +23,7 @@ from session_manager.functions.reading import (
     observe,
     read_view,
 )
+from session_manager.functions.tally import Tally, plan_rows
 from session_manager.live.volume import Snapshot
 
 if TYPE_CHECKING:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from session_manager.core.errors import SessionManagerError, UsageError, failure, with_errors
+from session_manager.core.errors import SessionManagerError, UsageError, with_errors
 from session_manager.core.retention import Decision, Policy, decide
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, Filters, Limit, named_when_interrupted
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import (
-    AgentRead,
     View,
     errors_or_raise,
     foreign_references,
@@ -23,22 +22,19 @@ from session_manager.functions.reading import (
     observe,
     read_view,
 )
-from session_manager.functions.rows import row
+from session_manager.functions.tally import Tally, plan_rows
 from session_manager.live.observe import transcript_sizes
-from session_manager.live.transcripts import outside_files
 from session_manager.live.volume import Snapshot, Store
 
 if TYPE_CHECKING:
     from session_manager.core.rules import ByRules, Overrun
     from session_manager.live.ledger import Run
-    from session_manager.live.removal import Outcome
 
 DESCRIPTION = (
     "Removes every session whose last activity is older than max_age_minutes (default: what the retention policy "
     "says, 60 where there is none): its keys leave the index, its transcripts are archived, its history row is marked "
     "ended. Conversations with people stay unless asked for."
 )
-ACTIVE = "active"
 DEFAULT_AGE = 60
 
 Age = Annotated[
@@ -60,71 +56,13 @@ class Arguments(Filters, forbid_unknown_fields=True):
     details: Details = False
 
 
-class Tally(msgspec.Struct):
-    """What came of the decisions so far. ``removed`` holds (agent id, session id)."""
-
-    decisions: list[Decision]
-    removed: list[tuple[str, str]]
-    alive: set[tuple[str, str]]
-    errors: list[dict[str, object]]
-    agents: list[AgentRead] = []
-    left_alone: list[str] = []
-    recovered: list[dict[str, object]] = []
-    reappeared: list[dict[str, object]] = []
-    overruns: list[tuple[str, Overrun]] = []
-
-    def add(self, store: Store, outcome: Outcome, last: list[Decision], earlier: Mapping[str, Decision]) -> None:
-        """Adds what happened in one store, by its ``last`` decisions and, session id -> decision, ``earlier`` ones."""
-        from session_manager.live.reappeared import reported
-
-        removed = [r.session_id for r in outcome.removed]
-        ghosts = {r.session_id for r in outcome.reappeared}
-        decisions = [d for d in last if d.session.id not in ghosts]
-        # A session that went before the lock was lost and taken again is in no later read.
-        read = {d.session.id for d in last}
-        decisions += [earlier[i] for i in removed if i not in read and i in earlier]
-        self.decisions += decisions
-        self.removed += [(store.agent_id, session_id) for session_id in removed]
-        self.alive |= {(store.agent_id, session_id) for session_id in outcome.alive}
-        self.errors += [failure(error, store.agent_id, session_id) for session_id, error in outcome.failures]
-        gone = set(removed)
-        going = (d.session for d in decisions if d.session.id in gone)
-        self.left_alone += outside_files(going, store.sessions_dir)
-        self.recovered += outcome.recovered
-        self.reappeared += reported(store.agent_id, outcome.reappeared)
-
-    def kept(self) -> list[dict[str, Any]]:
-        """Returns each session that stayed for a reason, with that."""
-        gone = set(self.removed)
-        kept = []
-        for decision in self.decisions:
-            session = decision.session
-            name = (session.agent_id, session.id)
-            reason = ACTIVE if name in self.alive else decision.reason
-            if reason is not None and name not in gone:
-                kept.append({"id": session.id, "agentId": session.agent_id, "reason": reason})
-        return kept
-
-    def document(self, arguments: Arguments) -> dict[str, Any]:
-        """Returns the function's document; in a dry run the counts mean "would"."""
-        return {
-            "total_sessions": len(self.decisions),
-            "pruned_count": len(self.removed),
-            "kept_count": len(self.decisions) - len(self.removed),
-            "dry_run": arguments.dry_run,
-            "deleted_ids": [session_id for _, session_id in self.removed],
-            "errors": self.errors,
-            "kept": self.kept(),
-        }
-
-
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns the counts, the ids that went, and why each old session that stayed did stay."""
     context = with_policy(context)
     policy = policy_of(context, arguments)
     if arguments.dry_run:
         tally = preview(context, arguments.agent, policy, sizes=arguments.details)
-        document = tally.document(arguments) | _decided_by(context, policy, tally)
+        document = _document(tally, arguments) | _decided_by(context, policy, tally)
         if arguments.details:
             document["plan"] = plan_rows(tally.decisions, context.settings.current)
         return with_errors(document, tally.errors)
@@ -133,7 +71,20 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     run_info = start_run("prune_sessions", context.settings)
     with named_when_interrupted(run_info):
         tally, extra = _prune(context, arguments.agent, policy, run_info)
-    return with_errors(tally.document(arguments) | _decided_by(context, policy, tally) | extra, tally.errors)
+    return with_errors(_document(tally, arguments) | _decided_by(context, policy, tally) | extra, tally.errors)
+
+
+def _document(tally: Tally, arguments: Arguments) -> dict[str, Any]:
+    """Returns the function's document; in a dry run the counts mean "would"."""
+    return {
+        "total_sessions": len(tally.decisions),
+        "pruned_count": len(tally.removed),
+        "kept_count": len(tally.decisions) - len(tally.removed),
+        "dry_run": arguments.dry_run,
+        "deleted_ids": [session_id for _, session_id in tally.removed],
+        "errors": tally.errors,
+        "kept": tally.kept(),
+    }
 
 
 def _decided_by(context: Context, policy: Policy | ByRules, tally: Tally) -> dict[str, Any]:
@@ -188,15 +139,6 @@ def preview(context: Context, agent: str | None, policy: Policy | ByRules, *, si
         tally.decisions += decisions
         tally.removed += [(d.session.agent_id, d.session.id) for d in decisions if d.prune]
     return tally
-
-
-def plan_rows(decisions: Sequence[Decision], current: Set[str]) -> list[dict[str, Any]]:
-    """Returns a row for each session that would go, with the rule that takes it, or that stays for a reason."""
-    return [
-        {**row(d.session, current), "prune": d.prune, "reason": d.rule if d.prune else d.reason}
-        for d in decisions
-        if d.prune or d.reason is not None
-    ]
 
 
 def _only(view: View, agent_id: str) -> View:

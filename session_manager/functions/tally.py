@@ -1,0 +1,76 @@
+"""What came of the decisions about many sessions, over all agents; the same for every function that removes many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from session_manager.core.errors import failure
+from session_manager.core.retention import Decision
+from session_manager.functions.reading import AgentRead
+from session_manager.functions.rows import row
+from session_manager.live.transcripts import outside_files
+from session_manager.live.volume import Store
+
+if TYPE_CHECKING:
+    from session_manager.core.rules import Overrun
+    from session_manager.live.removal import Outcome
+
+ACTIVE = "active"
+
+
+class Tally(msgspec.Struct):
+    """What came of the decisions so far. ``removed`` holds (agent id, session id)."""
+
+    decisions: list[Decision]
+    removed: list[tuple[str, str]]
+    alive: set[tuple[str, str]]
+    errors: list[dict[str, object]]
+    agents: list[AgentRead] = []
+    left_alone: list[str] = []
+    recovered: list[dict[str, object]] = []
+    reappeared: list[dict[str, object]] = []
+    overruns: list[tuple[str, Overrun]] = []
+
+    def add(self, store: Store, outcome: Outcome, last: list[Decision], earlier: Mapping[str, Decision]) -> None:
+        """Adds what happened in one store, by its ``last`` decisions and, session id -> decision, ``earlier`` ones."""
+        from session_manager.live.reappeared import reported
+
+        removed = [r.session_id for r in outcome.removed]
+        ghosts = {r.session_id for r in outcome.reappeared}
+        decisions = [d for d in last if d.session.id not in ghosts]
+        # A session that went before the lock was lost and taken again is in no later read.
+        read = {d.session.id for d in last}
+        decisions += [earlier[i] for i in removed if i not in read and i in earlier]
+        self.decisions += decisions
+        self.removed += [(store.agent_id, session_id) for session_id in removed]
+        self.alive |= {(store.agent_id, session_id) for session_id in outcome.alive}
+        self.errors += [failure(error, store.agent_id, session_id) for session_id, error in outcome.failures]
+        gone = set(removed)
+        going = (d.session for d in decisions if d.session.id in gone)
+        self.left_alone += outside_files(going, store.sessions_dir)
+        self.recovered += outcome.recovered
+        self.reappeared += reported(store.agent_id, outcome.reappeared)
+
+    def kept(self) -> list[dict[str, Any]]:
+        """Returns each session that stayed for a reason, with that."""
+        gone = set(self.removed)
+        kept = []
+        for decision in self.decisions:
+            session = decision.session
+            name = (session.agent_id, session.id)
+            reason = ACTIVE if name in self.alive else decision.reason
+            if reason is not None and name not in gone:
+                kept.append({"id": session.id, "agentId": session.agent_id, "reason": reason})
+        return kept
+
+
+def plan_rows(decisions: Sequence[Decision], current: Set[str]) -> list[dict[str, Any]]:
+    """Returns a row for each session that would go, with the rule that takes it, or that stays for a reason."""
+    return [
+        {**row(d.session, current), "prune": d.prune, "reason": d.rule if d.prune else d.reason}
+        for d in decisions
+        if d.prune or d.reason is not None
+    ]

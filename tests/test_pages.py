@@ -355,3 +355,13 @@ def test_a_script_gets_the_conversations_alone(rows: Chats, client: httpx.Client
     assert "<html" not in part.text
     assert 'hx-swap-oob="innerHTML">2 conversations.' in " ".join(part.text.split()).replace("> 2", ">2")
     assert part.headers["hx-push-url"] == "/conversations?empty=true"
+
+
+# ---- /docs
+
+
+def test_the_description_of_the_api_is_written_for_people(client: httpx.Client) -> None:
+    page = client.get("/docs", headers=BROWSER)
+    assert "<code>/api/engine/sessions</code> are conversations" in page.text
+    assert "`" not in page.text
+    assert_no_markup_of_others(page)

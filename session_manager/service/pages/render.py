@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -40,7 +42,12 @@ def short(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-_templates.filters |= {"number": number, "moment": moment, "short": short}
+def prose(text: str) -> Markup:
+    """Writes a text of ours in which code stands between backticks."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+_templates.filters |= {"number": number, "moment": moment, "short": short, "prose": prose}
 _templates.globals["htmx"] = HTMX
 
 

@@ -23,7 +23,7 @@ import httpx
 import pexpect
 from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
-from rich.terminal_theme import DIMMED_MONOKAI
+from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,7 +127,7 @@ def picture_of_the_terminal(browser: Browser, env: dict[str, str], path: Path) -
         terminal.print(Text("$ ", "bold green") + Text(f"session-manager {words}", "bold"))
         terminal.print(Text.from_ansi(printed.replace("\r", "").rstrip("\n")), soft_wrap=True)
     html = terminal.export_html(
-        theme=DIMMED_MONOKAI, inline_styles=True, code_format="<pre style='margin:0'>{code}</pre>"
+        theme=MONOKAI, inline_styles=True, code_format="<pre style='margin:0'>{code}</pre>"
     )
     page = browser.new_page(viewport={"width": WIDTH, "height": 400})
     page.set_content(_TERMINAL % html.strip())

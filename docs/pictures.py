@@ -126,9 +126,7 @@ def picture_of_the_terminal(browser: Browser, env: dict[str, str], path: Path) -
             terminal.print()
         terminal.print(Text("$ ", "bold green") + Text(f"session-manager {words}", "bold"))
         terminal.print(Text.from_ansi(printed.replace("\r", "").rstrip("\n")), soft_wrap=True)
-    html = terminal.export_html(
-        theme=MONOKAI, inline_styles=True, code_format="<pre style='margin:0'>{code}</pre>"
-    )
+    html = terminal.export_html(theme=MONOKAI, inline_styles=True, code_format="<pre style='margin:0'>{code}</pre>")
     page = browser.new_page(viewport={"width": WIDTH, "height": 400})
     page.set_content(_TERMINAL % html.strip())
     page.locator("div").screenshot(path=str(path))

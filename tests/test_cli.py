@@ -215,7 +215,9 @@ main()
 @pytest.mark.parametrize("module", ["typer", "session_manager.functions.reading", "session_manager.live.ledger"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_import_is_an_interrupted_command(store: StoreBuilder, module: str, number: int) -> None:
-    command = [sys.executable, "-c", INTERRUPTED_IMPORT, module, str(int(number)), "prune", "--type", "cron", "--yes"]
+    # Whoever runs the tests may have SIGINT ignored, and children with it.
+    program = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{INTERRUPTED_IMPORT}"
+    command = [sys.executable, "-c", program, module, str(int(number)), "prune", "--type", "cron", "--yes"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
     assert len(store.read()) == 4

@@ -689,7 +689,7 @@ def _foreign(ledger: Path) -> None:
         (_overwritten, 7, "ledger_damaged"),
         (_not_a_database, 7, "ledger_damaged"),
         (_foreign, 7, "ledger_damaged"),
-        (_a_directory, 4, "not_writable"),
+        (_a_directory, 7, "ledger_damaged"),
     ],
 )
 def test_a_ledger_that_cannot_be_used(

@@ -309,7 +309,7 @@ def no_file(ledger: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "code"), [(damaged, "ledger_damaged"), (newer, "ledger_unsupported"), (no_file, "not_writable")]
+    ("spoil", "code"), [(damaged, "ledger_damaged"), (newer, "ledger_unsupported"), (no_file, "ledger_damaged")]
 )
 def test_a_ledger_that_cannot_be_used_is_said_in_a_sentence_and_nothing_changes(
     history: History, agents: Path, skill: Skill, spoil: Callable[[Path], None], code: str

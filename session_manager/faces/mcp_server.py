@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -165,7 +166,9 @@ def _tool(name: str) -> Tool:
 def _result(name: str, arguments: Mapping[str, Any], environ: Mapping[str, str]) -> CallToolResult:
     """Makes one call; returns the function's document, or the failure's sentence with what belongs to it."""
     try:
-        document = fitted(_call(name, arguments, environ))
+        # What is left in a buffer would be on the wire when that is given back at the end.
+        with contextlib.redirect_stdout(sys.stderr):
+            document = fitted(_call(name, arguments, environ))
     except SessionManagerError as error:
         return _failure(error)
     return _made(_text(document), document, is_error=False)

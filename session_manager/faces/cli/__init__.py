@@ -5,7 +5,6 @@ What the commands need is imported under ``main``'s eyes: Ctrl-C comes at any ti
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -68,9 +67,13 @@ def _end(code: int) -> NoReturn:
     Python itself dies of the signal, whoever has caught it, when it came while something was imported.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # Python would try once more, and end with a code of its own.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if code == Interrupted.exit_code:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
         os._exit(code)
     raise SystemExit(code)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import stat
 import zlib
 from collections.abc import Iterator
 from types import TracebackType
@@ -61,7 +62,7 @@ class Connection:
         from urllib.parse import quote
 
         # SQLite would wait for ever where somebody has put a pipe.
-        if os.path.lexists(path) and not os.path.isfile(path):
+        if _is_no_file(path):
             raise _explained(sqlite3.DatabaseError("not a regular file"), path)
         with clear_sqlite_errors(path):
             connection = sqlite3.connect(
@@ -172,6 +173,14 @@ def clear_sqlite_errors(path: str) -> Iterator[None]:
         yield
     except (sqlite3.Error, msgspec.DecodeError, zlib.error) as error:
         raise _explained(error, path) from error
+
+
+def _is_no_file(path: str) -> bool:
+    """Says whether a folder, a pipe, a socket or a device has the ledger's name."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _explained(error: Exception, path: str) -> SessionManagerError:

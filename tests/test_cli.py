@@ -294,3 +294,23 @@ def test_ages_are_said_in_words(minutes: int, said: str) -> None:
 )  # fmt: skip
 def test_bytes_are_said_in_words(number: int | None, said: str) -> None:
     assert words.size(number) == said
+
+
+def test_what_was_found_on_the_way_is_said(store: StoreBuilder, skill: Skill, tmp_path: Path) -> None:
+    agents = store.dir.parents[1]
+    outside = tmp_path / "elsewhere.jsonl"
+    outside.write_text("{}\n")
+    store.add("cron:far", 180, "far", sessionFile=str(outside))
+    store.write()
+    (agents / ".session_manager").mkdir()
+    (agents / ".session_manager" / "archives").write_bytes(b"in the way")
+    done = cli("delete", "--label", "Daily*", "--yes")
+    assert "1 archived file with one name only" in done.stderr, done.stderr
+    for archive in store.dir.glob("*.deleted.*"):
+        archive.unlink()
+    store.write()
+    (store.dir / "daily.jsonl").unlink(missing_ok=True)
+    done = cli("prune", "--label", "no such label", "--yes")
+    assert "removed once more: 1 session that the gateway had written back" in done.stderr, done.stderr
+    done = cli("prune", "--type", "cron", "--yes")
+    assert f"left alone, outside its agent's folder: {outside}" in done.stderr, done.stderr

@@ -70,12 +70,33 @@ def show_now(show: Show, document: Document) -> None:
     """Prints what ``show`` makes of a document."""
     screen = Screen()
     show(screen, document)
+    _say_also(screen, document)
     try:
         put(screen.data())
     finally:
         # How a removal is taken back is said although nobody could be shown what it was.
         for note in screen.notes:
             talk(note)
+
+
+def _say_also(screen: Screen, document: Document) -> None:
+    """Says what results of all functions have in common, when there is something to say."""
+    for recovered in document.get("recovered", ()):
+        if "found" in recovered:
+            screen.note(f"kept beside the index of {recovered['agentId']}, to compare with it: {recovered['found']}")
+            continue
+        for verb in ("finished", "undone"):
+            if recovered[verb]:
+                done = f"{recovered['what']} of {counted(len(recovered[verb]), 'session')} in {recovered['agentId']}"
+                screen.note(f"{verb} what run {recovered['run_id']} had left half done: {done}")
+    if "reappeared" in document:
+        again = counted(len(document["reappeared"]), "session")
+        screen.note(f"removed once more: {again} that the gateway had written back")
+    for path in document.get("left_alone", ()):
+        screen.note(f"left alone, outside its agent's folder: {path}")
+    if "at_risk" in document:
+        files = counted(document["at_risk"]["files"], "archived file")
+        screen.note(f"{files} with one name only, which some gateways delete ({document['at_risk']['error']})")
 
 
 def _say_errors(document: Document) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import uuid
 from pathlib import Path
@@ -49,6 +50,8 @@ def terminal(agents: Path, *arguments: str, at: str = "", width: int = 100, **en
         dimensions=(30, width),
         encoding="utf-8",
         timeout=120,
+        # Whoever runs the tests may have it ignored, and children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -62,9 +65,10 @@ def ended(child: pexpect.spawn[str]) -> tuple[int | None, str]:
 
 def interrupted(child: pexpect.spawn[str]) -> tuple[int | None, str]:
     """Types Ctrl-C until it ends."""
-    child.sendintr()
-    while child.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=5):
+    for _ in range(10):
         child.sendintr()
+        if child.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=5) == 0:
+            break
     said = str(child.before)
     child.close()
     return child.exitstatus, said

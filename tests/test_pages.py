@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import postgres
 import pytest
 from chats import Chats
 from service import Databases, Service, cli, running
@@ -23,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from support import Skill, StoreBuilder
 
 from session_manager.service.db.dashboard import NAMED
+from session_manager.service.embedded import EmbeddedPostgres
 from session_manager.service.pages.dashboard import Drawn, _drawn
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -69,10 +71,14 @@ def link(page: httpx.Response, name: str) -> str | None:
 
 
 @pytest.mark.parametrize("given", [{}, {"ARIA_API_TOKEN": "the-operator"}])
-def test_without_its_database_every_page_says_so(server: Databases, tmp_path: Path, given: dict[str, str]) -> None:
-    url = server.create()
-    with running(tmp_path / "log", DATABASE_URL=url, **given) as service:
-        server.drop(url)
+def test_without_its_database_every_page_says_so(tmp_path: Path, given: dict[str, str]) -> None:
+    # A pooler would wait for its database, and the page with it.
+    with (
+        postgres.reachable_folder() as folder,
+        EmbeddedPostgres.start(str(folder / "base"), None, postgres.FAST) as database,
+        running(tmp_path / "log", DATABASE_URL=database.url, **given) as service,
+    ):
+        database.stop()
         for path in ("/sessions", "/sessions?search=x", "/conversations", f"/sessions/{uuid.uuid4()}/end"):
             page = service.client.get(path, headers=BROWSER)
             assert (page.status_code, page.headers["retry-after"]) == (503, "2"), path

@@ -70,8 +70,18 @@ class Databases:
 
     def drop(self, url: str) -> None:
         """Drops a database, whoever is still connected."""
+        statement = f"DROP DATABASE IF EXISTS {make_url(url).database} WITH (FORCE)"
         with self.connect(None) as connection:
-            connection.execute(f"DROP DATABASE IF EXISTS {make_url(url).database} WITH (FORCE)")
+            wait_until(lambda: _is_done(connection, statement))
+
+
+def _is_done(connection: psycopg.Connection[Any], statement: str) -> bool:
+    try:
+        connection.execute(statement)
+    except psycopg.errors.InsufficientPrivilege:
+        # The server's own vacuum is at work there, which only a superuser may end.
+        return False
+    return True
 
 
 @contextlib.contextmanager

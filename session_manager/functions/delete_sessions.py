@@ -115,9 +115,8 @@ def _preview(context: Context, scope: View, arguments: Arguments, choice: Choice
     tally = Tally([], [], set(), errors)
     for read in scope.agents:
         decisions = choice.decide(read.sessions, context.clock(), len(tally.removed))
-        tally.decisions += decisions
-        tally.removed += [(d.session.agent_id, d.session.id) for d in decisions if d.prune]
-    document = _document(tally, dry_run=True)
+        tally.foresee(decisions)
+    document = tally.document("deleted_count", dry_run=True)
     if arguments.details:
         document["plan"] = plan_rows(tally.decisions, context.settings.current)
     return document, tally.errors
@@ -148,10 +147,8 @@ def _delete(
     # What earlier calls owe is delivered even when every agent has failed.
     told = tell(context, run_info, tally.removed)
     tally.errors += errors_or_raise(failed, any_done=len(failed) < len(scope.agents) + len(scope.failed))
-    extra: dict[str, Any] = remover.at_risk.document() | told | {"run_id": run_info.shown_id}
-    also = {"left_alone": tally.left_alone, "recovered": tally.recovered, "reappeared": tally.reappeared}
-    document = _document(tally, dry_run=False)
-    return document | extra | {name: found for name, found in also.items() if found}, tally.errors
+    extra = remover.at_risk.document() | told | {"run_id": run_info.shown_id} | tally.on_the_way()
+    return tally.document("deleted_count", dry_run=False) | extra, tally.errors
 
 
 def _chooser(
@@ -169,15 +166,3 @@ def _chooser(
         return [(d.session, d.rule) for d in last if d.prune]
 
     return choose
-
-
-def _document(tally: Tally, *, dry_run: bool) -> dict[str, Any]:
-    return {
-        "total_sessions": len(tally.decisions),
-        "deleted_count": len(tally.removed),
-        "kept_count": len(tally.decisions) - len(tally.removed),
-        "dry_run": dry_run,
-        "deleted_ids": [session_id for _, session_id in tally.removed],
-        "errors": tally.errors,
-        "kept": tally.kept(),
-    }

@@ -13,7 +13,6 @@ from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, Filters, Limit, named_when_interrupted
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import (
-    View,
     errors_or_raise,
     foreign_references,
     kin_by_agent,
@@ -62,7 +61,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     policy = policy_of(context, arguments)
     if arguments.dry_run:
         tally = preview(context, arguments.agent, policy, sizes=arguments.details)
-        document = _document(tally, arguments) | _decided_by(context, policy, tally)
+        document = tally.document("pruned_count", dry_run=True) | _decided_by(context, policy, tally)
         if arguments.details:
             document["plan"] = plan_rows(tally.decisions, context.settings.current)
         return with_errors(document, tally.errors)
@@ -71,20 +70,8 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     run_info = start_run("prune_sessions", context.settings)
     with named_when_interrupted(run_info):
         tally, extra = _prune(context, arguments.agent, policy, run_info)
-    return with_errors(_document(tally, arguments) | _decided_by(context, policy, tally) | extra, tally.errors)
-
-
-def _document(tally: Tally, arguments: Arguments) -> dict[str, Any]:
-    """Returns the function's document; in a dry run the counts mean "would"."""
-    return {
-        "total_sessions": len(tally.decisions),
-        "pruned_count": len(tally.removed),
-        "kept_count": len(tally.decisions) - len(tally.removed),
-        "dry_run": arguments.dry_run,
-        "deleted_ids": [session_id for _, session_id in tally.removed],
-        "errors": tally.errors,
-        "kept": tally.kept(),
-    }
+    document = tally.document("pruned_count", dry_run=False) | _decided_by(context, policy, tally) | extra
+    return with_errors(document, tally.errors)
 
 
 def _decided_by(context: Context, policy: Policy | ByRules, tally: Tally) -> dict[str, Any]:
@@ -126,7 +113,7 @@ def preview(context: Context, agent: str | None, policy: Policy | ByRules, *, si
     """
     now = context.clock()
     everyone = read_view(context, None, policy.cutoff(now))
-    scope = everyone if agent is None else _only(everyone, context.volume.resolve_agent(agent))
+    scope = everyone if agent is None else everyone.of_agent(context.volume.resolve_agent(agent))
     measure_view(scope, policy.only, sizes=sizes)
     tally = Tally([], [], set(), scope.errors(), scope.agents)
     kin = kin_by_agent(everyone)
@@ -136,13 +123,8 @@ def preview(context: Context, agent: str | None, policy: Policy | ByRules, *, si
             context, policy, now, read.store, read.sessions, read.names, others, len(tally.removed)
         )
         tally.overruns += [(read.agent_id, overrun) for overrun in overruns]
-        tally.decisions += decisions
-        tally.removed += [(d.session.agent_id, d.session.id) for d in decisions if d.prune]
+        tally.foresee(decisions)
     return tally
-
-
-def _only(view: View, agent_id: str) -> View:
-    return View([a for a in view.agents if a.agent_id == agent_id], [(a, e) for a, e in view.failed if a == agent_id])
 
 
 def _decide(
@@ -215,6 +197,4 @@ def _prune(
     # What earlier calls owe is delivered even when every agent has failed.
     told = tell(context, run_info, tally.removed)
     tally.errors += errors_or_raise(failed, any_done=len(failed) < len(stores))
-    extra: dict[str, Any] = remover.at_risk.document() | told | {"run_id": run_info.shown_id}
-    also = {"left_alone": tally.left_alone, "recovered": tally.recovered, "reappeared": tally.reappeared}
-    return tally, extra | {name: found for name, found in also.items() if found}
+    return tally, remover.at_risk.document() | told | {"run_id": run_info.shown_id} | tally.on_the_way()

@@ -15,7 +15,7 @@ from session_manager.functions.delete_session import SessionId
 from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.reading import AgentRead, read_view
 from session_manager.functions.rows import row
-from session_manager.live.observe import last_timestamp
+from session_manager.live.observe import file_bytes, last_timestamp
 from session_manager.live.transcripts import files_by_session, is_transcript
 
 DESCRIPTION = (
@@ -57,7 +57,7 @@ def _live(context: Context, read: AgentRead, wanted: str) -> Iterator[dict[str, 
     files = files_by_session(read.names, read.sessions, read.store.sessions_dir)
     for session in found:
         paths = {name: os.path.join(read.store.sessions_dir, name) for name in files.get(session.id, ())}
-        sizes = {name: _bytes(path) for name, path in paths.items()}
+        sizes = {name: file_bytes(path) for name, path in paths.items()}
         session.size = sum(sizes.values())
         seen = [_last_written(path, context.clock()) for name, path in paths.items() if is_transcript(name)]
         session.transcript_activity = max(seen, default=0) or None
@@ -79,13 +79,6 @@ def _facts(session: Session) -> dict[str, Any]:
         "busy": session.busy,
         "spawned_by": list(session.parents),
     }
-
-
-def _bytes(path: str) -> int:
-    try:
-        return os.lstat(path).st_size
-    except OSError:
-        return 0
 
 
 def _last_written(path: str, now_ms: int) -> int:

@@ -54,6 +54,11 @@ class Tally(msgspec.Struct):
         self.recovered += outcome.recovered
         self.reappeared += reported(store.agent_id, outcome.reappeared)
 
+    def foresee(self, decisions: Sequence[Decision]) -> None:
+        """Adds what would happen in one store."""
+        self.decisions += decisions
+        self.removed += [(d.session.agent_id, d.session.id) for d in decisions if d.prune]
+
     def kept(self) -> list[dict[str, Any]]:
         """Returns each session that stayed for a reason, with that."""
         gone = set(self.removed)
@@ -65,6 +70,23 @@ class Tally(msgspec.Struct):
             if reason is not None and name not in gone:
                 kept.append({"id": session.id, "agentId": session.agent_id, "reason": reason})
         return kept
+
+    def document(self, count: str, *, dry_run: bool) -> dict[str, Any]:
+        """Returns a function's document, with what went under the name ``count``; in a dry run it means "would"."""
+        return {
+            "total_sessions": len(self.decisions),
+            count: len(self.removed),
+            "kept_count": len(self.decisions) - len(self.removed),
+            "dry_run": dry_run,
+            "deleted_ids": [session_id for _, session_id in self.removed],
+            "errors": self.errors,
+            "kept": self.kept(),
+        }
+
+    def on_the_way(self) -> dict[str, Any]:
+        """Returns the members of a document that are there only when there is something to say."""
+        also = {"left_alone": self.left_alone, "recovered": self.recovered, "reappeared": self.reappeared}
+        return {name: found for name, found in also.items() if found}
 
 
 def plan_rows(decisions: Sequence[Decision], current: Set[str]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from session_manager.core.progress import tracked
 from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.live.emptiness import empty_sessions
+from session_manager.live.observe import file_bytes
 from session_manager.live.transcripts import files_by_session
 from session_manager.live.volume import Store
 
@@ -23,16 +24,9 @@ def measure(
     if sizes or only.min_bytes is not None:
         files = files_by_session(names, sessions, store.sessions_dir)
         for session in tracked(sessions, "measuring transcripts"):
-            session.size = sum(_bytes(os.path.join(store.sessions_dir, name)) for name in files.get(session.id, ()))
+            session.size = sum(file_bytes(os.path.join(store.sessions_dir, name)) for name in files.get(session.id, ()))
     if only.empty:
         asked = [session for session in sessions if only.names(session)]
         found = empty_sessions(store, sessions, names, asked)
         for session in asked:
             session.empty = session.id in found
-
-
-def _bytes(path: str) -> int:
-    try:
-        return os.lstat(path).st_size
-    except OSError:
-        return 0

@@ -93,12 +93,13 @@ def transcript_sizes(store: Store, sessions: Sequence[Session], names: Iterable[
     A file that has just gone counts nothing.
     """
     return {
-        session_id: {name: _size(os.path.join(store.sessions_dir, name)) for name in files if is_transcript(name)}
+        session_id: {name: file_bytes(os.path.join(store.sessions_dir, name)) for name in files if is_transcript(name)}
         for session_id, files in files_by_session(names, sessions, store.sessions_dir).items()
     }
 
 
-def _size(path: str) -> int:
+def file_bytes(path: str) -> int:
+    """Returns a file's size; one that has just gone, or cannot be looked at, has none."""
     try:
         return os.lstat(path).st_size
     except OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -23,7 +23,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(rich_help_panel=options.LOOKING)(doctor)
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+def doctor(as_json: options.AsJson = False) -> None:
     """Say what is wrong and what to do: stores, locks, ledger, unfinished runs, history. Changes nothing."""
     try:
         document, exit_code = _asked()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from session_manager.core.errors import SessionManagerError
 from session_manager.core.session import KINDS
+from session_manager.faces.cli import words
 
 
 def _types(incomplete: str) -> Iterable[str]:
@@ -53,3 +54,16 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would happen, and change nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Also main sessions, pinned ones and those in use.")]
 SessionId = Annotated[str, typer.Argument(metavar="ID", help="The full session id, or one of its keys.")]
+
+
+def filters(
+    session_type: str | None, label: str | None, model: str | None, larger_than: str | None, empty: bool
+) -> dict[str, Any]:
+    """Returns shared filters as functions take them, None where nothing was given. Raises UsageError."""
+    return {
+        "session_type": session_type,
+        "label": label,
+        "model": model,
+        "min_bytes": words.amount(larger_than),
+        "empty": empty or None,
+    }

@@ -63,11 +63,7 @@ def prune(
     filters: dict[str, Any] = {
         "max_age_minutes": words.minutes(older_than),
         "agent": agent,
-        "session_type": session_type,
-        "label": label,
-        "model": model,
-        "min_bytes": words.amount(larger_than),
-        "empty": empty or None,
+        **options.filters(session_type, label, model, larger_than, empty),
     }
     try:
         by_policy = policy_has_rules(read_settings(os.environ))
@@ -98,12 +94,8 @@ def delete(
 ) -> None:
     """Remove the named sessions, or all that the filters cover, whatever their type; `undo` takes it back."""
     filters: dict[str, Any] = {
-        "session_type": session_type,
         "older_than_minutes": words.minutes(older_than),
-        "label": label,
-        "model": model,
-        "min_bytes": words.amount(larger_than),
-        "empty": empty or None,
+        **options.filters(session_type, label, model, larger_than, empty),
     }
     if not session_ids:
         _check_filters({**filters, "agent": agent})

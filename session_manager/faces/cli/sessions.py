@@ -47,12 +47,8 @@ def list_sessions(
         _show_list,
         as_json=as_json,
         agent=agent,
-        session_type=session_type,
         older_than_minutes=words.minutes(older_than),
-        label=label,
-        model=model,
-        min_bytes=words.amount(larger_than),
-        empty=empty or None,
+        **options.filters(session_type, label, model, larger_than, empty),
         limit=limit,
         sizes=True,
     )

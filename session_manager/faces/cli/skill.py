@@ -26,7 +26,7 @@ def _skill() -> None:
 
 def build(
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the folder of the skill.")] = Path("dist"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write the skill as a folder in the Agent Skills format, to copy: SKILL.md, run_skill.py, the package."""
     from session_manager.skill_folder import NAME

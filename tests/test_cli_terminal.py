@@ -31,21 +31,38 @@ steps.watcher = watch
 from session_manager.faces.cli import main
 main()
 """
+# Has a signal come between Python's last look for one and the system call that reads: no bytecode is run in between.
+SIGNAL_BEFORE_READING = """\
+import builtins, ctypes, functools, operator, os, sys, threading
+send = functools.partial(ctypes.CDLL(None)["raise"], int(sys.argv.pop(1)))
+def right_after_a_signal(reads):
+    def read(*arguments):
+        if threading.current_thread() is not threading.main_thread():
+            return reads(*arguments)
+        return list(map(operator.call, (send, functools.partial(reads, *arguments))))[1]
+    return read
+from session_manager.faces.cli import main, prompt
+builtins.input = right_after_a_signal(input)
+prompt.os = type("", (), {**vars(os), "read": right_after_a_signal(os.read)})
+main()
+"""
 # What is forked becomes another program at once.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def terminal(agents: Path, *arguments: str, at: str = "", width: int = 100, **env: str) -> pexpect.spawn[str]:
+def terminal(
+    agents: Path, *arguments: str, at: str = "", program: str = WAIT_AT, width: int = 100, **env: str
+) -> pexpect.spawn[str]:
     """Starts a command in a terminal of its own; with ``at`` it waits when that step has been completed."""
-    program = ["-c", WAIT_AT, at] if at else ["-m", "session_manager.faces.cli"]
+    started = ["-c", program, at] if at else ["-m", "session_manager.faces.cli"]
     # pytest's own terminal is another one.
     ours = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
     variables = {"ARIA_AGENTS_DIR": str(agents), "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), **env}
     return pexpect.spawn(
         sys.executable,
-        [*program, *arguments],
+        [*started, *arguments],
         env={**ours, **variables},
         dimensions=(30, width),
         encoding="utf-8",
@@ -59,17 +76,6 @@ def ended(child: pexpect.spawn[str]) -> tuple[int | None, str]:
     """Waits for its end; returns the exit code and what it printed since it was last waited for."""
     child.expect(pexpect.EOF)
     said = str(child.before).replace("\r\n", "\n")
-    child.close()
-    return child.exitstatus, said
-
-
-def interrupted(child: pexpect.spawn[str]) -> tuple[int | None, str]:
-    """Types Ctrl-C until it ends."""
-    for _ in range(10):
-        child.sendintr()
-        if child.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=5) == 0:
-            break
-    said = str(child.before)
     child.close()
     return child.exitstatus, said
 
@@ -126,8 +132,8 @@ def test_ctrl_c_at_the_question_changes_nothing(store: StoreBuilder, agents: Pat
     before = picture(agents, without_state=False)
     child = terminal(agents, "prune", "--older-than", "1h")
     child.expect(r"\[y/N\]")
-    # A signal that arrives right before Python begins to read the answer is noticed with the next one.
-    code, said = interrupted(child)
+    child.sendintr()
+    code, said = ended(child)
     assert (code, "Nothing was changed." in said) == (130, True)
     assert picture(agents, without_state=False) == before
 
@@ -305,6 +311,37 @@ def test_ctrl_c_at_the_id_erases_nothing(store: StoreBuilder, agents: Path) -> N
     child = terminal(agents, "erase", "daily", ARIA_ALLOW_ERASE="1")
     child.expect("once more")
     child.sendintr()
+    code, said = ended(child)
+    assert (code, "Nothing was changed." in lines(said)) == (130, True)
+    assert picture(agents, without_state=False) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("command", [("erase", "daily"), ("prune", "--older-than", "1h")])
+def test_a_signal_right_before_the_answer_is_read_is_not_lost(
+    store: StoreBuilder, agents: Path, command: tuple[str, ...], number: signal.Signals
+) -> None:
+    before = picture(agents, without_state=False)
+    child = terminal(agents, *command, program=SIGNAL_BEFORE_READING, at=str(int(number)), ARIA_ALLOW_ERASE="1")
+    code, said = ended(child)
+    assert (code, "Nothing was changed." in lines(said)) == (130, True)
+    assert picture(agents, without_state=False) == before
+
+
+def test_a_question_is_asked_until_it_is_answered(store: StoreBuilder, agents: Path) -> None:
+    child = terminal(agents, "prune", "--older-than", "1h")
+    for typed in ("perhaps", "YES"):
+        child.expect(r"\[y/N\]")
+        child.sendline(typed)
+    assert ended(child)[0] == 0
+    assert "daily" not in {e["sessionId"] for e in store.read().values()}
+
+
+def test_an_end_instead_of_an_answer_changes_nothing(store: StoreBuilder, agents: Path) -> None:
+    before = picture(agents, without_state=False)
+    child = terminal(agents, "prune", "--older-than", "1h")
+    child.expect(r"\[y/N\]")
+    child.sendeof()
     code, said = ended(child)
     assert (code, "Nothing was changed." in lines(said)) == (130, True)
     assert picture(agents, without_state=False) == before

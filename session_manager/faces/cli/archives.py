@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from session_manager.core.errors import Interrupted, UsageError
+from session_manager.core.errors import UsageError
 from session_manager.faces.cli import options, words
 from session_manager.faces.cli.calling import (
     Document,
@@ -17,8 +17,9 @@ from session_manager.faces.cli.calling import (
     needs_somebody,
     say_history,
     say_run,
+    typed,
 )
-from session_manager.faces.cli.screen import Column, Screen, talk
+from session_manager.faces.cli.screen import Column, Screen
 
 _CLASSES = (Column("KIND", 8), Column("FILES", right=True), Column("SIZE", right=True))
 _ORPHANS = (Column("ID"), Column("PLAN"), Column("WHY", 10), Column("AGENT", 6, 1), Column("SIZE", None, 2, right=True))
@@ -137,12 +138,7 @@ def erase(
     """Erase one session for privacy, archives and history included (needs ARIA_ALLOW_ERASE=1). It cannot be undone."""
     if confirm is None:
         needs_somebody("--confirm with the same id", as_json=as_json)
-        try:
-            confirm = typer.prompt("Type the id once more to erase it for good", err=True)
-        except typer.Abort:
-            typer.echo(err=True)
-            talk("Nothing was changed.")
-            raise typer.Exit(Interrupted.exit_code) from None
+        confirm = typed("Type the id once more to erase it for good: ")
     answer(
         "erase_session",
         _show_erased,

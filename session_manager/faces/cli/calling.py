@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import typer
@@ -17,7 +17,7 @@ from session_manager.core.errors import (
     SessionManagerError,
     UsageError,
 )
-from session_manager.faces.cli import words
+from session_manager.faces.cli import prompt, words
 from session_manager.faces.cli.progress import shown
 from session_manager.faces.cli.screen import Screen, put, talk
 from session_manager.faces.runner import call, encode
@@ -145,16 +145,28 @@ def needs_somebody(flags: str, *, as_json: bool) -> None:
 
 
 def confirmed(question: str) -> bool:
-    """Asks on the terminal; no is the default."""
-    try:
-        if typer.confirm(question, err=True):
+    """Asks on the terminal; no is the default. Ends the command when it is interrupted there."""
+    with _unchanged_when_interrupted():
+        if prompt.yes(question):
             return True
-    except typer.Abort:
+    talk("Nothing was changed.")
+    return False
+
+
+def typed(question: str) -> str:
+    """Asks on the terminal for a word. Ends the command when it is interrupted there."""
+    with _unchanged_when_interrupted():
+        return prompt.line(question)
+
+
+@contextlib.contextmanager
+def _unchanged_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, EOFError):
         talk("")
         talk("Nothing was changed.")
         raise typer.Exit(Interrupted.exit_code) from None
-    talk("Nothing was changed.")
-    return False
 
 
 def counted(number: int, noun: str) -> str:

@@ -8,19 +8,21 @@ import msgspec
 
 from session_manager.functions import delete_session
 from session_manager.functions.context import Agent, Context
-from session_manager.functions.delete_session import SessionId
 
 DESCRIPTION = (
     "Removes the session of a finished sub-agent. Safe to call twice; waits a moment for a run that is just ending."
 )
 
+Child = Annotated[
+    str, msgspec.Meta(description="the full session id, one of its keys (childSessionKey), or the uuid at a key's end")
+]
 WaitSeconds = Annotated[float, msgspec.Meta(ge=0, le=60, description="how long to wait for the transcript's lock")]
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     """Arguments of cleanup_after_delegation."""
 
-    session_id: SessionId
+    session_id: Child
     agent: Agent | None = None
     wait_seconds: WaitSeconds = 5
     force: bool = False
@@ -29,4 +31,4 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns what delete_session returns; refuses with ``session_busy`` when the run does not end in time."""
     inner = delete_session.Arguments(arguments.session_id, arguments.agent, arguments.force)
-    return delete_session.delete(context, "cleanup_after_delegation", inner, arguments.wait_seconds)
+    return delete_session.delete(context, "cleanup_after_delegation", inner, arguments.wait_seconds, by_end=True)

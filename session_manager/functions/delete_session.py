@@ -12,6 +12,7 @@ from session_manager.core.errors import NotFound, Refused, SessionManagerError, 
 from session_manager.core.protection import Protection, protection
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, check_session_id, named_when_interrupted
+from session_manager.functions.naming import hint, keys_of, meant, tidied
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import AgentRead, View, foreign_references, names_referred_to, observe, read_view
 from session_manager.functions.refusal import refusal
@@ -52,12 +53,16 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     return delete(context, "delete_session", arguments)
 
 
-def delete(context: Context, function: str, arguments: Arguments, wait_seconds: float = 0) -> dict[str, Any]:
+def delete(
+    context: Context, function: str, arguments: Arguments, wait_seconds: float = 0, *, by_end: bool = False
+) -> dict[str, Any]:
     """Deletes a session; waits up to ``wait_seconds`` for its transcript's lock first, and tells history at the end.
 
+    ``by_end``: the session may be named by the end of its key, as ``naming.meant`` has it.
     Raises UsageError, NotFound (``session_not_found``), Refused (``session_protected``, ``session_busy``), or the
     failure of the only agent concerned.
     """
+    arguments = msgspec.structs.replace(arguments, session_id=tidied(arguments.session_id))
     check_session_id(arguments.session_id)
     if arguments.session_id in context.settings.current:
         raise refusal(Protection("current", overridable=False), arguments.session_id)
@@ -68,6 +73,7 @@ def delete(context: Context, function: str, arguments: Arguments, wait_seconds: 
     if arguments.agent is not None:
         scope = everyone.of_agent(context.volume.resolve_agent(arguments.agent))
     failed = scope.errors()
+    arguments = _spelled(arguments, scope, by_end)
     _wait(scope, arguments.session_id, wait_seconds, context)
 
     from session_manager.functions.delivery import History
@@ -85,7 +91,7 @@ def delete(context: Context, function: str, arguments: Arguments, wait_seconds: 
             result = _remove(context, remover, everyone, scope, arguments)
             if result.removed:
                 document = _removed_now(context, history, result)
-            elif gone := _gone(remover, scope, arguments):
+            elif gone := _gone(remover, scope, arguments, by_end):
                 document = _already_deleted(context, remover, history, gone)
             else:
                 document = _only_in_history(context, remover, history, scope, arguments, failed)
@@ -96,6 +102,15 @@ def delete(context: Context, function: str, arguments: Arguments, wait_seconds: 
                 error.details |= _also(remover, run_info, result)
             raise
     return with_errors(document | _also(remover, run_info, result), result.errors + failed)
+
+
+def _spelled(arguments: Arguments, scope: View, by_end: bool) -> Arguments:
+    """Returns the arguments with the session's name as the index has it."""
+    sessions = scope.sessions
+    if any(session.id == arguments.session_id for session in sessions):
+        return arguments
+    name = meant(arguments.session_id, keys_of(sessions), by_end=by_end)
+    return msgspec.structs.replace(arguments, session_id=name)
 
 
 def _also(remover: Any, run_info: Any, result: Result) -> dict[str, Any]:
@@ -195,14 +210,22 @@ def _tell(
     return document, "PG mark pending" if "pg_pending" in document else "PG has no such row"
 
 
-def _gone(remover: Any, scope: View, arguments: Arguments) -> dict[tuple[str, str], list[str]]:
+def _gone(remover: Any, scope: View, arguments: Arguments, by_end: bool) -> dict[tuple[str, str], list[str]]:
     """Returns (agent id, session id) of what was removed before, by us or by the gateway, with its archives."""
     agent_id = scope.agents[0].agent_id if arguments.agent is not None and scope.agents else None
-    gone: dict[tuple[str, str], list[str]] = {name: [] for name in remover.removed(arguments.session_id, agent_id)}
+    name = arguments.session_id
+    gone: dict[tuple[str, str], list[str]] = {removed: [] for removed in remover.removed(name, agent_id)}
     for read in scope.agents:
-        if names := _archives(read, arguments.session_id):
-            gone[read.agent_id, arguments.session_id] = names
+        if names := _archives(read, name):
+            gone[read.agent_id, name] = names
+    if not gone and (key := meant(name, _removed_keys(remover, name), by_end=by_end)) != name:
+        gone = {removed: [] for removed in remover.removed(key, agent_id)}
     return gone
+
+
+def _removed_keys(remover: Any, end: str) -> list[str]:
+    ledger = remover.existing_ledger
+    return [] if ledger is None else ledger.keys_ending(end)
 
 
 def _already_deleted(
@@ -242,7 +265,9 @@ def _only_in_history(
     named = {scope.agents[0].agent_id} if arguments.agent is not None and scope.agents else None
     rows = [r for r in rows if r.agent_id not in unread and (named is None or r.agent_id in named)]
     if not rows:
-        raise NotFound(f"no session {session_id!r}: give the full id or key as list_sessions shows it", **details)
+        keys = [*keys_of(scope.sessions), *_removed_keys(remover, session_id)]
+        what = f"no session {session_id!r}: give the full id or key as list_sessions shows it{hint(session_id, keys)}"
+        raise NotFound(what, **details)
     active = sorted({r.name for r in rows if r.status == "active"})
     document: dict[str, Any] = {"deleted": session_id, "removed_keys": [], "transcript_archived": False}
     if active:
@@ -259,7 +284,7 @@ def _only_in_history(
 
 
 def _archives(read: AgentRead, session_id: str) -> list[str]:
-    """Archives that say that a session was deleted or reset, by whomever."""
+    """Archives that say that a session was deleted or reset, whoever did it."""
     found = []
     for name in read.names:
         parsed = parse_archive(name)

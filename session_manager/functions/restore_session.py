@@ -10,6 +10,7 @@ import msgspec
 from session_manager.core.errors import NotFound, Refused, SessionManagerError, with_errors
 from session_manager.functions.context import Agent, Context, check_session_id, named_when_interrupted
 from session_manager.functions.delete_session import SessionId
+from session_manager.functions.naming import hint, keys_of, meant, tidied
 from session_manager.functions.reading import View, read_view
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     Raises UsageError, NotFound (``session_not_found``), Refused (``key_taken``, ``file_exists``,
     ``not_restorable``) when something is in the way, or the failure of the only agent concerned.
     """
-    check_session_id(arguments.session_id)
+    wanted = tidied(arguments.session_id)
+    check_session_id(wanted)
     agent = context.volume.resolve_agent(arguments.agent) if arguments.agent is not None else None
 
     from session_manager.live.ledger import start_run
@@ -47,10 +49,14 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     with Remover(context.settings, start_run("restore_session", context.settings)) as remover:
         ledger = remover.existing_ledger
-        removed = [] if ledger is None else ledger.removals(session=arguments.session_id, agent_id=agent)
+        removed = []
+        if ledger is not None:
+            removed = ledger.removals(session=wanted, agent_id=agent)
+            if not removed and (key := meant(wanted, ledger.keys_ending(wanted))) != wanted:
+                removed, wanted = ledger.removals(session=key, agent_id=agent), key
         with named_when_interrupted(remover.run):
             try:
-                return _restore(context, remover, removed, arguments.session_id, agent)
+                return _restore(context, remover, removed, wanted, agent)
             except SessionManagerError:
                 _deliver(context, remover)
                 raise
@@ -124,6 +130,7 @@ def _nothing_to_do(
     from session_manager.functions.restoring import also
 
     view = read_view(context, agent)
+    session_id = meant(session_id, keys_of(view.sessions))
     outcome = _tidied(remover, view)
     if _living(view, session_id):
         return _lives(context, remover, view, session_id) | also(remover, outcome)
@@ -132,9 +139,10 @@ def _nothing_to_do(
         state = next(iter(newest.values())).state
         raise Refused(f"session {session_id} cannot be restored: it was {state}", code="not_restorable", state=state)
     details: dict[str, Any] = {"errors": errors} if errors else {}
-    raise NotFound(
-        f"no removal of a session {session_id!r} is known: list_deleted shows what can be restored", **details
-    )
+    ledger = remover.existing_ledger
+    keys = [] if ledger is None else ledger.keys_ending(session_id)
+    what = f"no removal of a session {session_id!r} is known: list_deleted shows what can be restored"
+    raise NotFound(what + hint(session_id, keys), **details)
 
 
 def _tidied(remover: Remover, view: View) -> Outcome:

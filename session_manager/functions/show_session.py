@@ -12,6 +12,7 @@ from session_manager.core.errors import NotFound, with_errors
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, check_session_id, iso_utc
 from session_manager.functions.delete_session import SessionId
+from session_manager.functions.naming import hint, keys_of, meant, tidied
 from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.reading import AgentRead, read_view
 from session_manager.functions.rows import row
@@ -36,16 +37,20 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     Raises UsageError, NotFound, the failure of the only agent concerned, or the ledger's.
     """
-    check_session_id(arguments.session_id)
+    wanted = tidied(arguments.session_id)
+    check_session_id(wanted)
     context, unusable = with_policy_to_read(context)
     view = read_view(context, arguments.agent)
     errors = view.errors()
-    live = [shown for read in view.agents for shown in _live(context, read, arguments.session_id)]
-    removed = _removed(context, arguments)
+    keys = keys_of(view.sessions)
+    live = [shown for read in view.agents for shown in _live(context, read, wanted)]
+    if not live:
+        live = [shown for read in view.agents for shown in _live(context, read, meant(wanted, keys))]
+    removed, removed_keys = _removed(context, arguments.agent, wanted)
     if not live and not removed:
         details: dict[str, Any] = {"errors": errors} if errors else {}
-        what = f"no session {arguments.session_id!r}: give the full id or key as list_sessions or list_deleted shows it"
-        raise NotFound(what, **details)
+        what = f"no session {wanted!r}: give the full id or key as list_sessions or list_deleted shows it"
+        raise NotFound(what + hint(wanted, [*keys, *removed_keys]), **details)
     document = {"session_id": arguments.session_id, "live": live, "removed": removed, **unusable}
     return with_errors(document, errors)
 
@@ -88,16 +93,20 @@ def _last_written(path: str, now_ms: int) -> int:
         return 0
 
 
-def _removed(context: Context, arguments: Arguments) -> list[dict[str, Any]]:
+def _removed(context: Context, agent: str | None, wanted: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns the rows of what was removed, and the keys in the ledger that end so."""
     from session_manager.functions.list_deleted import Stores, removal_row
     from session_manager.live.ledger import Ledger
     from session_manager.live.second_names import SecondNames
 
     ledger = Ledger.open_existing(context.settings, "ro")
     if ledger is None:
-        return []
-    agent = None if arguments.agent is None else context.volume.resolve_agent(arguments.agent)
+        return [], []
+    agent_id = None if agent is None else context.volume.resolve_agent(agent)
     with ledger:
-        found = ledger.removals(agent_id=agent, session=arguments.session_id)
+        keys = ledger.keys_ending(wanted)
+        found = ledger.removals(agent_id=agent_id, session=wanted) or ledger.removals(
+            agent_id=agent_id, session=meant(wanted, keys)
+        )
     stores = Stores(context, SecondNames(context.settings.state_dir))
-    return [removal_row(removed, stores.why_not(removed)) for removed in found]
+    return [removal_row(removed, stores.why_not(removed)) for removed in found], keys

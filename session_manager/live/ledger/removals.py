@@ -40,6 +40,16 @@ class Removals(Connection):
             )
             return [(str(a), str(s)) for a, s in rows]
 
+    def keys_ending(self, end: str) -> list[str]:
+        """Returns the keys of removed sessions that end so, in either case, each once."""
+        with clear_sqlite_errors(self.path):
+            rows = self.sql.execute(
+                "SELECT DISTINCT k.value FROM removals r JOIN json_each(r.details, '$.keys') k"
+                " WHERE lower(substr(k.value, -length(?1))) = lower(?1)",
+                (end,),
+            )
+            return [str(key) for (key,) in rows]
+
     def removals(
         self,
         *,

@@ -76,6 +76,86 @@ def test_it_waits_for_the_run_to_end(agents: Path, monkeypatch: pytest.MonkeyPat
     assert not (store.dir / "delegation-xyz.jsonl").exists()
 
 
+def running(store: StoreBuilder, **fields: Any) -> None:
+    """What gateway 2026.6.11 writes when a run begins: there need not be a transcript yet, nor a lock."""
+    at = now_ms()
+    entry = {"updatedAt": at, "status": "running", "startedAt": at, **fields}
+    store.entries["agent:main:subagent:u"].update({k: v for k, v in entry.items() if v is not None})
+    store.write()
+
+
+@pytest.mark.parametrize("transcript", [True, False])
+def test_it_waits_for_a_run_that_only_the_entry_shows(
+    agents: Path, monkeypatch: pytest.MonkeyPatch, transcript: bool
+) -> None:
+    store = delegation(agents)
+    running(store)
+    if not transcript:
+        (store.dir / "delegation-xyz.jsonl").unlink()
+    naps = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            running(store, status="done", endedAt=now_ms())
+
+    monkeypatch.setattr(time, "sleep", nap)
+    document = in_process(agents, wait_seconds=60)
+    assert (document["deleted"], document["transcript_archived"]) == ("delegation-xyz", transcript)
+    assert len(naps) >= 3
+
+
+def test_it_refuses_a_run_that_began_while_it_waited(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = delegation(agents)
+    lock = hold(store.dir / "delegation-xyz.jsonl.lock")
+    clock = [0.0]
+
+    def nap(seconds: float) -> None:
+        clock[0] += seconds
+        if lock.exists():
+            running(store)
+            lock.unlink()
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", nap)
+    with pytest.raises(Refused) as refused:
+        in_process(agents)
+    assert (refused.value.code, refused.value.details["reason"]) == ("session_busy", "running")
+    assert "agent:main:subagent:u" in store.read()
+
+
+@pytest.mark.parametrize("function", [CLEANUP, "delete_session", "erase_session"])
+def test_a_run_that_only_the_entry_shows_is_refused_unless_forced(agents: Path, skill: Skill, function: str) -> None:
+    store = delegation(agents)
+    running(store)
+    before = picture(agents)
+    wait = {"wait_seconds": 0} if function == CLEANUP else {}
+    sure = {"confirm": "delegation-xyz"} if function == "erase_session" else {}
+    call = {"session_id": "delegation-xyz", **wait, **sure}
+    answer = skill(function, call, ARIA_ALLOW_ERASE="1")
+    assert (answer.exit_code, answer.document["code"], answer.document["reason"]) == (4, "session_busy", "running")
+    assert picture(agents) == before
+    assert skill(function, {**call, "force": True}, ARIA_ALLOW_ERASE="1").exit_code == 0
+    assert list(store.read()) == ["agent:main:main"]
+
+
+def test_a_run_that_died_long_ago_holds_nothing(agents: Path, skill: Skill) -> None:
+    store = delegation(agents)
+    old = now_ms() - 31 * 60_000
+    running(store, updatedAt=old, startedAt=old)
+    store.transcript("delegation-xyz.jsonl", "delegation-xyz", old, mtime_ms=now_ms())
+    assert skill(CLEANUP, {"session_id": "delegation-xyz", "wait_seconds": 0}).exit_code == 0
+
+
+def test_a_long_run_is_seen_by_what_it_writes(agents: Path, skill: Skill) -> None:
+    store = delegation(agents)
+    old = now_ms() - 300 * 60_000
+    running(store, updatedAt=old, startedAt=old)
+    store.transcript("delegation-xyz.jsonl", "delegation-xyz", now_ms() - 60_000)
+    answer = skill(CLEANUP, {"session_id": "delegation-xyz", "wait_seconds": 0})
+    assert (answer.exit_code, answer.document["reason"]) == (4, "running")
+
+
 def test_it_waits_as_a_process_too(agents: Path, skill: Skill) -> None:
     store = delegation(agents)
     lock = hold(store.dir / "delegation-xyz.jsonl.lock")

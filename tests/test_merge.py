@@ -208,6 +208,25 @@ def test_written_back_from_a_stale_read(moment: str, scene: Scene, watch: Any) -
     assert not (scene.store.dir / "a.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("moment", "reason"), [("intent written", "running"), ("index swapped", "active"), ("files archived", "active")]
+)
+def test_a_run_that_begins_meanwhile_keeps_its_session(moment: str, reason: str, scene: Scene, watch: Any) -> None:
+    before = scene.store.read()
+
+    def watcher(name: str) -> None:
+        if name == moment:
+            steps.watcher = None
+            scene.gateway_writes(touch("cron:a", status="running", startedAt=now_ms()), of=before)
+
+    watch(watcher)
+    document = scene.prune()
+    assert document["deleted_ids"] == ["b"]
+    assert document["kept"] == [{"id": "a", "agentId": "main", "reason": reason}]
+    assert scene.store.read()["agent:main:cron:a"]["status"] == "running"
+    assert "a.jsonl" in scene.store.names()
+
+
 def test_a_sign_of_life_after_the_files_were_archived_brings_them_back(scene: Scene, watch: Any) -> None:
     before = scene.store.read()
 

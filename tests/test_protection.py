@@ -17,7 +17,7 @@ NOW = 1_771_180_200_000
 def session(*keys: str, session_id: str = "s", busy: bool = False, **fields: Any) -> Session:
     entry = msgspec.convert({"sessionId": session_id, "updatedAt": NOW - 9_000_000, **fields}, Entry)
     (built,) = build_sessions("main", [(key, entry) for key in keys or ("agent:main:cron:j",)], NOW)
-    built.busy = busy
+    built.busy = built.busy or busy
     return built
 
 
@@ -41,6 +41,14 @@ def session(*keys: str, session_id: str = "s", busy: bool = False, **fields: Any
         (session(busy=True), "busy", True),
         (session(busy=True, status="running"), "running", True),
         (session(status="running"), None, None),
+        (session(status="running", startedAt=NOW - 60_000), "running", True),
+        (session(status="running", startedAt=str(NOW - 1_799_000)), "running", True),
+        (session(status="running", startedAt=NOW - 1_800_000), None, None),
+        (session(status="running", startedAt=NOW - 86_400_000, updatedAt=NOW - 60_000), "running", True),
+        (session(status="running", startedAt="soon"), None, None),
+        (session(status="running", startedAt=NOW + 9 * 86_400_000), None, None),
+        (session("agent:main:cron:j", "agent:main:hook:j", status="running", startedAt=NOW), "running", True),
+        (session(status="done", startedAt=NOW - 60_000, updatedAt=NOW), None, None),
         (session(busy=True, status="done"), "busy", True),
         (session(pinnedAt=NOW), "pinned", True),
         (session(pendingFinalDelivery=True), "undelivered", True),

@@ -108,6 +108,31 @@ def test_an_old_session_is_kept_for_a_reason(
 
 
 @pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"startedAt": 10}, "running"),
+        ({"startedAt": 10, "updatedAt": 600}, "running"),
+        ({"startedAt": 600}, "running"),
+        ({"startedAt": 31, "updatedAt": 31}, None),
+        ({"startedAt": 10, "status": "done"}, None),
+    ],
+)
+def test_a_run_that_only_the_entry_shows(
+    agents: Path, skill: Skill, fields: dict[str, Any], reason: str | None
+) -> None:
+    """``fields``: minutes ago. The run of a child keeps its whole family."""
+    store = StoreBuilder(agents)
+    store.add("subagent:p", 600, "p")
+    started = now_ms() - fields["startedAt"] * MINUTE
+    store.add("subagent:p:subagent:c", fields.get("updatedAt", 10), "c", status=fields.get("status", "running"))
+    store.entries["agent:main:subagent:p:subagent:c"]["startedAt"] = started
+    store.write()
+    document = both(skill, {"max_age_minutes": 5})
+    assert reasons(document) == ({"p": "family", "c": reason} if reason else {})
+    assert store.names() >= ({"p.jsonl", "c.jsonl"} if reason else set())
+
+
+@pytest.mark.parametrize(
     "kind",
     [
         "cron:a",

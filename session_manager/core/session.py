@@ -9,6 +9,9 @@ from typing import Any
 import msgspec
 
 DAY_MS = 86_400_000
+# The gateway's own staleness of a transcript's lock (2026.2.17 to 2026.7.1: 30 min): a run that has been silent for
+# longer is taken for one that died.
+RUN_STALE_MS = 1_800_000
 EXACT_LIMIT = 2**53
 
 MAIN = "main"
@@ -226,11 +229,11 @@ def awaits_delivery(entry: Entry) -> bool:
 class Session(msgspec.Struct):
     """One session of one agent, with every key that points at it.
 
-    The ``entry_…`` fields come from the index; ``busy`` and ``transcript_activity``, ``size`` (bytes of its files) and
-    ``empty`` (its transcripts hold no message) from what lies beside it: those stay at their defaults until somebody
-    has looked. ``labels`` are those of all its keys where there are several, ``label`` is that of the most telling.
-    ``usage`` holds the entry's counters as found: total, input and output tokens, cost in US dollars, start of the
-    session, start of the last run.
+    The ``entry_…`` fields come from the index; ``transcript_activity``, ``size`` (bytes of its files) and ``empty``
+    (its transcripts hold no message) from what lies beside it: those stay at their defaults until somebody has looked.
+    ``busy`` comes from both: the entry tells of a run whose transcript is not there yet, or not locked. ``labels`` are
+    those of all its keys where there are several, ``label`` is that of the most telling. ``usage`` holds the entry's
+    counters as found: total, input and output tokens, cost in US dollars, start of the session, start of the last run.
     """
 
     agent_id: str
@@ -290,6 +293,7 @@ def _session(agent_id: str, session_id: str, members: list[tuple[str, Entry]], n
         entry_activity=max(s.entry_activity or 0 for s in each) or None,
         pinned=any(s.pinned for s in each),
         running=any(s.running for s in each),
+        busy=any(s.busy for s in each),
         undelivered=any(s.undelivered for s in each),
         session_files=tuple(dict.fromkeys(f for s in each for f in s.session_files)),
         parents=tuple(dict.fromkeys(p for s in each for p in s.parents)),
@@ -300,6 +304,7 @@ def _session(agent_id: str, session_id: str, members: list[tuple[str, Entry]], n
 def _with_one_key(agent_id: str, session_id: str, key: str, entry: Entry, now_ms: int) -> Session:
     parsed = parse_key(key)
     session_file = text_or_none(entry.session_file)
+    activity = entry_activity(entry, now_ms)
     return Session(
         agent_id=agent_id,
         id=session_id,
@@ -309,11 +314,12 @@ def _with_one_key(agent_id: str, session_id: str, key: str, entry: Entry, now_ms
         session_type=parsed.kind,
         label=entry_label(entry),
         updated_at=epoch_ms(entry.updated_at, now_ms),
-        entry_activity=entry_activity(entry, now_ms),
+        entry_activity=activity,
         context_tokens=count_or_none(entry.context_tokens),
         model=text_or_none(entry.model),
         pinned=entry.pinned_at is not None and entry.pinned_at is not False,
         running=entry.status == "running",
+        busy=entry.status == "running" and _began_lately(entry, activity, now_ms),
         undelivered=awaits_delivery(entry),
         session_files=(session_file,) if session_file else (),
         parents=_parents(parsed, entry),
@@ -326,6 +332,15 @@ def _with_one_key(agent_id: str, session_id: str, key: str, entry: Entry, now_ms
             entry.started_at,
         ),
     )
+
+
+def _began_lately(entry: Entry, activity: int | None, now_ms: int) -> bool:
+    """Says whether a run that an entry calls running is younger than one that has died unnoticed.
+
+    Gateway 2026.4.14 to 2026.7.1 write ``status`` and ``startedAt`` when a run begins, before there is a transcript,
+    and 2026.6.11 lets the transcript's lock go around each request to the model.
+    """
+    return max(activity or 0, epoch_ms(entry.started_at, now_ms) or 0) > now_ms - RUN_STALE_MS
 
 
 def _telling(session: Session, entry: Entry, position: int) -> tuple[bool, bool, bool, int]:

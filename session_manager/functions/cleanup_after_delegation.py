@@ -16,7 +16,7 @@ DESCRIPTION = (
 Child = Annotated[
     str, msgspec.Meta(description="the full session id, one of its keys (childSessionKey), or the uuid at a key's end")
 ]
-WaitSeconds = Annotated[float, msgspec.Meta(ge=0, le=60, description="how long to wait for the transcript's lock")]
+WaitSeconds = Annotated[float, msgspec.Meta(ge=0, le=60, description="how long to wait for its run to end")]
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):

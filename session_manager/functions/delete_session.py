@@ -16,9 +16,9 @@ from session_manager.functions.naming import hint, keys_of, meant, tidied
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import AgentRead, View, foreign_references, names_referred_to, observe, read_view
 from session_manager.functions.refusal import refusal
-from session_manager.live.observe import listing, observe_locks
+from session_manager.live.observe import listing
 from session_manager.live.transcripts import outside_files, owner, parse_archive
-from session_manager.live.volume import Snapshot, Store
+from session_manager.live.volume import Snapshot, Store, read_snapshot
 
 DESCRIPTION = (
     "Removes one session: all its keys leave the index, its transcripts are archived, its history row is marked ended."
@@ -298,11 +298,18 @@ def _matching(sessions: Sequence[Session], wanted: str) -> list[Session]:
 
 
 def _wait(scope: View, wanted: str, seconds: float, context: Context) -> None:
+    """Waits while the session is busy, looking again at its entry and its locks."""
     deadline = time.monotonic() + seconds
     for read in scope.agents:
-        found = _matching(read.sessions, wanted)
-        while read.store is not None and any(s.busy for s in found) and time.monotonic() < deadline:
+        while read.store is not None and any(s.busy for s in _matching(read.sessions, wanted)):
+            if time.monotonic() >= deadline:
+                return
             time.sleep(_POLL_S)
-            for session in found:
-                session.busy = False
-            observe_locks(read.store, read.sessions, listing(read.store), context.clock())
+            now = context.clock()
+            try:
+                snapshot, names = read_snapshot(read.store, now), listing(read.store)
+            except SessionManagerError:
+                # The removal meets it again, under the lock, and says so.
+                break
+            observe(snapshot, names, now, None, context.pins)
+            read.sessions, read.names = snapshot.sessions, names

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from session_manager.core.progress import tracked
-from session_manager.core.session import Session, epoch_ms
+from session_manager.core.session import RUN_STALE_MS, Session, epoch_ms
 from session_manager.live.liveness import TRANSCRIPT_STALE_MS, gateway_visible, is_held, read_marker
 from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session, is_transcript
 from session_manager.live.volume import Store, folder_unreadable
@@ -42,12 +42,23 @@ def listing(store: Store) -> list[str]:
 
 
 def observe_locks(store: Store, sessions: Sequence[Session], names: Iterable[str], now_ms: int) -> None:
-    """Sets ``busy`` on every session one of whose transcripts' locks (``<file>.jsonl.lock``) is held."""
+    """Sets ``busy`` on every session one of whose transcripts' locks (``<file>.jsonl.lock``) is held.
+
+    Also on one that is called running and has written into a transcript lately, though nobody holds its lock.
+    """
     held = held_transcripts(store, names, now_ms)
     if held:
         owners = files_by_session(held, sessions, store.sessions_dir)
         for session in sessions:
-            session.busy = session.id in owners
+            session.busy = session.busy or session.id in owners
+    quiet = [session for session in sessions if session.running and not session.busy]
+    if quiet:
+        files = files_by_session(names, sessions, store.sessions_dir)
+        limit = now_ms - RUN_STALE_MS
+        for session in quiet:
+            transcripts = filter(is_transcript, files.get(session.id, ()))
+            times = (_newer_than(os.path.join(store.sessions_dir, name), limit, now_ms) for name in transcripts)
+            session.busy = any(time is not None and time >= limit for time in times)
 
 
 def held_transcripts(store: Store, names: Iterable[str], now_ms: int) -> list[str]:

@@ -17,6 +17,9 @@ DEFAULT_API_URL = "http://localhost:8000/api"
 DEFAULT_API_TIMEOUT = 10.0
 DEFAULT_LOCK_TIMEOUT = 10.0
 DEFAULT_KEEP_DAYS = 7
+# The gateway names the session to the programs of its CLI-backed runs by the last two (2026.4.14: the key alone;
+# 2026.6.11, ``prepareCliBundleMcpConfig``), and sets them empty where it knows none.
+CALLER_VARIABLES = ("ARIA_SESSION_ID", "OPENCLAW_SESSION_ID", "OPENCLAW_MCP_SESSION_ID", "OPENCLAW_MCP_SESSION_KEY")
 # No user name or password in it: the URL is shown in messages.
 _API_URL = re.compile(r"(?i:https?)://(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?(?:/[!-~]*)?")
 _HIGHEST_PORT = 65535
@@ -75,15 +78,23 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         api_timeout=_number(environ, "ARIA_API_TIMEOUT", DEFAULT_API_TIMEOUT, least=0.1, most=3600.0),
         lock_timeout=_number(environ, "ARIA_LOCK_TIMEOUT", DEFAULT_LOCK_TIMEOUT, least=0.0, most=3600.0),
         keep_days=int(_number(environ, "ARIA_KEEP_DAYS", DEFAULT_KEEP_DAYS, least=1, most=36500)),
-        current=frozenset(
-            v for name in ("ARIA_SESSION_ID", "OPENCLAW_SESSION_ID") if (v := environ.get(name, "").strip())
-        ),
+        current=_callers(environ),
         asked_by=environ.get("ARIA_AGENT_ID") or None,
         allow_erase=_switch(environ, "ARIA_ALLOW_ERASE"),
         agents_dir_from=found_by,
         policy_path=os.path.abspath(os.path.expanduser(policy)) if policy else os.path.join(state_dir, POLICY_NAME),
         policy_named=bool(policy),
     )
+
+
+def _callers(environ: Mapping[str, str]) -> frozenset[str]:
+    """Returns the ids and keys of the calling session; a key also as the gateway stores it."""
+    named = {value for name in CALLER_VARIABLES if (value := environ.get(name, "").strip())}
+    stored = {value.lower() for value in named if ":" in value}
+    agent, key = environ.get("OPENCLAW_MCP_AGENT_ID", "").strip(), environ.get("OPENCLAW_MCP_SESSION_KEY", "").strip()
+    if agent and key and not key.lower().startswith("agent:"):
+        stored.add(f"agent:{agent}:{key}".lower())
+    return frozenset(named | stored)
 
 
 def _agents_dir(environ: Mapping[str, str]) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from session_manager.functions.context import Context
 from session_manager.live import plan, steps
 from session_manager.live.liveness import now_ms
 from session_manager.live.volume import Volume
-from session_manager.settings import read_settings
+from session_manager.settings import CALLER_VARIABLES, read_settings
 
 ARCHIVE = re.compile(r"^(?P<name>.+)\.deleted\.(?P<at>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z)$")
 FROZEN = 1_771_180_200_123
@@ -398,8 +398,8 @@ def test_known_to_nobody(agents: Path, skill: Skill, url: str, history: str | No
     assert picture(agents, without_state=False) == before
 
 
-@pytest.mark.parametrize("variable", ["ARIA_SESSION_ID", "OPENCLAW_SESSION_ID"])
-@pytest.mark.parametrize("current", ["s", "agent:main:cron:job", "agent:main:telegram:group:-1"])
+@pytest.mark.parametrize("variable", CALLER_VARIABLES)
+@pytest.mark.parametrize("current", ["s", "agent:main:cron:job", "agent:Main:Telegram:group:-1", " s "])
 @pytest.mark.parametrize("named", ["s", "agent:main:cron:job"])
 @pytest.mark.parametrize("force", [False, True])
 def test_the_current_session_is_refused(
@@ -416,6 +416,15 @@ def test_the_current_session_is_refused(
         assert answer.document["reason"] == "current"
     assert picture(agents) == before
     assert marks(agents) == []
+
+
+def test_the_caller_of_a_cli_backed_run_by_its_short_key(agents: Path, skill: Skill) -> None:
+    store = StoreBuilder(agents)
+    store.add("main", 90, "s")
+    store.write()
+    caller = {"OPENCLAW_MCP_AGENT_ID": "main", "OPENCLAW_MCP_SESSION_KEY": "main", "OPENCLAW_MCP_SESSION_ID": ""}
+    answer = skill("delete_session", {"session_id": "s", "force": True}, **caller)
+    assert (answer.exit_code, answer.document["reason"]) == (4, "current")
 
 
 @pytest.mark.parametrize("key", ["main", "=main", "=global", "=agent:MAIN:main"])

@@ -41,7 +41,8 @@ environment:
                      /app/agents, ~/.openclaw/agents
   ARIA_STATE_DIR     folder of the ledger and of archives' second names
                      (default <agents dir>/.session_manager)
-  ARIA_SESSION_ID    id of the calling session, which is never deleted (also OPENCLAW_SESSION_ID)
+  ARIA_SESSION_ID    id or key of the calling session, which is never deleted (also OPENCLAW_SESSION_ID,
+                     OPENCLAW_MCP_SESSION_ID, and OPENCLAW_MCP_SESSION_KEY with OPENCLAW_MCP_AGENT_ID)
   ARIA_AGENT_ID      who is asking; noted in the ledger
   ARIA_API_URL       history layer (default http://localhost:8000/api); empty: there is none
   ARIA_API_TOKEN     the token that aria-api asks for

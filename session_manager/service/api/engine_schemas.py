@@ -74,6 +74,14 @@ class Encrypted(_Body):
     hkdf_salt: Salt = Field(description="8 to 128 bytes")
 
 
+def _object(value: object) -> object:
+    return value if isinstance(value, dict) else {"older_metadata": value}
+
+
+def _object_or_none(value: object) -> object:
+    return value if isinstance(value, dict) else None
+
+
 class ChatSession(BaseModel):
     """One conversation."""
 
@@ -92,7 +100,8 @@ class ChatSession(BaseModel):
     updated_at: Moment
     last_message_at: Moment | None
     ended_at: Moment | None
-    metadata: dict[str, Any]
+    # The archive's tables refuse less than those of what is live.
+    metadata: Annotated[dict[str, Any], BeforeValidator(_object)]
 
     @model_validator(mode="before")
     @classmethod
@@ -131,9 +140,9 @@ class Message(BaseModel):
     id: uuid.UUID
     session_id: uuid.UUID
     position: int = Field(description="counts from 1 in each session")
-    role: Role
+    role: str = Field(description="user, assistant, system or tool")
     content: str | None
-    encrypted: dict[str, Any] | None = Field(description="as it was sent")
+    encrypted: Annotated[dict[str, Any] | None, BeforeValidator(_object_or_none)] = Field(description="as it was sent")
     tokens: int
     created_at: Moment
 

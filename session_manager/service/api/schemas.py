@@ -89,6 +89,8 @@ Count = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
 SmallCount = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 Cost = Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False, strict=True)]
 GivenMoment = Annotated[datetime, BeforeValidator(_text), AfterValidator(_in_utc)]
+# The column can hold one value that is none.
+CostShown = Annotated[float, BeforeValidator(lambda cost: 0.0 if math.isnan(cost) else cost)]
 Moment = Annotated[datetime, PlainSerializer(lambda at: at.astimezone(UTC).isoformat(), return_type=str)]
 
 
@@ -119,7 +121,7 @@ class SessionItem(BaseModel):
     ended_at: Moment | None
     messages_count: int
     tokens_used: int
-    cost_usd: float
+    cost_usd: CostShown
     status: str = Field(description="active, completed, ended or error")
     metadata: dict[str, Any] = Field(description="`aria_session_id` is the session's id at the gateway")
 

@@ -12,11 +12,13 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Table, delete, func, insert, select, tuple_
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.core.errors import Refused
 from session_manager.service.db import chat_sessions
 from session_manager.service.db.chat_sessions import KEPT, Row
+from session_manager.service.db.engine import server_message
 from session_manager.service.db.ownership import Viewer
 from session_manager.service.db.tables import chat_messages as messages
 from session_manager.service.db.tables import chat_messages_archive as archived_messages
@@ -75,14 +77,25 @@ async def archive_one(connection: AsyncConnection, session_id: uuid.UUID, viewer
 
 
 async def revive(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> bool:
-    """Brings a session back from the archive; False when it is not there."""
+    """Brings a session back from the archive; False when it is not there.
+
+    Raises Refused (``archive_damaged``) for what the tables of live conversations do not take.
+    """
     query = select(archive.c.id).where(archive.c.id == session_id, *viewer.sees(archive)).with_for_update()
     if await connection.scalar(query) is None:
         return False
-    await _copy(connection, archive, s, KEPT, archive.c.id == session_id)
-    await _copy(
-        connection, archived_messages, messages, messages.c.keys(), archived_messages.c.session_id == session_id
-    )
+    try:
+        async with connection.begin_nested():
+            await _copy(connection, archive, s, KEPT, archive.c.id == session_id)
+            await _copy(
+                connection, archived_messages, messages, messages.c.keys(), archived_messages.c.session_id == session_id
+            )
+    except IntegrityError as error:
+        raise Refused(
+            f"chat session {session_id} cannot come back from the archive, where another program has changed it: "
+            f"{server_message(error)}; correct its row in chat_sessions_archive, or begin a new session",
+            code="archive_damaged",
+        ) from error
     await connection.execute(delete(archive).where(archive.c.id == session_id))
     return True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -27,6 +27,9 @@ from session_manager.service.db.tables import chat_sessions as s
 
 TITLE_LENGTH = 80
 _ATTEMPTS = 5
+# What the columns hold.
+_MOST_MESSAGES, _MOST_TOKENS = 2**31 - 1, 2**63 - 1
+_LAST_MOMENT = datetime(2199, 12, 31, tzinfo=UTC)
 _TICK = text("interval '1 microsecond'")
 
 
@@ -133,8 +136,12 @@ def _added_before(session: Row, before: Row, message: NewMessage) -> Added:
 
 
 async def append(connection: AsyncConnection, session: Row, messages: Sequence[NewMessage]) -> tuple[list[Row], Row]:
-    """Adds messages to a session that ``hold`` has returned, and returns them and the session as it is then."""
+    """Adds messages to a session that ``hold`` has returned, and returns them and the session as it is then.
+
+    Raises Refused (``session_full``) where a column could not count on.
+    """
     last = await connection.scalar(select(func.max(m.c.position)).where(m.c.session_id == session["id"])) or 0
+    _check_room(session, last, messages)
     # Times follow the positions, whatever the clock does: readers ask for what came since.
     at = func.greatest(func.clock_timestamp(), literal(session["last_message_at"], m.c.created_at.type) + _TICK)
     values = [
@@ -149,6 +156,14 @@ async def append(connection: AsyncConnection, session: Row, messages: Sequence[N
     found = await connection.execute(insert(m).values(values).returning(m))
     rows = sorted((dict(row) for row in found.mappings()), key=lambda row: row["position"])
     return rows, await _touch(connection, session["id"], rows)
+
+
+def _check_room(session: Row, last: int, messages: Sequence[NewMessage]) -> None:
+    tokens = session["tokens"] + sum(message.tokens for message in messages)
+    at = session["last_message_at"]
+    full = max(last, session["message_count"]) + len(messages) > _MOST_MESSAGES or tokens > _MOST_TOKENS
+    if full or (at is not None and at > _LAST_MOMENT):
+        raise Refused(f"chat session {session['id']} takes no more messages; begin a new one", code="session_full")
 
 
 async def _touch(connection: AsyncConnection, session_id: uuid.UUID, rows: Sequence[Row]) -> Row:

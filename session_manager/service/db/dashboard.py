@@ -28,6 +28,8 @@ STALE_MINUTES = 60
 STALE = "stale"
 # So many agents, and types, are offered to choose from.
 NAMED = 200
+# Characters of what is asked for.
+LONGEST = 200
 
 Row = dict[str, Any]
 
@@ -104,10 +106,10 @@ async def page(
     elif wanted.rest(w):
         edge, stopped_at = await _stopped(connection, walked)
     if after is None:
-        newer = None if before is None else rows[0]["seq"] if rows else before - 1
+        newer = None if before is None else rows[0]["seq"] if rows else max(before - 1, -(2**63))
         return Page(rows, newer, edge, stopped_at)
     rows.reverse()
-    return Page(rows, edge, rows[-1]["seq"] if rows else after + 1, stopped_at)
+    return Page(rows, edge, rows[-1]["seq"] if rows else min(after + 1, 2**63 - 1), stopped_at)
 
 
 def _walk(wanted: Wanted, before: int | None = None, after: int | None = None) -> Select[Any]:
@@ -196,9 +198,9 @@ _AGENTS, _TYPES = (text(_NAMES_OF.format(column=column)) for column in ("agent_i
 
 
 async def names(connection: AsyncConnection) -> tuple[list[str], list[str]]:
-    """Returns the agents and the types that there are, in order, the first NAMED at most."""
+    """Returns the agents and the types that there are and can be asked for, in order, the first NAMED at most."""
     agents, types = [(await connection.scalars(query, {"most": NAMED})).all() for query in (_AGENTS, _TYPES)]
-    return list(agents), list(types)
+    return [name for name in agents if len(name) <= LONGEST], [name for name in types if len(name) <= LONGEST]
 
 
 # The cells are many fewer than the rows, which are read once.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import orjson
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from session_manager.service.db.values import adapters
 
 # Prepared statements belong to a server connection, and a pooler in transaction mode hands out another each time.
 CONNECT_ARGUMENTS: dict[str, Any] = {
@@ -18,6 +18,7 @@ CONNECT_ARGUMENTS: dict[str, Any] = {
     "connect_timeout": 5,
     "application_name": "aria-api",
     "client_encoding": "UTF8",
+    "context": adapters(),
 }
 
 
@@ -34,8 +35,6 @@ def make_engine(url: str, pool_size: int = 10) -> AsyncEngine:
         # What waits for a lock must see what its holder has committed.
         isolation_level="READ COMMITTED",
         connect_args=CONNECT_ARGUMENTS,
-        json_serializer=dump_json,
-        json_deserializer=load_json,
     )
 
 
@@ -46,24 +45,6 @@ async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         await connection.execution_options(isolation_level="REPEATABLE READ")
         async with connection.begin():
             yield connection
-
-
-def dump_json(value: Any) -> str:
-    """Writes JSON for a ``jsonb`` parameter; raises TypeError for what JSON cannot hold."""
-    return orjson.dumps(value).decode()
-
-
-def load_json(data: str | bytes) -> Any:
-    """Reads ``jsonb``. PostgreSQL keeps numbers that orjson refuses, so those go to the standard library."""
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return json.loads(data, parse_float=_finite)
-
-
-def _finite(text: str) -> float | None:
-    value = float(text)
-    return value if abs(value) != float("inf") else None
 
 
 def server_message(error: SQLAlchemyError) -> str:

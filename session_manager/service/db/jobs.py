@@ -10,11 +10,11 @@ from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import text
+from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from session_manager.service.db.engine import dump_json
 from session_manager.service.db.locks import JOBS, LIMITS
+from session_manager.service.db.values import dump_json
 
 Key = tuple[str, str]
 
@@ -31,19 +31,21 @@ class Run(msgspec.Struct, frozen=True):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     outcome: Literal["ok", "failed"] | None = None
-    result: Any = None
+    result: dict[str, Any] | None = None
     error: str | None = None
     failures: int = 0
     next_run_at: datetime | None = None
 
 
+# With one more they are still an integer.
+_MOST_FAILURES = 1_000_000
 # A replica that hangs in a job must not keep the others from it for ever.
 _HOLD = text("SELECT set_config('idle_in_transaction_session_timeout', '1h', true)")
 _LOCK = text("SELECT pg_try_advisory_xact_lock(CAST(:space AS int), hashtext(:key))")
 _WAIT = text("SELECT pg_advisory_xact_lock(CAST(:space AS int), hashtext(:key))")
 _RUNS = text("""
     SELECT clock_timestamp() AS now, r.started_at, r.ended_at, r.outcome, r.result, r.error,
-           coalesce(r.failures, 0) AS failures, r.next_run_at,
+           least(greatest(coalesce(r.failures, 0), 0), :most_failures) AS failures, r.next_run_at,
            EXISTS (
              SELECT FROM pg_locks l
              WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = CAST(:space AS int)::oid
@@ -81,8 +83,17 @@ async def lock(connection: AsyncConnection, key: Key, *, wait: bool = False) -> 
 async def runs(connection: AsyncConnection, keys: Sequence[Key]) -> list[Run]:
     """Returns the last run of each of these jobs, in their order."""
     names, volumes = [name for name, _ in keys], [volume for _, volume in keys]
-    found = await connection.execute(_RUNS, {"space": JOBS, "names": names, "volumes": volumes})
-    return [Run(**row) for row in found.mappings()]
+    values = {"space": JOBS, "names": names, "volumes": volumes, "most_failures": _MOST_FAILURES}
+    return [_run(row) for row in (await connection.execute(_RUNS, values)).mappings()]
+
+
+def _run(row: RowMapping) -> Run:
+    found = dict(row)
+    if found["outcome"] not in ("ok", "failed"):
+        found["outcome"] = None
+    if not isinstance(found["result"], dict):
+        found["result"] = None
+    return Run(**found)
 
 
 async def note(

@@ -239,7 +239,7 @@ async def remove(connection: AsyncConnection, row_id: uuid.UUID) -> bool:
 _STATS = text("""
     SELECT agent_id, status, session_type, grouping(agent_id, status, session_type) AS grouped,
            count(*) AS sessions, coalesce(sum(messages_count), 0)::bigint AS messages,
-           coalesce(sum(tokens_used), 0) AS tokens, coalesce(sum(cost_usd), 0)::float8 AS cost
+           coalesce(sum(tokens_used), 0) AS tokens, coalesce(sum(nullif(cost_usd, 'NaN')), 0)::float8 AS cost
     FROM agent_sessions GROUP BY GROUPING SETS ((agent_id), (status), (session_type), ())
 """)
 

@@ -10,10 +10,10 @@ import msgspec
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from session_manager.service.db.engine import dump_json
 from session_manager.service.db.locks import SYNC
 from session_manager.service.db.sessions import lock_writers
 from session_manager.service.db.tables import volume_indexes as known
+from session_manager.service.db.values import dump_json
 
 
 class Applied(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -55,7 +55,8 @@ def create(
 def listed(connection: Connection) -> list[dict[str, Any]]:
     """Returns all tokens, oldest first, as dicts of id, name, scopes, user_id, orgs, created_at and revoked_at."""
     columns = (t.c.id, t.c.name, t.c.scopes, t.c.user_id, t.c.orgs, t.c.created_at, t.c.revoked_at)
-    return [dict(row) for row in connection.execute(select(*columns).order_by(t.c.created_at, t.c.id)).mappings()]
+    found = connection.execute(select(*columns).order_by(t.c.created_at, t.c.id)).mappings()
+    return [{**row, "scopes": list(_names(row["scopes"])), "orgs": list(_names(row["orgs"]))} for row in found]
 
 
 def revoke(connection: Connection, token_id: str) -> bool:
@@ -86,4 +87,13 @@ async def holder(connection: AsyncConnection, token: str) -> Holder | None:
     row = (await connection.execute(query)).first()
     if row is None or not hmac.compare_digest(bytes(row.token_hash), digest(token)):
         return None
-    return Holder(row.name, frozenset(row.scopes), row.user_id, frozenset(row.orgs))
+    return Holder(row.name, frozenset(_names(row.scopes)), row.user_id, frozenset(_names(row.orgs)))
+
+
+def _names(values: Iterable[Any]) -> Iterator[str]:
+    """Gives the texts of an array of any dimensions, without its NULLs: PostgreSQL calls all of them ``text[]``."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif value is not None:
+            yield from _names(value)

@@ -35,9 +35,9 @@ _SPANS: dict[str, tuple[int, Literal["hour", "day"], str]] = {
 }
 
 Span = Literal["24h", "7d", "30d"]
-Chosen = Annotated[str, Query(max_length=200)]
+Chosen = Annotated[str, Query(max_length=queries.LONGEST)]
 # A place is a row's number, which is a bigint.
-PlaceIn = Annotated[int | None, Query(ge=1, lt=2**62)]
+PlaceIn = Annotated[int | None, Query(ge=-(2**63), lt=2**63)]
 
 router = APIRouter(include_in_schema=False)
 

@@ -55,6 +55,9 @@ _ROUTES = {"group": "group", "channel": "channel", "direct": "direct", "dm": "di
 _THREADS = frozenset(("thread", "topic"))
 _MARKERS = {*_PREFIXES, *_ROUTES, *_THREADS}
 
+# What JavaScript's trim() takes off.
+_BLANKS = "\t\n\v\f\r \xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
+
 NAME_LIMIT = 200
 _FORBIDDEN = frozenset("/\\\0")
 
@@ -181,6 +184,11 @@ def text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def trimmed_or_none(value: object) -> str | None:
+    """Returns a string without the blanks around it, as gateways read ids and paths; None when nothing is left."""
+    return value.strip(_BLANKS) or None if isinstance(value, str) else None
+
+
 def count_or_none(value: object) -> int | float | None:
     """Returns a number that every JSON reader takes exactly, or None for anything else (also 1e400, 400 digits)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -274,7 +282,7 @@ def build_sessions(agent_id: str, entries: Iterable[tuple[str, Entry]], now_ms: 
     """
     grouped: dict[str, list[tuple[str, Entry]]] = {}
     for key, entry in entries:
-        session_id = text_or_none(entry.session_id)
+        session_id = trimmed_or_none(entry.session_id)
         if session_id is not None:
             grouped.setdefault(session_id, []).append((key, entry))
     return [_session(agent_id, session_id, members, now_ms) for session_id, members in grouped.items()]
@@ -303,7 +311,7 @@ def _session(agent_id: str, session_id: str, members: list[tuple[str, Entry]], n
 
 def _with_one_key(agent_id: str, session_id: str, key: str, entry: Entry, now_ms: int) -> Session:
     parsed = parse_key(key)
-    session_file = text_or_none(entry.session_file)
+    session_file = trimmed_or_none(entry.session_file)
     activity = entry_activity(entry, now_ms)
     return Session(
         agent_id=agent_id,

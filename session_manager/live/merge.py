@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from session_manager.core.session import entry_activity, text_or_none
+from session_manager.core.session import entry_activity, trimmed_or_none
 from session_manager.live.index import Index
 from session_manager.live.ledger import Removal
 
@@ -26,7 +26,7 @@ def merge(theirs: Index, removals: Sequence[Removal], base: Index, mine: Index) 
     all its keys. Where both sides changed a key, theirs wins.
     """
     gone = {key: (r.session_id, member) for r in removals for key, member in zip(r.keys, r.members, strict=False)}
-    session_ids = {key: text_or_none(entry.session_id) for key, entry in theirs.decoded() if key in gone}
+    session_ids = {key: trimmed_or_none(entry.session_id) for key, entry in theirs.decoded() if key in gone}
     alive = {
         session_id
         for key, (session_id, member) in gone.items()

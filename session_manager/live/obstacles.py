@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from session_manager.core.session import text_or_none
+from session_manager.core.session import trimmed_or_none
 from session_manager.live.ledger import Removed
 from session_manager.live.second_names import SecondNames
 from session_manager.live.volume import Snapshot
@@ -94,5 +94,5 @@ class Place:
         """Returns the session that has a key, or None when it is free."""
         index = self._snapshot.index
         if index is not None and key in index.entries:
-            return text_or_none(index.entry(key).session_id) or "(an entry without a session id)"
+            return trimmed_or_none(index.entry(key).session_id) or "(an entry without a session id)"
         return self._claimed.get(key)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from session_manager.core.errors import Damaged, Locked, SessionManagerError
-from session_manager.core.session import build_sessions, text_or_none
+from session_manager.core.session import build_sessions, trimmed_or_none
 from session_manager.live.atomic import clear_errors, exchange, rename_new, sync_folder, write_new
 from session_manager.live.gateway_lock import LockLost, StoreLock
 from session_manager.live.index import Index
@@ -73,7 +73,7 @@ def salvage(store: Store, error: Damaged) -> tuple[Snapshot, Broken]:
         token, value = data[m.key_start : m.key_end], data[m.value_start : m.value_end]
         with contextlib.suppress(ValueError):
             ((key, entry),) = Index(b"{" + token + b":" + value + b"}").decoded()
-            if value.startswith(b"{") and text_or_none(entry.session_id) is not None:
+            if value.startswith(b"{") and trimmed_or_none(entry.session_id) is not None:
                 put[key] = (token, value)
     index = Index(_EMPTY.edited((), put))
     return Snapshot(store, index, identity, build_sessions(store.agent_id, index.decoded(), now_ms())), Broken(

@@ -209,9 +209,10 @@ def test_entries_of_which_nothing_is_left_go(agents: Path, skill: Skill) -> None
     text = store.index.read_text()
     plan, done = skill(CLEANUP).document, skill(CLEANUP, REAL).document
     for document in (plan, done):
-        assert document["classes"]["entry_without_transcript"]["count"] == 5
+        assert document["classes"]["entry_without_transcript"]["count"] == 6
         assert reasons(document) == {
             "new": "young", "undated": "unknown age", "owed": "undelivered", "the-main": "main",
+            "elsewhere": "elsewhere",
         }  # fmt: skip
         assert [(e["id"], sorted(e["keys"])) for e in document["removed_entries"]] == [
             ("dead", ["agent:main:cron:dead:run:x", "agent:main:hook:dead"])

@@ -20,13 +20,11 @@ from session_manager.live.transcripts import (
     archive_names,
     archive_timestamp,
     files_by_session,
-    is_transcript,
-    local_name,
-    outside_files,
     owner,
     parse_archive,
 )
 from session_manager.live.volume import Store
+from session_manager.live.whereabouts import OWN, Whereabouts, is_transcript, outside_files
 
 UUID = "6513270e-0b3c-4b8e-9a55-0123456789ab"
 STAMP = "2026-11-20T23-29-08.931Z"
@@ -220,7 +218,7 @@ def test_an_owner_is_always_one_of_the_ids(name: str, ids: set[str]) -> None:
         ("s.jsonl.lock", None),
     ],
 )
-def test_only_files_of_this_folder_have_a_local_name(tmp_path: Path, session_file: str, expected: str | None) -> None:
+def test_only_files_of_this_folder_are_the_agents_own(tmp_path: Path, session_file: str, expected: str | None) -> None:
     folder, outside, link = tmp_path / "agents/main/sessions", tmp_path / "outside", tmp_path / "link"
     for path in (folder / "sub", tmp_path / "agents/other/sessions", outside):
         path.mkdir(parents=True)
@@ -228,14 +226,18 @@ def test_only_files_of_this_folder_have_a_local_name(tmp_path: Path, session_fil
     (folder / "s.jsonl").touch()
     link.symlink_to(folder)
     given_file = session_file.format(dir=folder, outside=outside, link=link)
-    assert local_name(given_file, str(folder)) == expected
+    (session,) = sessions(("a", {"sessionFile": given_file}))
+    whereabouts = Whereabouts(str(folder), [session], os.listdir(folder))
+    assert [spot.at for spot in whereabouts.spots(session) if spot.kind == OWN] == ([expected] if expected else [])
+    assert whereabouts.own_name(given_file) == (expected if expected in os.listdir(folder) else None)
 
 
 @pytest.mark.parametrize(
     ("session_file", "reported"),
     [
         ("s.jsonl", False),
-        ("/home/node/.openclaw/agents/main/sessions/gone.jsonl", False),
+        ("/home/node/.openclaw/agents/main/sessions/s.jsonl", False),
+        ("/home/node/.openclaw/agents/main/sessions/gone.jsonl", True),
         ("{outside}/s.jsonl", True),
         ("../../../outside.jsonl", True),
         ("/etc/passwd", True),
@@ -248,7 +250,8 @@ def test_what_lies_outside_is_reported(tmp_path: Path, session_file: str, report
         path.mkdir(parents=True)
     given_file = session_file.format(outside=outside)
     (session,) = sessions(("s", {"sessionFile": given_file}))
-    assert outside_files([session], str(folder)) == ([given_file] if reported else [])
+    store = Store("main", str(folder), str(folder / "sessions.json"), "main:1")
+    assert outside_files(store, [session], [session], ()) == ([given_file] if reported else [])
 
 
 def test_files_are_sorted_to_their_sessions(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ BUSY = "busy"
 PINNED = "pinned"
 RUNNING = "running"
 UNDELIVERED = "undelivered"
+ELSEWHERE = "elsewhere"
 UNSAFE_ID = "unsafe id"
 
 
@@ -42,4 +43,7 @@ def protection(session: Session, current: Set[str]) -> Protection | None:
         return Protection(UNDELIVERED, overridable=True)
     if session.pinned:
         return Protection(PINNED, overridable=True)
+    if session.elsewhere:
+        # Whether it is in use, or holds anything new, cannot be seen from here.
+        return Protection(ELSEWHERE, overridable=True)
     return None

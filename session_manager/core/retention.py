@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence, Set
 import msgspec
 
 from session_manager.core.families import families
-from session_manager.core.protection import BUSY, CURRENT, RUNNING, UNDELIVERED, protection
+from session_manager.core.protection import BUSY, CURRENT, ELSEWHERE, RUNNING, UNDELIVERED, protection
 from session_manager.core.selection import Selection
 from session_manager.core.session import UNKNOWN, Session
 
@@ -21,7 +21,7 @@ FAMILY = "family"
 LIMIT = "limit"
 WITHIN = "within the rules"
 # What keeps the whole family of the session that it keeps.
-HOLDING = frozenset({CURRENT, BUSY, RUNNING, UNDELIVERED})
+HOLDING = frozenset({CURRENT, BUSY, RUNNING, UNDELIVERED, ELSEWHERE})
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -107,10 +107,10 @@ def _reason(session: Session, policy: Policy, current: Set[str]) -> str | None:
         return protected.reason
     if session.last_activity is None:
         return UNKNOWN_AGE
-    return None if policy.include_durable else durable(session, policy.only.types)
+    return None if policy.include_durable else durable(session, {policy.only.session_type})
 
 
-def durable(session: Session, named: Set[str]) -> str | None:
+def durable(session: Session, named: Set[str | None]) -> str | None:
     """Says why a session's types keep it, or None when all of them go by age or are ``named``."""
     kinds = session.kinds - PRUNABLE - named
     if not kinds:
@@ -119,7 +119,9 @@ def durable(session: Session, named: Set[str]) -> str | None:
 
 
 def _kept_by_family(everyone: Sequence[Session], cutoff: int, current: Set[str]) -> set[int]:
-    """Indexes of sessions whose family holds a member that is young, of unknown age, busy, undelivered or calling."""
+    """Indexes of sessions whose family holds a member that is young, of unknown age, calling, undelivered or busy, as
+    far as can be seen.
+    """
     kept: set[int] = set()
     for family in families(everyone):
         if any(_holds_family(everyone[i], cutoff, current) for i in family):

@@ -237,11 +237,12 @@ def awaits_delivery(entry: Entry) -> bool:
 class Session(msgspec.Struct):
     """One session of one agent, with every key that points at it.
 
-    The ``entry_…`` fields come from the index; ``transcript_activity``, ``size`` (bytes of its files) and ``empty``
-    (its transcripts hold no message) from what lies beside it: those stay at their defaults until somebody has looked.
-    ``busy`` comes from both: the entry tells of a run whose transcript is not there yet, or not locked. ``labels`` are
-    those of all its keys where there are several, ``label`` is that of the most telling. ``usage`` holds the entry's
-    counters as found: total, input and output tokens, cost in US dollars, start of the session, start of the last run.
+    The ``entry_…`` fields come from the index; ``transcript_activity``, ``size`` (bytes of its files), ``empty`` (its
+    transcripts hold no message) and ``elsewhere`` (one may lie where it cannot be looked at) from what lies beside it:
+    those stay at their defaults until somebody has looked. ``busy`` comes from both: the entry tells of a run whose
+    transcript is not there yet, or not locked. ``labels`` are those of all its keys where there are several, ``label``
+    is that of the most telling. ``usage`` holds the entry's counters as found: total, input and output tokens, cost in
+    US dollars, start of the session, start of the last run.
     """
 
     agent_id: str
@@ -262,6 +263,7 @@ class Session(msgspec.Struct):
     parents: tuple[str, ...]
     usage: tuple[object, ...]
     busy: bool = False
+    elsewhere: bool = False
     transcript_activity: int | None = None
     size: int | None = None
     empty: bool = False

@@ -20,7 +20,7 @@ from session_manager.functions.reading import (
     observe,
     read_view,
 )
-from session_manager.live.emptiness import empty_sessions
+from session_manager.live.emptiness import empty_or_unseen
 from session_manager.live.volume import Snapshot, Store
 
 if TYPE_CHECKING:
@@ -167,8 +167,8 @@ class Cleanup:
         kin = self._kin.get(store.agent_id, ())
         decisions = decide(sessions, self._policy, self._context.clock(), self._context.settings.current, kin)
         old = [d for d in decisions if (d.prune or d.reason is not None) and (among is None or d.session.id in among)]
-        empty = empty_sessions(store, sessions, names, (d.session for d in old))
-        return [d for d in old if d.session.id in empty]
+        empty, unseen = empty_or_unseen(store, sessions, names, (d.session for d in old))
+        return [d for d in old if d.session.id in empty or (d.session.id in unseen and not d.prune)]
 
     def _note(self, decision: Decision, reason: str | None) -> None:
         session = decision.session

@@ -10,11 +10,12 @@ import msgspec
 
 from session_manager.core.errors import SessionManagerError, with_errors
 from session_manager.core.retention import Policy
-from session_manager.functions.context import Agents, Context, Minutes
+from session_manager.functions.context import Agent, Context, Minutes
 from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.prune_sessions import preview
 from session_manager.functions.reading import AgentRead
-from session_manager.live.transcripts import files_by_session, is_transcript, parse_archive
+from session_manager.live.transcripts import files_by_session, parse_archive
+from session_manager.live.whereabouts import is_transcript
 
 DESCRIPTION = (
     "Counts sessions: all, stale by age, prunable, by agent and by type; bytes on disk; history marks that wait."
@@ -24,7 +25,7 @@ DESCRIPTION = (
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     """Arguments of get_session_stats."""
 
-    agent: Agents | None = None
+    agent: Agent | None = None
     stale_minutes: Minutes = 60
 
 

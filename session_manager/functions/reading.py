@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,9 +13,10 @@ from session_manager.core.families import families
 from session_manager.core.progress import stage
 from session_manager.core.selection import Selection
 from session_manager.core.session import Session
-from session_manager.functions.context import Context, named
+from session_manager.functions.context import Context
 from session_manager.live.observe import Cutoff, listing, observe_locks, observe_transcripts
 from session_manager.live.volume import Snapshot, Store, read_snapshot
+from session_manager.live.whereabouts import paths_inside
 
 if TYPE_CHECKING:
     from session_manager.core.policy import Pins
@@ -41,13 +42,11 @@ class View(msgspec.Struct):
         """All sessions of all agents."""
         return [s for agent in self.agents for s in agent.sessions]
 
-    def of(self, agent_ids: Collection[str] | None) -> View:
-        """Returns the part that some agents have in it; all of it for None."""
-        if agent_ids is None:
-            return self
+    def of_agent(self, agent_id: str) -> View:
+        """Returns the part that one agent has in it."""
         return View(
-            [agent for agent in self.agents if agent.agent_id in agent_ids],
-            [(failed, error) for failed, error in self.failed if failed in agent_ids],
+            [agent for agent in self.agents if agent.agent_id == agent_id],
+            [(failed, error) for failed, error in self.failed if failed == agent_id],
         )
 
     def errors(self) -> list[dict[str, object]]:
@@ -79,32 +78,13 @@ def observe(snapshot: Snapshot, names: Sequence[str], now_ms: int, cutoff: Cutof
         observe_transcripts(snapshot.store, snapshot.sessions, names, cutoff, now_ms)
 
 
-def agent_ids(context: Context, agents: str | Sequence[str] | None) -> list[str] | None:
-    """Returns the folder names of one agent or several, each once; None for all. Raises UsageError or NotFound."""
-    names = named(agents, "agent")
-    return None if names is None else list(dict.fromkeys(context.volume.resolve_agent(name) for name in names))
-
-
-def stores_of(
-    context: Context, agents: str | Sequence[str] | None
-) -> Iterator[tuple[str, Store | SessionManagerError | None]]:
-    """Yields what ``Volume.stores`` does, for all agents, one or several. Raises UsageError or NotFound."""
-    for agent_id in agent_ids(context, agents) or (None,):
-        yield from context.volume.stores(agent_id)
-
-
-def read_view(
-    context: Context,
-    agents: str | Sequence[str] | None,
-    cutoff: Cutoff | None = None,
-    skip: str | None = None,
-) -> View:
-    """Reads the stores of all agents, or of those that are named, except ``skip``.
+def read_view(context: Context, agent: str | None, cutoff: Cutoff | None = None, skip: str | None = None) -> View:
+    """Reads the stores of all agents, or of the named one, except ``skip``.
 
     Raises UsageError or NotFound for a bad agent name; failures of single agents are in the view.
     """
     view = View([], [])
-    for agent_id, store in stores_of(context, agents):
+    for agent_id, store in context.volume.stores(agent):
         if agent_id == skip:
             continue
         if isinstance(store, SessionManagerError):
@@ -148,7 +128,7 @@ def kin_by_agent(view: View) -> dict[str, list[Session]]:
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """An entry's ``sessionFile`` that lies outside its own agent's folder."""
+    """A transcript that an entry names in another folder of the agents directory than its own agent's."""
 
     agent_id: str
     session_id: str
@@ -157,17 +137,14 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 def foreign_references(agents: Iterable[AgentRead]) -> list[Reference]:
-    """Returns what entries refer to outside their own agent's folder."""
-    found = []
-    for agent in agents:
-        if agent.store is None:
-            continue
-        for session in agent.sessions:
-            for file in session.session_files:
-                folder, name = os.path.split(os.path.normpath(os.path.join(agent.store.sessions_dir, file)))
-                if folder != agent.store.sessions_dir:
-                    found.append(Reference(agent.agent_id, session.id, folder, name))
-    return found
+    """Returns what entries name in other folders of the agents directory than their own agent's."""
+    return [
+        Reference(agent.agent_id, session_id, *os.path.split(path))
+        for agent in agents
+        if agent.store is not None
+        for session_id, paths in paths_inside(agent.store, agent.sessions, agent.names, agent.sessions).items()
+        for path in paths
+    ]
 
 
 def names_referred_to(references: Iterable[Reference], store: Store, gone: Collection[tuple[str, str]]) -> set[str]:
@@ -175,11 +152,8 @@ def names_referred_to(references: Iterable[Reference], store: Store, gone: Colle
 
     ``gone`` are sessions (agent id, session id) that this run has removed: they refer to nothing any more.
     """
-    place = [store.agent_id, "sessions"]
     return {
         r.name
         for r in references
-        if r.agent_id != store.agent_id
-        and (r.folder == store.sessions_dir or r.folder.split(os.sep)[-2:] == place)
-        and (r.agent_id, r.session_id) not in gone
+        if r.folder == store.sessions_dir and (r.agent_id, r.session_id) not in gone and r.agent_id != store.agent_id
     }

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from session_manager.core.errors import Refused
-from session_manager.core.protection import BUSY, RUNNING, UNDELIVERED, Protection
-from session_manager.core.retention import LIMIT
-from session_manager.functions.tally import ACTIVE
+from session_manager.core.protection import BUSY, ELSEWHERE, RUNNING, UNDELIVERED, Protection
 
 
 def refusal(protected: Protection, session_id: str, done: str = "deleted") -> Refused:
@@ -18,6 +16,8 @@ def refusal(protected: Protection, session_id: str, done: str = "deleted") -> Re
         RUNNING: "a run of it is in progress (one that died counts for 30 minutes); try again later, or call with "
         "force: true",
         UNDELIVERED: "its result has not been delivered yet; try again later, or call with force: true",
+        ELSEWHERE: "its transcript lies where this call cannot look (its entry names another state folder, mount or "
+        "machine), and may be in use; call with force: true if you know that it is not",
         "unsafe id": "its id is no safe file name; remove it with the gateway's own tools",
     }
     busy = protected.reason in (BUSY, RUNNING)
@@ -26,12 +26,3 @@ def refusal(protected: Protection, session_id: str, done: str = "deleted") -> Re
         code="session_busy" if busy else "session_protected",
         reason=protected.reason,
     )
-
-
-def kept_although_named(reason: str, session_id: str) -> Refused | None:
-    """Returns the error for a session that was asked for by name and stayed; None when a limit spared it."""
-    if reason == LIMIT:
-        return None
-    if reason == ACTIVE:
-        return Refused(f"session {session_id} became active just now and was kept", code="session_busy", reason=reason)
-    return refusal(Protection(reason, overridable=True), session_id)

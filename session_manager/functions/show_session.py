@@ -17,7 +17,8 @@ from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.reading import AgentRead, read_view
 from session_manager.functions.rows import row
 from session_manager.live.observe import file_bytes, last_timestamp
-from session_manager.live.transcripts import files_by_session, is_transcript
+from session_manager.live.transcripts import files_by_session
+from session_manager.live.whereabouts import OWN, Whereabouts, inside, is_transcript
 
 DESCRIPTION = (
     "Shows one session by its full id or one of its keys: keys, times, counters and files where it lives, and what "
@@ -60,13 +61,23 @@ def _live(context: Context, read: AgentRead, wanted: str) -> Iterator[dict[str, 
     if not found or read.store is None:
         return
     files = files_by_session(read.names, read.sessions, read.store.sessions_dir)
+    whereabouts = Whereabouts.of(read.store, read.sessions, read.names)
     for session in found:
         paths = {name: os.path.join(read.store.sessions_dir, name) for name in files.get(session.id, ())}
         sizes = {name: file_bytes(path) for name, path in paths.items()}
-        session.size = sum(sizes.values())
-        seen = [_last_written(path, context.clock()) for name, path in paths.items() if is_transcript(name)]
+        spots = {file: whereabouts.spots_of(session.id, file) for file in session.session_files}
+        others = {file: inside(found) for file, found in spots.items() if any(spot.kind != OWN for spot in found)}
+        paths_elsewhere = {path for found in others.values() for path in found}
+        session.size = sum(sizes.values()) + sum(map(file_bytes, paths_elsewhere))
+        transcripts = [path for name, path in paths.items() if is_transcript(name)]
+        seen = [_last_written(path, context.clock()) for path in (*transcripts, *paths_elsewhere)]
         session.transcript_activity = max(seen, default=0) or None
-        yield {**row(session, context.settings.current), **_facts(session), "files": sizes}
+        shown = {**row(session, context.settings.current), **_facts(session), "files": sizes}
+        if others:
+            # What cannot be looked at has no size.
+            elsewhere = {file: sum(map(file_bytes, paths)) if paths else None for file, paths in others.items()}
+            shown["files_elsewhere"] = elsewhere
+        yield shown
 
 
 def _facts(session: Session) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from session_manager.core.errors import failure
 from session_manager.core.retention import Decision
 from session_manager.functions.reading import AgentRead
 from session_manager.functions.rows import row
-from session_manager.live.transcripts import outside_files
 from session_manager.live.volume import Store
+from session_manager.live.whereabouts import outside_files
 
 if TYPE_CHECKING:
     from session_manager.core.rules import Overrun
@@ -49,8 +49,9 @@ class Tally(msgspec.Struct):
         self.alive |= {(store.agent_id, session_id) for session_id in outcome.alive}
         self.errors += [failure(error, store.agent_id, session_id) for session_id, error in outcome.failures]
         gone = set(removed)
-        going = (d.session for d in decisions if d.session.id in gone)
-        self.left_alone += outside_files(going, store.sessions_dir)
+        going = [d.session for d in decisions if d.session.id in gone]
+        archived = (source for removal in outcome.removed for source, _ in removal.files)
+        self.left_alone += outside_files(store, outcome.snapshot.sessions, going, archived)
         self.recovered += outcome.recovered
         self.reappeared += reported(store.agent_id, outcome.reappeared)
 

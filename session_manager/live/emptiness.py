@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from session_manager.core.session import Session
-from session_manager.live.transcripts import files_by_session, is_transcript, local_name
+from session_manager.live.transcripts import files_by_session
 from session_manager.live.volume import Store
+from session_manager.live.whereabouts import ELSEWHERE, REFUSED, Whereabouts, is_transcript
 
 # Lines that say nothing are short, and few stand before the first message.
 LONGEST = 64 * 1024
@@ -23,24 +24,38 @@ _SILENT = frozenset({"session", "model_change", "thinking_level_change", "custom
 
 
 def empty_sessions(
-    store: Store, sessions: Sequence[Session], names: Iterable[str], asked: Iterable[Session]
+    store: Store, sessions: Sequence[Session], names: Collection[str], asked: Iterable[Session]
 ) -> set[str]:
     """Returns the ids of those ``asked`` about whose transcripts are here and hold no message.
 
     ``sessions`` are all of the store, ``names`` lie in its folder. A session without a transcript may have one that
     was not written yet, and one with counted tokens may be kept by another program: those are not empty.
     """
+    return empty_or_unseen(store, sessions, names, asked)[0]
+
+
+def empty_or_unseen(
+    store: Store, sessions: Sequence[Session], names: Collection[str], asked: Iterable[Session]
+) -> tuple[set[str], set[str]]:
+    """Returns what ``empty_sessions`` does, and the ids of those of which the rest cannot be looked at."""
     waiting = [s for s in asked if not _was_used(s)]
     if not waiting:
-        return set()
+        return set(), set()
     files = files_by_session(names, sessions, store.sessions_dir)
-    found = set()
+    whereabouts = Whereabouts.of(store, sessions, names)
+    empty, unseen = set(), set()
     for session in waiting:
-        transcripts = [name for name in files.get(session.id, ()) if is_transcript(name)]
-        elsewhere = any(local_name(file, store.sessions_dir) is None for file in session.session_files)
-        if transcripts and not elsewhere and all(_is_silent(os.path.join(store.sessions_dir, n)) for n in transcripts):
-            found.add(session.id)
-    return found
+        spots = whereabouts.spots(session)
+        kinds = {spot.kind for spot in spots}
+        transcripts = {name for name in files.get(session.id, ()) if is_transcript(name)}
+        transcripts.update(spot.at for spot in spots if spot.at)
+        if REFUSED in kinds or not all(_is_silent(os.path.join(store.sessions_dir, name)) for name in transcripts):
+            continue
+        if ELSEWHERE in kinds:
+            unseen.add(session.id)
+        elif transcripts:
+            empty.add(session.id)
+    return empty, unseen
 
 
 def _was_used(session: Session) -> bool:

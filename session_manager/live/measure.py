@@ -12,6 +12,7 @@ from session_manager.live.emptiness import empty_sessions
 from session_manager.live.observe import file_bytes
 from session_manager.live.transcripts import files_by_session
 from session_manager.live.volume import Store
+from session_manager.live.whereabouts import paths_inside
 
 
 def measure(
@@ -23,8 +24,10 @@ def measure(
     """
     if sizes or only.min_bytes is not None:
         files = files_by_session(names, sessions, store.sessions_dir)
+        others = paths_inside(store, sessions, names, sessions)
         for session in tracked(sessions, "measuring transcripts"):
-            session.size = sum(file_bytes(os.path.join(store.sessions_dir, name)) for name in files.get(session.id, ()))
+            mine = (*files.get(session.id, ()), *others.get(session.id, ()))
+            session.size = sum(file_bytes(os.path.join(store.sessions_dir, name)) for name in mine)
     if only.empty:
         asked = [session for session in sessions if only.names(session)]
         found = empty_sessions(store, sessions, names, asked)

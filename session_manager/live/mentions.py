@@ -7,8 +7,9 @@ import stat
 from collections.abc import Iterable
 
 from session_manager.live.gateway_lock import KERNEL_LOCK_NAME, MARKER_NAME
-from session_manager.live.transcripts import is_transcript, original_name
+from session_manager.live.transcripts import original_name
 from session_manager.live.volume import Store
+from session_manager.live.whereabouts import is_transcript
 
 _PIECE = 1024 * 1024
 _BUDGET = 256 * _PIECE

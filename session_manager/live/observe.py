@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -13,8 +13,9 @@ import msgspec
 from session_manager.core.progress import tracked
 from session_manager.core.session import RUN_STALE_MS, Session, epoch_ms
 from session_manager.live.liveness import TRANSCRIPT_STALE_MS, gateway_visible, is_held, read_marker
-from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session, is_transcript
+from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session
 from session_manager.live.volume import Store, folder_unreadable
+from session_manager.live.whereabouts import ELSEWHERE, Whereabouts, inside, is_transcript, paths_inside
 
 # Epoch milliseconds, for all sessions or for each.
 Cutoff = int | Callable[[Session], int]
@@ -31,41 +32,46 @@ _DECODE_LINE = msgspec.json.Decoder(_Line)
 
 
 def listing(store: Store) -> list[str]:
-    """Returns the names of the files (not folders) in the sessions folder.
-
-    Raises Refused or Damaged when it cannot be read.
-    """
+    """Returns the names of the files (not folders) in the sessions folder. Raises Damaged when it cannot be read."""
     try:
         with os.scandir(store.sessions_dir) as found:
             return [entry.name for entry in found if not entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise folder_unreadable(store.agent_id, store.sessions_dir, error) from error
+        raise folder_unreadable(store.agent_id, error) from error
 
 
-def observe_locks(store: Store, sessions: Sequence[Session], names: Iterable[str], now_ms: int) -> None:
-    """Sets ``busy`` on every session one of whose transcripts' locks (``<file>.jsonl.lock``) is held.
+def observe_locks(store: Store, sessions: Sequence[Session], names: Collection[str], now_ms: int) -> None:
+    """Sets ``busy`` on every session one of whose transcripts' locks (``<file>.jsonl.lock``) is held, and ``elsewhere``
+    on those that may have one where it cannot be looked at. ``sessions`` are all of the store.
 
     Also on one that is called running and has written into a transcript lately, though nobody holds its lock.
     """
-    held = held_transcripts(store, names, now_ms)
+    strange = list(Whereabouts.of(store, sessions, names).strange(sessions))
+    others = {session.id: inside(spots) for session, spots in strange}
+    held = held_transcripts(
+        store, [*names, *(path + LOCK_SUFFIX for paths in others.values() for path in paths)], now_ms
+    )
     if held:
         owners = files_by_session(held, sessions, store.sessions_dir)
         for session in sessions:
             session.busy = session.busy or session.id in owners
+    for session, spots in strange:
+        session.busy = session.busy or not set(held).isdisjoint(others[session.id])
+        session.elsewhere = any(spot.kind == ELSEWHERE for spot in spots)
     quiet = [session for session in sessions if session.running and not session.busy]
     if quiet:
         files = files_by_session(names, sessions, store.sessions_dir)
         limit = now_ms - RUN_STALE_MS
         for session in quiet:
-            transcripts = filter(is_transcript, files.get(session.id, ()))
+            transcripts = (*filter(is_transcript, files.get(session.id, ())), *others.get(session.id, ()))
             times = (_newer_than(os.path.join(store.sessions_dir, name), limit, now_ms) for name in transcripts)
             session.busy = any(time is not None and time >= limit for time in times)
 
 
 def held_transcripts(store: Store, names: Iterable[str], now_ms: int) -> list[str]:
-    """Returns the names of the transcripts whose lock a living process holds."""
+    """Returns the transcripts whose lock a living process holds, of names in the store's folder or of paths."""
     gateway_is_here = functools.cache(gateway_visible)
     held = []
     for name in names:
@@ -77,7 +83,7 @@ def held_transcripts(store: Store, names: Iterable[str], now_ms: int) -> list[st
 
 
 def observe_transcripts(
-    store: Store, sessions: Sequence[Session], names: Iterable[str], cutoff: Cutoff, now_ms: int
+    store: Store, sessions: Sequence[Session], names: Collection[str], cutoff: Cutoff, now_ms: int
 ) -> None:
     """Sets ``transcript_activity`` on the sessions that look older than ``cutoff`` and whose files may know better.
 
@@ -94,11 +100,12 @@ def observe_transcripts(
         return
     # All ids take part in the grammar, or a topic-like id would be read as somebody else's topic.
     files = files_by_session(names, sessions, store.sessions_dir)
+    others = paths_inside(store, sessions, names, (session for session, _ in old))
     for session, limit in tracked(old, "looking into transcripts"):
-        for name in files.get(session.id, ()):
-            if is_transcript(name):
-                seen = _newer_than(os.path.join(store.sessions_dir, name), limit, now_ms)
-                session.transcript_activity = max(session.transcript_activity or 0, seen or 0) or None
+        mine = (name for name in files.get(session.id, ()) if is_transcript(name))
+        for name in (*mine, *others.get(session.id, ())):
+            seen = _newer_than(os.path.join(store.sessions_dir, name), limit, now_ms)
+            session.transcript_activity = max(session.transcript_activity or 0, seen or 0) or None
 
 
 def transcript_sizes(store: Store, sessions: Sequence[Session], names: Iterable[str]) -> dict[str, dict[str, int]]:

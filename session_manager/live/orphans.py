@@ -22,12 +22,12 @@ from session_manager.live.observe import held_transcripts, last_timestamp
 from session_manager.live.transcripts import (
     LOCK_SUFFIX,
     files_by_session,
-    is_transcript,
     original_name,
     owner,
     parse_archive,
 )
 from session_manager.live.volume import INDEX_NAME, Store
+from session_manager.live.whereabouts import REFUSED, Whereabouts, inside, is_transcript
 
 LIVE = "live"
 PREVIOUS = "previous_generation"
@@ -102,8 +102,8 @@ class Mentions:
     def _found(self) -> set[bytes]:
         found = set()
         for token in self._text.split(b'"'):
-            if b"/" in token:
-                found.add(token.rpartition(b"/")[2])
+            if b"/" in token or b"\\" in token:
+                found.add(_last_part(token))
             elif b":run:" in token:
                 found.add(token.rpartition(b":run:")[2].partition(b":")[0])
             elif token:
@@ -242,48 +242,28 @@ def held_ids(store: Store, names: Iterable[str], ids: Collection[str], now_ms: i
 def with_traces(
     store: Store, folder: Folder, sessions: Sequence[Session], entries: Mapping[str, Sequence[bytes]]
 ) -> set[str]:
-    """Returns the ids of sessions of which anything is left besides the entry, or might be.
+    """Returns the ids of sessions of which anything is left besides the entry, as far as it can be looked at.
 
     A transcript, topic file or sidecar, an archive of one, a file of an earlier generation that the entry mentions
-    (``entries``: session id → its raw entries), or a ``sessionFile`` in another folder that exists or cannot be
-    looked at.
+    (``entries``: session id → its raw entries), or a ``sessionFile`` in another folder that exists.
     """
     found = set(files_by_session(folder.sizes, sessions, store.sessions_dir))
     originals = {original_name(name) for name in folder.of_class(*ARCHIVES.values())}
     found.update(files_by_session(originals, sessions, store.sessions_dir))
     names = {*folder.sizes, *originals}
+    whereabouts = Whereabouts.of(store, sessions, names)
     names |= {session_id for name in names if (session_id := session_id_of(name)) is not None}
     known = {os.fsencode(name) for name in names}
     for session in sessions:
         if session.id in found:
             continue
-        elsewhere = any(not _is_gone(file, store) for file in session.session_files)
-        strings = {s.rpartition(b"/")[2] for raw in entries.get(session.id, ()) for s in raw.split(b'"')}
-        if elsewhere or not known.isdisjoint(strings):
+        spots = whereabouts.spots(session)
+        abroad = any(map(os.path.lexists, inside(spots))) or any(spot.kind == REFUSED for spot in spots)
+        strings = {_last_part(s) for raw in entries.get(session.id, ()) for s in raw.split(b'"')}
+        if abroad or not known.isdisjoint(strings):
             found.add(session.id)
     return found
 
 
-def _is_gone(session_file: str, store: Store) -> bool:
-    """Says whether a ``sessionFile`` is surely nowhere.
-
-    A path that does not exist here may be one on the gateway's own mount: then the agent's folder is named in it.
-    """
-    if "\0" in session_file:
-        return False
-    path = os.path.normpath(os.path.join(store.sessions_dir, session_file))
-    try:
-        os.lstat(path)
-        return False
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError):
-        return False
-    folder = os.path.dirname(path)
-    if folder == store.sessions_dir:
-        return True
-    agent_id, sessions = folder.split(os.sep)[-2:] if folder.count(os.sep) > 1 else ("", "")
-    agents_dir = os.path.dirname(os.path.dirname(store.sessions_dir))
-    if sessions != os.path.basename(store.sessions_dir) or not os.path.isdir(os.path.join(agents_dir, agent_id)):
-        return False
-    return not os.path.lexists(os.path.join(agents_dir, agent_id, sessions, os.path.basename(path)))
+def _last_part(path: bytes) -> bytes:
+    return path.rpartition(b"\\")[2].rpartition(b"/")[2]

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 
 from session_manager.core.session import Session
+from session_manager.live.whereabouts import Whereabouts, is_transcript
 
 LOCK_SUFFIX = ".lock"
 _TIMESTAMP = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d{3})?Z"
@@ -75,11 +76,6 @@ def _free(name: str, taken: Collection[str], moment: int) -> str:
     return target
 
 
-def is_transcript(name: str) -> bool:
-    """Says whether a name is that of a live transcript (not an archive, lock, sidecar or index)."""
-    return name.endswith(".jsonl") and not name.startswith(".") and len(name) > len(".jsonl")
-
-
 def owner(name: str, ids: Collection[str]) -> str | None:
     """Returns which of ``ids`` a live file belongs to, or None.
 
@@ -108,25 +104,6 @@ def _owner_of_stem(stem: str, ids: Collection[str]) -> str | None:
     return None
 
 
-def local_name(session_file: str, sessions_dir: str) -> str | None:
-    """Returns the base name of an entry's ``sessionFile`` when it lies in ``sessions_dir``, else None.
-
-    It may be absolute, relative to the folder, or absolute on a mount that is not here: then a file of that
-    name in this folder is meant (the same volume, mounted elsewhere by the gateway).
-    """
-    if "\0" in session_file or not session_file.isprintable():
-        return None
-    folder, name = os.path.split(os.path.normpath(os.path.join(sessions_dir, session_file)))
-    if not is_transcript(name):
-        return None
-    if folder == sessions_dir:
-        return name
-    if os.path.isdir(folder):
-        return name if os.path.realpath(folder) == sessions_dir else None
-    elsewhere = os.path.isabs(session_file) and os.path.lexists(os.path.join(sessions_dir, name))
-    return name if elsewhere else None
-
-
 def files_by_session(names: Iterable[str], sessions: Iterable[Session], sessions_dir: str) -> dict[str, list[str]]:
     """Finds the live files of ``sessions`` among ``names``: session id -> file names, transcripts before sidecars."""
     known = list(sessions)
@@ -134,13 +111,14 @@ def files_by_session(names: Iterable[str], sessions: Iterable[Session], sessions
     stems = {s.id: s.id for s in known}
     ids = set(stems)
     referred: list[tuple[str, str]] = []
+    whereabouts = Whereabouts(sessions_dir, known, present)
     for session in known:
         for session_file in session.session_files:
             # The usual case, told by the name alone: asking the file system about every session would be slow.
             if session_file.rpartition("/")[2] == session.id + ".jsonl":
                 continue
-            file_name = local_name(session_file, sessions_dir)
-            if file_name is not None and file_name in present:
+            file_name = whereabouts.own_name(session_file)
+            if file_name is not None:
                 referred.append((session.id, file_name))
                 stems.setdefault(file_name.removesuffix(".jsonl"), session.id)
     found: dict[str, list[str]] = {}
@@ -157,18 +135,3 @@ def files_by_session(names: Iterable[str], sessions: Iterable[Session], sessions
     for files in found.values():
         files.sort(key=lambda n: (not is_transcript(n), n))
     return found
-
-
-def outside_files(sessions: Iterable[Session], sessions_dir: str) -> list[str]:
-    """Returns the ``sessionFile`` values that lie outside the agent's own folder, which are left alone.
-
-    A transcript's path in a folder that does not exist here is the gateway's own mount, not the outside.
-    """
-    is_here = cache(os.path.isdir)
-    return [
-        file
-        for session in sessions
-        for file in session.session_files
-        if not (os.path.isabs(file) and is_transcript(os.path.basename(file)) and not is_here(os.path.dirname(file)))
-        and local_name(file, sessions_dir) is None
-    ]

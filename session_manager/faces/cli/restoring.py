@@ -51,7 +51,7 @@ def removal_table(screen: Screen, removals: Sequence[Document]) -> None:
 
 
 def deleted(
-    agent: options.Agents = None,
+    agent: options.Agent = None,
     since: Annotated[
         str | None, typer.Option(help="Only what was removed since: 90m, 12h, 7d, 2w.", metavar="AGE")
     ] = None,

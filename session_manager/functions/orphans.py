@@ -23,6 +23,7 @@ from session_manager.functions.reading import (
 from session_manager.live.observe import listing
 from session_manager.live.orphans import Folder, Mentions, classify, orphans_in, with_traces
 from session_manager.live.volume import Identity, Snapshot, Store, read_file, read_snapshot
+from session_manager.live.wrapping import unwrapped
 
 # A list in a result shows so many elements at most; the counts beside it count all.
 SHOWN = 100
@@ -90,7 +91,7 @@ def _state(context: Context, agent_id: str, store: Store | SessionManagerError |
 
 def _mentions_of_damaged(store: Store) -> Mentions:
     try:
-        return Mentions(read_file(store.index_path)[0])
+        return Mentions(unwrapped(read_file(store.index_path)[0]))
     except OSError:
         return Mentions(b"")
 

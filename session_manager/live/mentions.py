@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from session_manager.live.gateway_lock import KERNEL_LOCK_NAME, MARKER_NAME
 from session_manager.live.transcripts import original_name
@@ -21,11 +21,13 @@ def mentions(store: Store, names: Iterable[str], session_id: str) -> tuple[list[
     Other sessions' transcripts and archives are not looked into; of all files together 256 MiB are read.
     """
     found, unread, left = [], [], _BUDGET
+    # Some editors write UTF-16.
+    wanted = [session_id.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be")]
     for name in sorted(names):
         if is_transcript(original_name(name)) or name in (KERNEL_LOCK_NAME, MARKER_NAME):
             continue
         try:
-            holds, read = _holds(os.path.join(store.sessions_dir, name), session_id.encode(), left)
+            holds, read = _holds(os.path.join(store.sessions_dir, name), wanted, left)
         except FileNotFoundError:
             continue
         except OSError:
@@ -38,8 +40,8 @@ def mentions(store: Store, names: Iterable[str], session_id: str) -> tuple[list[
     return found, unread
 
 
-def _holds(path: str, wanted: bytes, budget: int) -> tuple[bool | None, int]:
-    """Says whether a regular file holds some bytes, None when that would take more than ``budget``; and what was read.
+def _holds(path: str, wanted: Sequence[bytes], budget: int) -> tuple[bool | None, int]:
+    """Says whether a file holds one of some texts, None when that would take more than ``budget``; and what was read.
 
     Links are not followed. Raises OSError.
     """
@@ -48,11 +50,11 @@ def _holds(path: str, wanted: bytes, budget: int) -> tuple[bool | None, int]:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             return None, 0
-        read, tail = 0, b""
+        read, tail, overlap = 0, b"", max(map(len, wanted)) - 1
         while piece := file.read(min(_PIECE, budget - read)):
             read += len(piece)
             text = tail + piece
-            if wanted in text:
+            if any(one in text for one in wanted):
                 return True, read
-            tail = text[len(text) - len(wanted) + 1 :] if len(text) >= len(wanted) else text
+            tail = text[-overlap:]
         return (False if read >= status.st_size else None), read

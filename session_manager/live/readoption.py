@@ -28,6 +28,7 @@ from session_manager.live.steps import step
 from session_manager.live.swap import IndexChanged, Swap, identity_of, look_again, parsed_by, write_temp
 from session_manager.live.transcripts import archive_timestamp
 from session_manager.live.volume import Identity, Snapshot, Store, read_file, read_snapshot
+from session_manager.live.wrapping import texts_inside
 
 _FRESH_STARTS = 20
 _EMPTY = Index(b"{}")
@@ -58,7 +59,8 @@ class Readopted(msgspec.Struct):
 
 
 def salvage(store: Store, error: Damaged) -> tuple[Snapshot, Broken]:
-    """Returns what an unreadable index still says: the entries that are whole before the damage.
+    """Returns what an unreadable index still says: all of it inside a byte order mark, another encoding or somebody's
+    comments; else the entries that are whole before the damage.
 
     Raises ``error`` when even its bytes cannot be had.
     """
@@ -68,17 +70,36 @@ def salvage(store: Store, error: Damaged) -> tuple[Snapshot, Broken]:
         return Snapshot(store, _EMPTY, None, []), Broken(None, None)
     except OSError:
         raise error from None
+    index = _most_of(data)
+    return Snapshot(store, index, identity, build_sessions(store.agent_id, index.decoded(), now_ms())), Broken(
+        data, identity
+    )
+
+
+def _most_of(data: bytes) -> Index:
+    """Returns the index that has most of the sessions in ``data``; where it is whole, as it stands there."""
+    best, most = _EMPTY, 0
+    for text in texts_inside(data):
+        try:
+            index = Index(text)
+        except ValueError:
+            index = _beginning_of(text)
+        count = sum(trimmed_or_none(entry.session_id) is not None for _, entry in index.decoded())
+        if count > most:
+            best, most = index, count
+    return best
+
+
+def _beginning_of(text: bytes) -> Index:
+    """Returns an index of the sessions whose entries are whole at the beginning of a damaged text."""
     put = {}
-    for m in scan_beginning(data):
-        token, value = data[m.key_start : m.key_end], data[m.value_start : m.value_end]
+    for m in scan_beginning(text):
+        token, value = text[m.key_start : m.key_end], text[m.value_start : m.value_end]
         with contextlib.suppress(ValueError):
             ((key, entry),) = Index(b"{" + token + b":" + value + b"}").decoded()
             if value.startswith(b"{") and trimmed_or_none(entry.session_id) is not None:
                 put[key] = (token, value)
-    index = Index(_EMPTY.edited((), put))
-    return Snapshot(store, index, identity, build_sessions(store.agent_id, index.decoded(), now_ms())), Broken(
-        data, identity
-    )
+    return Index(_EMPTY.edited((), put))
 
 
 def readopt(remover: Remover, store: Store, lock: StoreLock, choose: ChooseMembers, *, rebuild: bool) -> Readopted:

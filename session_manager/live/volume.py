@@ -226,8 +226,10 @@ def read_snapshot(store: Store, now_ms: int) -> Snapshot:
     try:
         index = Index(data)
     except ValueError as error:
-        what = "has 0 bytes" if not data else f"is no readable JSON object ({error})"
-        raise _damaged(store, what) from error
+        from session_manager.live.wrapping import trouble
+
+        what = trouble(data) or f"is no readable JSON object ({error})"
+        raise _damaged(store, what if data else "has 0 bytes") from error
     return Snapshot(store, index, identity, build_sessions(store.agent_id, index.decoded(), now_ms))
 
 

@@ -28,9 +28,11 @@ from session_manager.service.db import sessions
 from session_manager.service.db.closing import TYPES
 from session_manager.service.db.engine import make_engine
 from session_manager.service.db.locks import JOBS, WRITERS
+from session_manager.service.db.tables import metadata
 from session_manager.service.jobs import closing
 from session_manager.service.jobs.closing import Closed, close_idle
-from session_manager.service.jobs.loop import AT_ONCE, LONGEST_PAUSE_S, Runner, pause_s, take_turn
+from session_manager.service.jobs.loop import AT_ONCE, LONGEST_PAUSE_S, Runner, Turn, pause_s, take_turn
+from session_manager.service.jobs.quiet import QuietRuns
 from session_manager.service.jobs.registry import Job, jobs
 
 CONFIG = read_config({"HOME": "/nonexistent"})
@@ -121,6 +123,128 @@ def test_while_one_replica_runs_a_job_another_does_not_and_afterwards_it_is_not_
         await other.dispose()
 
     on(database, work)
+
+
+# What changes nothing is written nowhere
+
+
+def stored(history: History) -> list[Any]:
+    """Every row of every table, as its version says."""
+    return [
+        history.execute(f"SELECT '{name}', ctid::text, xmin::text FROM {name} ORDER BY 2") for name in metadata.tables
+    ]
+
+
+def ask(history: History, job: Job, quiet: QuietRuns) -> Turn:
+    config = read_config({"HOME": "/nonexistent", "ARIA_AGENTS_DIR": str(history.agents)})
+    turn = history.run(lambda engine: take_turn(engine, config, job, quiet, asked=True))
+    assert isinstance(turn, Turn)
+    assert (turn.ran, turn.failed) == (True, None), job.name
+    return turn
+
+
+def test_no_job_writes_anything_when_nothing_has_changed(history: History) -> None:
+    store = StoreBuilder(history.agents)
+    store.add("cron:1", 5, session_id="first")
+    store.write()
+    # The second run has still to say that there was nothing more to do.
+    for job in jobs(history.config):
+        for _ in range(2):
+            ask(history, job, QuietRuns())
+    before, files = stored(history), sorted(history.agents.rglob("*"))
+    changed = [path.stat().st_mtime_ns for path in files]
+    quiet = QuietRuns()
+    for job in jobs(history.config):
+        for _ in range(2):
+            ask(history, job, quiet)
+    assert stored(history) == before
+    assert sorted(history.agents.rglob("*")) == files
+    assert [path.stat().st_mtime_ns for path in files] == changed
+
+
+def test_a_run_that_changed_nothing_is_known_to_its_replica_and_not_due_there(database: str) -> None:
+    async def work(engine: AsyncEngine) -> None:
+        found = [0]
+
+        async def step(engine: AsyncEngine, config: Config) -> Closed:
+            return Closed(found[0])
+
+        job, here, there = Job("watching", step, 600.0), QuietRuns(), QuietRuns()
+
+        async def known(quiet: QuietRuns) -> queries.Run:
+            return quiet.latest(job.key, await last_run(engine, job))
+
+        assert (await take_turn(engine, CONFIG, job, here)).ran
+        first = await last_run(engine, job)
+        assert (first.outcome, first.result) == ("ok", {"closed": 0}), "the first run is noted for all"
+        assert (await take_turn(engine, CONFIG, job, here, asked=True)).ran
+        assert (await last_run(engine, job)).next_run_at == first.next_run_at
+        own = await known(here)
+        assert own.started_at is not None
+        assert own.ended_at is not None
+        assert own.next_run_at is not None
+        assert first.ended_at is not None
+        assert first.ended_at < own.started_at <= own.ended_at
+        assert timedelta(seconds=599) < own.next_run_at - own.ended_at < timedelta(seconds=601)
+        assert (own.outcome, own.result, own.failures, own.running) == ("ok", {"closed": 0}, 0, False)
+        assert (await known(there)).ended_at == first.ended_at
+
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql("UPDATE job_runs SET next_run_at = now() - interval '1 second'")
+        assert not (await take_turn(engine, CONFIG, job, here)).ran, "this replica has looked just now"
+        assert (await take_turn(engine, CONFIG, job, there)).ran, "that one has not"
+        assert not (await take_turn(engine, CONFIG, job, there)).ran
+
+        found[0] = 1
+        ends = []
+        for _ in range(2):
+            assert (await take_turn(engine, CONFIG, job, here, asked=True)).ran
+            noted = await known(there)
+            assert noted.result == {"closed": 1}
+            ends.append(noted.ended_at)
+        assert ends[0] != ends[1], "what did something is noted each time"
+        found[0] = 0
+        assert (await take_turn(engine, CONFIG, job, here, asked=True)).ran
+        assert (await last_run(engine, job)).result == {"closed": 0}, "so is that there is nothing more to do"
+
+    on(database, work)
+
+
+def test_a_failure_and_the_end_of_failures_are_noted_each_time(database: str) -> None:
+    async def work(engine: AsyncEngine) -> None:
+        broken = [False, False, True, True, False, False]
+
+        async def step(engine: AsyncEngine, config: Config) -> Closed:
+            if broken.pop(0):
+                raise ValueError("no")
+            return Closed(0)
+
+        job, quiet = Job("brittle", step, 30.0), QuietRuns()
+        seen = []
+        while broken:
+            await take_turn(engine, CONFIG, job, quiet, asked=True)
+            noted = await last_run(engine, job)
+            seen.append((noted.outcome, noted.failures, noted.ended_at))
+        assert [what[:2] for what in seen] == [("ok", 0), ("ok", 0), ("failed", 1), ("failed", 2), ("ok", 0), ("ok", 0)]
+        assert len({what[2] for what in seen}) == 4
+
+    on(database, work)
+
+
+def test_a_sync_that_is_asked_for_writes_nothing_when_nothing_has_changed(history: History, tmp_path: Path) -> None:
+    store = StoreBuilder(history.agents)
+    store.add("cron:1", 5, session_id="first")
+    store.write()
+    env = {"DATABASE_URL": history.url, "ARIA_AGENTS_DIR": str(history.agents), "ARIA_SYNC_SECONDS": "0"}
+    with running(tmp_path / "log", **env) as service:
+        for _ in range(2):
+            service.client.post("/api/sessions/sync").raise_for_status()
+        before, shown = stored(history), items(service)["volume_sync"]
+        answer = service.client.post("/api/sessions/sync").json()
+        assert (answer["unchanged"], answer["created"]) == (1, 0)
+        assert stored(history) == before
+        assert items(service)["volume_sync"]["ended_at"] > shown["ended_at"], "this replica knows of it"
+        assert items(service)["volume_sync"]["result"] == {"ran": True, **answer}
 
 
 def test_jobs_of_two_volumes_and_of_two_names_do_not_wait_for_each_other(database: str) -> None:

@@ -21,7 +21,7 @@ router = APIRouter(prefix="/api/jobs", tags=["jobs"], responses={**WHO, **BUSY})
 
 
 class JobItem(BaseModel):
-    """A job, and its last run in whichever replica."""
+    """A job, and its last run: in whichever replica, unless it changed nothing, then in this one."""
 
     name: str
     volume: str | None = Field(description="the volume that it is about; null: the database")
@@ -45,9 +45,10 @@ class JobList(BaseModel):
 
 @router.get("", summary="List the jobs with their last runs")
 async def list_jobs(request: Request, database: Database) -> JobList:
-    """The runs are those of all replicas; what is `enabled`, and how often, is this service's."""
+    """The runs are those of all replicas; of those that changed nothing and found nothing new each shows its own. What
+    is `enabled`, and how often, is this service's."""
     runner: Runner = request.app.state.jobs
-    return JobList(items=await _items(database, list(runner.jobs)))
+    return JobList(items=await _items(database, runner, list(runner.jobs)))
 
 
 @router.post(
@@ -67,13 +68,12 @@ async def run_job(request: Request, name: Annotated[str, Path(description="as `G
     except Failed as error:
         raise Unavailable(error.message, code=error.code) from error
     async with request.app.state.engine.connect() as connection:
-        (item,) = await _items(connection, [job])
+        (item,) = await _items(connection, runner, [job])
     return item
 
 
-async def _items(connection: AsyncConnection, jobs: list[Job]) -> list[JobItem]:
-    runs = await queries.runs(connection, [job.key for job in jobs])
-    return [_item(job, run) for job, run in zip(jobs, runs, strict=True)]
+async def _items(connection: AsyncConnection, runner: Runner, jobs: list[Job]) -> list[JobItem]:
+    return [_item(job, run) for job, run in zip(jobs, await runner.runs(connection, jobs), strict=True)]
 
 
 def _item(job: Job, run: queries.Run) -> JobItem:

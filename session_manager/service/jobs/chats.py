@@ -5,24 +5,34 @@ What goes is decided row by row in the database, so a run that is killed has don
 
 from __future__ import annotations
 
-import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from session_manager.service.config import Config
 from session_manager.service.db import chat_cleanup
+from session_manager.service.jobs.quiet import Result
 
 
-class Purged(msgspec.Struct, frozen=True):
+class Purged(Result, frozen=True):
     """How many empty sessions were deleted."""
 
     deleted: int
 
+    @property
+    def wrote(self) -> bool:
+        """Says whether there were any."""
+        return self.deleted > 0
 
-class Archived(msgspec.Struct, frozen=True):
+
+class Archived(Result, frozen=True):
     """How many conversations were archived, with how many messages."""
 
     archived: int
     messages: int
+
+    @property
+    def wrote(self) -> bool:
+        """Says whether there were any."""
+        return self.archived > 0
 
 
 async def purge_ghosts(engine: AsyncEngine, config: Config) -> Purged:

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import logging
 
-import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from session_manager.service.config import Config
 from session_manager.service.db.closing import close
 from session_manager.service.db.locks import LIMITS
+from session_manager.service.jobs.quiet import Result
 
 IDLE_S = 2 * 60 * 60.0
 BATCH = 1000
 _log = logging.getLogger(__name__)
 
 
-class Closed(msgspec.Struct, frozen=True):
+class Closed(Result, frozen=True):
     """How many rows were ended."""
 
     closed: int = 0
+
+    @property
+    def wrote(self) -> bool:
+        """Says whether there were any."""
+        return self.closed > 0
 
 
 async def close_idle(engine: AsyncEngine, config: Config) -> Closed:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-import msgspec
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -21,6 +20,7 @@ from session_manager.live.volume import Volume
 from session_manager.service.api.schemas import SessionRef
 from session_manager.service.config import Config
 from session_manager.service.db.delivery import mark
+from session_manager.service.jobs.quiet import Result
 from session_manager.settings import Settings
 
 REFUSED = "no row can have this agent and session id"
@@ -28,7 +28,7 @@ _REF = TypeAdapter(SessionRef)
 _log = logging.getLogger(__name__)
 
 
-class Delivered(msgspec.Struct, frozen=True):
+class Delivered(Result, frozen=True):
     """How many marks history has taken, and how many wait: ``missing`` has no row of theirs yet.
 
     ``superseded`` are sessions that came back to life, ``given_up`` those that had no row for days. ``busy``: a call
@@ -41,6 +41,11 @@ class Delivered(msgspec.Struct, frozen=True):
     missing: int = 0
     pending: int = 0
     busy: bool = False
+
+    @property
+    def wrote(self) -> bool:
+        """Says whether history, or the ledger, has heard anything."""
+        return bool(self.delivered or self.superseded or self.given_up)
 
 
 async def deliver_marks(engine: AsyncEngine, config: Config) -> Delivered:
@@ -64,7 +69,7 @@ async def deliver_marks(engine: AsyncEngine, config: Config) -> Delivered:
         pending=len(done.waiting),
         busy=done.busy,
     )
-    if result.delivered or result.superseded or result.given_up:
+    if result.wrote:
         _log.info(
             "delivery: %d marks delivered, %d superseded, %d given up, %d wait",
             result.delivered,

@@ -1,7 +1,8 @@
 """Runs jobs: each in one replica at a time, when it is due by the database's clock, and again after failures.
 
-Whoever runs a job holds its lock in a transaction of its own, and writes the run down in that same transaction. A
-replica that dies in the middle leaves no trace of the run, and the others take over.
+Whoever runs a job holds its lock in a transaction of its own, and writes the run down in that same transaction, unless
+it changed nothing (see ``quiet``). A replica that dies in the middle leaves no trace of the run, and the others take
+over.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from session_manager.service import metrics
 from session_manager.service.config import Config
 from session_manager.service.db import jobs as queries
 from session_manager.service.db.engine import server_message
+from session_manager.service.jobs.quiet import QuietRuns
 from session_manager.service.jobs.registry import Job, Step
 from session_manager.service.volume_reader import storable_text
 
@@ -59,6 +61,7 @@ class Runner:
         # A volume that hangs keeps whoever reads it, one after the other: never all turns.
         self._turn_on_volume = asyncio.Semaphore(1)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._quiet = QuietRuns()
 
     def start(self) -> None:
         """Starts a loop for each job that is enabled."""
@@ -74,6 +77,11 @@ class Runner:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+    async def runs(self, connection: AsyncConnection, jobs: Sequence[Job]) -> list[queries.Run]:
+        """Returns the last run of each of these jobs that this replica knows of."""
+        noted = await queries.runs(connection, [job.key for job in jobs])
+        return [self._quiet.latest(job.key, run) for job, run in zip(jobs, noted, strict=True)]
 
     async def run_now(self, name: str) -> Job:
         """Runs a job, due or not, and returns it when it is done.
@@ -118,7 +126,7 @@ class Runner:
         async with self._turn_on_volume if job.volume else contextlib.nullcontext(), self._turns:
             if self._stop.is_set() and not asked:
                 return Turn(0)
-            return await take_turn(self._engine, self._config, job, asked=asked, wait=wait)
+            return await take_turn(self._engine, self._config, job, self._quiet, asked=asked, wait=wait)
 
     async def _repeat(self, job: Job) -> None:
         lost = 0
@@ -134,26 +142,43 @@ class Runner:
                 await asyncio.wait_for(self._stop.wait(), wait_s)
 
 
-async def take_turn(engine: AsyncEngine, config: Config, job: Job, *, asked: bool = False, wait: bool = False) -> Turn:
+async def take_turn(
+    engine: AsyncEngine,
+    config: Config,
+    job: Job,
+    quiet: QuietRuns | None = None,
+    *,
+    asked: bool = False,
+    wait: bool = False,
+) -> Turn:
     """Runs a job once if it is due, or somebody ``asked``, and no other replica is at it; or, to ``wait``, after that.
 
-    A step that fails is noted and logged. Raises what the database raises when it cannot be asked, or told.
+    ``quiet`` is this process's memory of runs that are noted nowhere else. A step that fails is noted and logged.
+    Raises what the database raises when it cannot be asked, or told.
     """
+    quiet = quiet or QuietRuns()
     async with engine.begin() as connection:
         # Looked at before the lock is taken, too: a lock says that the job is running.
-        wait_s = due_in_s(job, await _last_run(connection, job))
+        wait_s = due_in_s(job, await _last_run(connection, job, quiet))
         if wait_s > 0 and not asked:
             return Turn(wait_s)
         if not await queries.lock(connection, job.key, wait=wait):
             return Turn(min(job.interval_s, LONGEST_PAUSE_S), busy=True)
-        before = await _last_run(connection, job)
+        before = await _last_run(connection, job, quiet)
         wait_s = due_in_s(job, before)
         if wait_s > 0 and not asked:
             return Turn(wait_s)
-        return await _run(engine, config, job, connection, before)
+        return await _run(engine, config, job, connection, before, quiet)
 
 
-async def _run(engine: AsyncEngine, config: Config, job: Job, holder: AsyncConnection, before: queries.Run) -> Turn:
+async def _run(
+    engine: AsyncEngine,
+    config: Config,
+    job: Job,
+    holder: AsyncConnection,
+    before: queries.Run,
+    quiet: QuietRuns,
+) -> Turn:
     began = time.monotonic()
     result: Any = None
     noted: Any = None
@@ -166,15 +191,18 @@ async def _run(engine: AsyncEngine, config: Config, job: Job, holder: AsyncConne
         raised = error
         failures, failed = before.failures + 1, _storable(describe(error))[:_ERROR_LIMIT]
         _log.warning("%s failed (%d in a row): %s", job.name, failures, failed)
-    metrics.job_ran(job.name, time.monotonic() - began, failed=failed is not None)
+    took_s = time.monotonic() - began
+    metrics.job_ran(job.name, took_s, failed=failed is not None)
     pause = pause_s(job.interval_s, failures)
-    await queries.note(holder, job.key, before.now, noted, failed, failures, pause if job.enabled else None)
+    planned = pause if job.enabled else None
+    if not quiet.keep(job.key, before, result, noted, took_s, planned):
+        await queries.note(holder, job.key, before.now, noted, failed, failures, planned)
     return Turn(min(pause, LONGEST_PAUSE_S), ran=True, failed=failed, result=result, error=raised)
 
 
-async def _last_run(connection: AsyncConnection, job: Job) -> queries.Run:
+async def _last_run(connection: AsyncConnection, job: Job, quiet: QuietRuns) -> queries.Run:
     (found,) = await queries.runs(connection, [job.key])
-    return found
+    return quiet.latest(job.key, found)
 
 
 def pause_s(interval_s: float, failures: int) -> float:

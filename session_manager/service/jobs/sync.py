@@ -14,12 +14,13 @@ from session_manager.service import metrics
 from session_manager.service.config import Config
 from session_manager.service.db import sync as queries
 from session_manager.service.db.locks import LIMITS
+from session_manager.service.jobs.quiet import Result
 from session_manager.service.volume_reader import VolumeRead, read_volume
 
 _log = logging.getLogger(__name__)
 
 
-class SyncResult(msgspec.Struct, frozen=True):
+class SyncResult(Result, frozen=True):
     """What one sync did.
 
     ``ran`` is false when another replica was at it. ``changed`` and ``unchanged`` count indexes; ``created``,
@@ -36,12 +37,17 @@ class SyncResult(msgspec.Struct, frozen=True):
     ended: int = 0
     skipped: int = 0
     seconds: float = 0.0
-    errors: list[dict[str, Any]] = []
+    errors: list[dict[str, Any]] = msgspec.field(default_factory=list)
 
     @property
     def wrote(self) -> bool:
-        """Says whether a row was written."""
-        return bool(self.created or self.updated or self.ended)
+        """Says whether anything was written, be it that an index has a new version."""
+        return bool(self.changed or self.rows)
+
+    @property
+    def rows(self) -> int:
+        """How many rows were written."""
+        return self.created + self.updated + self.ended
 
 
 async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> SyncResult:
@@ -94,7 +100,7 @@ class VolumeSync:
             for agent_id, code in sorted(found - self._known, key=str):
                 _log.warning("volume sync: agent %s: %s", agent_id, code)
             self._known = found
-        if result.wrote:
+        if result.rows:
             _log.info(
                 "volume sync: %d created, %d updated, %d revived, %d ended in %.3f s",
                 result.created,

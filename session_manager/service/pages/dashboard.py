@@ -17,6 +17,7 @@ from session_manager.service.db import dashboard as queries
 from session_manager.service.db import jobs
 from session_manager.service.db import sessions as history
 from session_manager.service.db.tables import STATUSES
+from session_manager.service.jobs.loop import Runner
 from session_manager.service.pages.charts import Chart, Share, by_name, over_time
 from session_manager.service.pages.ledger import LedgerView, read_ledger
 from session_manager.service.pages.links import address, local
@@ -150,8 +151,8 @@ async def _ledger(request: Request) -> LedgerView | None:
 
 
 async def _jobs(request: Request, database: AsyncConnection) -> list[tuple[Any, jobs.Run]]:
-    known = list(request.app.state.jobs.jobs)
-    return list(zip(known, await jobs.runs(database, [job.key for job in known]), strict=True))
+    runner: Runner = request.app.state.jobs
+    return list(zip(runner.jobs, await runner.runs(database, runner.jobs), strict=True))
 
 
 def may_delete(request: Request) -> None:

@@ -1,0 +1,58 @@
+"""Runs that changed nothing, of which a process keeps the last in its memory.
+
+Nothing is written when nothing has changed: so neither is that a job has looked again and found what it found before. A
+replica that does not know of such a run looks for itself.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from session_manager.service.db.jobs import Key, Run
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a step of a job did."""
+
+    @property
+    def wrote(self) -> bool:
+        """Says whether it changed anything."""
+        return True
+
+
+class QuietRuns:
+    """The last quiet run of each job in this process."""
+
+    def __init__(self) -> None:
+        self._runs: dict[Key, Run] = {}
+
+    def latest(self, key: Key, noted: Run) -> Run:
+        """Returns a job's last run: the one that the database knows, or a later one that is kept here."""
+        own = self._runs.get(key)
+        if own is None or own.ended_at is None or noted.ended_at is None or own.ended_at <= noted.ended_at:
+            return noted
+        return msgspec.structs.replace(own, now=noted.now, running=noted.running)
+
+    def keep(
+        self, key: Key, before: Run, result: Any, told: dict[str, Any], took_s: float, pause_s: float | None
+    ) -> bool:
+        """Keeps a run that ends now, after ``took_s`` seconds, if it is quiet; else False, and it is to be noted.
+
+        It changed nothing, and ``told`` says what the run before said, but for how long it took.
+        """
+        quiet = isinstance(result, Result) and not result.wrote and before.outcome == "ok"
+        if not quiet or _said(before.result) != _said(told):
+            return False
+        ended_at = before.now + timedelta(seconds=took_s)
+        next_run_at = before.next_run_at if pause_s is None else ended_at + timedelta(seconds=pause_s)
+        self._runs[key] = msgspec.structs.replace(
+            before, started_at=before.now, ended_at=ended_at, result=told, next_run_at=next_run_at
+        )
+        return True
+
+
+def _said(result: dict[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (result or {}).items() if name != "seconds"}

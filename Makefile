@@ -28,8 +28,8 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.ready  ## ratios, measured side by side
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.ready  ## ratios, measured side by side; SIZE=smallest sees only that each benchmark runs
+	$(BIN)/python -m benchmarks $(if $(filter smallest,$(SIZE)),--smallest)
 
 soak: $(VENV)/.ready  ## the long runs of the concurrency tests
 	SOAK=1 $(BIN)/python -m pytest -m "not system" tests/test_gateway_writers.py tests/test_kill.py \

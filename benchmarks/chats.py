@@ -12,6 +12,7 @@ from benchmarks.aria_api import Database, server, timed
 from benchmarks.report import beside, say
 
 SMALL, LARGE = 1_000, 1_000_000
+SMALLEST = (100, 1_000)
 LIMIT = 50
 ROUNDS = 9
 REQUESTS = 10
@@ -19,27 +20,27 @@ REQUESTS = 10
 Query = dict[str, str | int]
 
 
-def run(rounds: int | None, sessions: int | None) -> None:
+def run(small: int, large: int, rounds: int | None) -> None:
     """Measures and prints."""
-    rounds, large = rounds or ROUNDS, sessions or LARGE
+    rounds = rounds or ROUNDS
     found: dict[tuple[str, int], list[float]] = {}
     with server() as running:
-        databases = {size: Database(running, f"chats_{size}") for size in (SMALL, large)}
+        databases = {size: Database(running, f"chats_{size}") for size in (small, large)}
         for size, database in databases.items():
             say(f"building {size:,} conversations")
             conversations.fill(database, size)
         say(f"lists of conversations, {rounds} rounds of {REQUESTS} requests each")
-        with databases[SMALL].served() as few, databases[large].served() as many:
-            clients = {SMALL: few, large: many}
+        with databases[small].served() as few, databases[large].served() as many:
+            clients = {small: few, large: many}
             for number in range(-1, rounds):
                 for size, client in clients.items():
                     for what, queries in _queries(size).items():
                         seconds = median(_one(client, query) for query in queries)
                         if number >= 0:
                             found.setdefault((what, size), []).append(seconds)
-    print(f"{large:,} conversations beside {SMALL:,}; pages of {LIMIT}")
+    print(f"{large:,} conversations beside {small:,}; pages of {LIMIT}")
     for what in _queries(large):
-        print(f"  {what}: {beside(f'among {large:,}', found[what, large], f'among {SMALL:,}', found[what, SMALL])}")
+        print(f"  {what}: {beside(f'among {large:,}', found[what, large], f'among {small:,}', found[what, small])}")
     print("expected: grows with the total, which every page counts, and with the offset; nothing else\n", flush=True)
 
 

@@ -16,7 +16,7 @@ from benchmarks.aria_api import Database, server, timed
 from benchmarks.report import beside, say
 from benchmarks.writer import writing
 
-SESSIONS = 1_000_000
+SESSIONS, SMALLEST = 1_000_000, 1_000
 YOUNG = 10_000
 WARM_S = 1.0
 ALONE_S = 2.0
@@ -33,9 +33,9 @@ GHOST, OTHER = "a ghost", "another session"
 Latencies = dict[tuple[str, str], list[float]]
 
 
-def run(rounds: int | None, sessions: int | None) -> None:
+def run(sessions: int, rounds: int | None) -> None:
     """Measures and prints."""
-    rounds, sessions = rounds or ROUNDS, sessions or SESSIONS
+    rounds = rounds or ROUNDS
     seconds: dict[str, list[float]] = {PURGE: [], DELETE: []}
     latencies: Latencies = {}
     with server() as running:

@@ -1,4 +1,4 @@
-"""10,000 sessions marked by one request, beside the bare ``UPDATE`` of their rows in psql."""
+"""A tenth of 100,000 rows marked by one request, beside the bare ``UPDATE`` of these rows in psql."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 from benchmarks.aria_api import Database, server, timed
 from benchmarks.report import beside, say
 
-MARKED = 10_000
-ROWS = 100_000
+ROWS, SMALLEST = 100_000, 1_000
 ROUNDS = 9
 EXPECTED = 3.0
 _SET = {
@@ -17,14 +16,14 @@ _SET = {
 }
 
 
-def run(rounds: int | None) -> None:
+def run(total: int, rounds: int | None) -> None:
     """Measures and prints. One side ends what the other one makes active again, so that each writes every row."""
-    rounds = rounds or ROUNDS
-    say(f"{MARKED:,} marks among {ROWS:,} rows, {rounds} rounds")
+    rounds, marked = rounds or ROUNDS, total // 10
+    say(f"{marked:,} marks among {total:,} rows, {rounds} rounds")
     with server() as running:
         database = Database(running, "marks")
-        database.fill(ROWS)
-        database.ask(f"UPDATE agent_sessions SET agent_id = 'main' WHERE seq <= {MARKED}")
+        database.fill(total)
+        database.ask(f"UPDATE agent_sessions SET agent_id = 'main' WHERE seq <= {marked}")
         rows = database.ask("SELECT metadata->>'aria_session_id' FROM agent_sessions WHERE agent_id = 'main'")
         sessions = [{"agent_id": "main", "aria_session_id": sid} for (sid,) in rows]
         bodies = {status: json.dumps({"status": status, "sessions": sessions}) for status in _SET}
@@ -37,7 +36,7 @@ def run(rounds: int | None) -> None:
                 updates.append(database.psql(f"UPDATE agent_sessions SET {_SET[theirs]} WHERE agent_id = 'main'"))
                 database.tidy()
                 seconds, answer = timed(client, "PATCH", "/api/sessions", content=bodies[ours])
-                assert answer == {"updated": MARKED, "missing": []}, str(answer)[:500]
+                assert answer == {"updated": marked, "missing": []}, str(answer)[:500]
                 requests.append(seconds)
-    print(f"{MARKED:,} sessions marked, of {ROWS:,} rows: {beside('PATCH', requests, 'UPDATE in psql', updates)}")
+    print(f"{marked:,} sessions marked, of {total:,} rows: {beside('PATCH', requests, 'UPDATE in psql', updates)}")
     print(f"expected: at most {EXPECTED:.0f}\n", flush=True)

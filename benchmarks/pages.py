@@ -11,24 +11,25 @@ from benchmarks.aria_api import Database, server, timed
 from benchmarks.report import beside, say
 
 SMALL, LARGE = 1_000, 1_000_000
+SMALLEST = (100, 1_000)
 LIMIT = 50
 ROUNDS = 9
 REQUESTS = 20
 EXPECTED = 2.0
 
 
-def run(rounds: int | None) -> None:
+def run(small: int, large: int, rounds: int | None) -> None:
     """Measures and prints."""
     rounds = rounds or ROUNDS
     found: dict[tuple[str, int], list[float]] = {}
     with server() as running:
-        databases = {rows: Database(running, f"pages_{rows}") for rows in (SMALL, LARGE)}
+        databases = {rows: Database(running, f"pages_{rows}") for rows in (small, large)}
         for rows, database in databases.items():
             say(f"building {rows:,} rows")
             database.fill(rows)
         say(f"pages, {rounds} rounds of {REQUESTS} requests each")
-        with databases[SMALL].served() as small, databases[LARGE].served() as large:
-            clients = {SMALL: small, LARGE: large}
+        with databases[small].served() as few, databases[large].served() as many:
+            clients = {small: few, large: many}
             known = {rows: _some_ids(database) for rows, database in databases.items()}
             for number in range(-1, rounds):
                 for rows, client in clients.items():
@@ -36,9 +37,9 @@ def run(rounds: int | None) -> None:
                         seconds = median(_one(client, query) for query in queries)
                         if number >= 0:
                             found.setdefault((what, rows), []).append(seconds)
-    print(f"a history of {LARGE:,} rows beside one of {SMALL:,}; pages of {LIMIT}")
+    print(f"a history of {large:,} rows beside one of {small:,}; pages of {LIMIT}")
     for what in ("look-up", "first page", "last page"):
-        print(f"  {what}: {beside(f'among {LARGE:,}', found[what, LARGE], f'among {SMALL:,}', found[what, SMALL])}")
+        print(f"  {what}: {beside(f'among {large:,}', found[what, large], f'among {small:,}', found[what, small])}")
     print(f"expected: the look-up at most {EXPECTED:.0f}; every page has the total, which is counted\n", flush=True)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -17,13 +17,15 @@ from benchmarks.aria_api import Database, server
 from benchmarks.bare_model import bare_model
 from benchmarks.report import ratio, say
 
+# By how many ask at once, how many replies.
 AT_ONCE = {1: 100, 32: 320}
+SMALLEST = {1: 5, 4: 8}
 ROUNDS = 7
 _SAID = "what is there to say?"
 _LAST = {"service": b"event: done", "model": b"[DONE]"}
 
 
-def run(rounds: int | None) -> None:
+def run(asking: Mapping[int, int], rounds: int | None) -> None:
     """Measures and prints."""
     rounds = rounds or ROUNDS
     found: dict[tuple[str, int], list[float]] = {}
@@ -37,9 +39,9 @@ def run(rounds: int | None) -> None:
                     {"model": "bare", "stream": True, "messages": [{"role": "user", "content": _SAID}]},
                 ),
             }
-            say(f"replies, {rounds} rounds of {' and '.join(map(str, AT_ONCE.values()))}")
+            say(f"replies, {rounds} rounds of {' and '.join(map(str, asking.values()))}")
             for number in range(-1, rounds):
-                for at_once, replies in AT_ONCE.items():
+                for at_once, replies in asking.items():
                     for who, (url, body) in asked.items():
                         seconds = asyncio.run(_ask(url, body, _LAST[who], at_once, replies))
                         if number >= 0:
@@ -47,10 +49,10 @@ def run(rounds: int | None) -> None:
         stored = database.ask(
             "SELECT (SELECT count(*) FROM chat_sessions), (SELECT sum(message_count) FROM chat_sessions)"
         )
-        total = (rounds + 1) * sum(AT_ONCE.values())
+        total = (rounds + 1) * sum(asking.values())
         assert stored == [(total, 2 * total)], stored
     print("replies a second, in a new session each")
-    for at_once in AT_ONCE:
+    for at_once in asking:
         print(f"  {at_once} at once: {_beside(found['service', at_once], found['model', at_once])}")
     print("all of them were stored\n", flush=True)
 

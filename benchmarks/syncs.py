@@ -17,7 +17,8 @@ from benchmarks.aria_api import Database, server, timed
 from benchmarks.report import beside, say
 
 AGENTS = ("main", "analyst", "aria-talk", "aria-memeothy")
-SESSIONS = 5_000
+# Of each agent.
+SESSIONS, SMALLEST = 5_000, 100
 ENTRY_BYTES = 3_000
 CHANGED_EVERY = 100
 ROUNDS = 5
@@ -29,13 +30,14 @@ _UPDATE = """
 """
 
 
-def run(folder: Path, rounds: int | None) -> None:
+def run(folder: Path, sessions: int, rounds: int | None) -> None:
     """Measures and prints."""
     rounds = rounds or ROUNDS
     agents = folder / "sync"
-    say(f"building {len(AGENTS)} agents with {SESSIONS:,} sessions of {ENTRY_BYTES:,} bytes")
+    say(f"building {len(AGENTS)} agents with {sessions:,} sessions of {ENTRY_BYTES:,} bytes")
     for agent in AGENTS:
-        stores.build(agents, SESSIONS, ENTRY_BYTES, agent)
+        stores.build(agents, sessions, ENTRY_BYTES, agent)
+    total = len(AGENTS) * sessions
     found: dict[str, list[float]] = {}
     with server() as running:
         database = Database(running, "syncs")
@@ -43,10 +45,9 @@ def run(folder: Path, rounds: int | None) -> None:
         with database.served(ARIA_AGENTS_DIR=str(agents)) as client:
             for number in range(-1, rounds):
                 say(f"  round {number + 1} of {rounds}" if number >= 0 else "  warming up")
-                for name, seconds in _round(database, client, agents).items():
+                for name, seconds in _round(database, client, agents, total).items():
                     if number >= 0:
                         found.setdefault(name, []).append(seconds)
-    total = len(AGENTS) * SESSIONS
     print(f"volume sync of {total:,} sessions, {len(AGENTS)} agents")
     print(f"  first: {beside('sync', found['first'], 'reading and INSERT', found['first floor'])}")
     print(f"  1 in {CHANGED_EVERY} changed: {beside('sync', found['some'], 'reading and UPDATE', found['some floor'])}")
@@ -54,8 +55,7 @@ def run(folder: Path, rounds: int | None) -> None:
     print("  nothing changed: no transaction wrote\n", flush=True)
 
 
-def _round(database: Database, client: httpx.Client, agents: Path) -> dict[str, float]:
-    total = len(AGENTS) * SESSIONS
+def _round(database: Database, client: httpx.Client, agents: Path, total: int) -> dict[str, float]:
     database.ask("TRUNCATE agent_sessions, volume_indexes, copy")
     found = {"first": _sync(client, created=total)}
     database.tidy()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from session_manager.core.errors import UsageError
+from session_manager.core.errors import Refused, UsageError
 
 STATE_DIR_NAME = ".session_manager"
 LEDGER_NAME = "ledger.sqlite"
@@ -63,7 +63,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     """Reads the environment.
 
     Raises UsageError (``agents_dir_missing``, ``bad_setting``) when a variable is unusable: one that is
-    set but wrong is never passed over in favour of the next place.
+    set but wrong is never passed over in favour of the next place. Raises Refused (``not_readable``) where this user
+    may not even look.
     """
     found, found_by = _agents_dir(environ)
     agents_dir = os.path.realpath(found)
@@ -118,8 +119,22 @@ def _agents_dir(environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _existing(path: str, variable: str) -> str:
-    if path and os.path.isdir(os.path.expanduser(path)):
-        return os.path.expanduser(path)
+    place = os.path.expanduser(path)
+    if path and os.path.isdir(place):
+        return place
+    try:
+        os.stat(place)
+    except PermissionError as error:
+        from session_manager.owners import run_as
+
+        raise Refused(
+            f"the agents directory {path!r} cannot be looked into: {error.strerror}; {run_as(place)}",
+            code="not_readable",
+            path=path,
+            variable=variable,
+        ) from error
+    except (OSError, ValueError):
+        pass
     raise UsageError(
         f"the agents directory {path!r} does not exist; correct or unset {variable}",
         code="agents_dir_missing",

@@ -119,7 +119,9 @@ def _import_everything() -> None:
     for room in (session_manager.core, session_manager.functions, session_manager.history, session_manager.live):
         for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
             importlib.import_module(module.name)
-    for name in ("datetime", "difflib", "httpx", "platform", "pwd", "sqlite3", "traceback", "urllib.parse"):
+    # A child that is an ordinary user may not be able to read the interpreter's own folder.
+    for name in ("datetime", "difflib", "encodings.ascii", "encodings.utf_8_sig", "httpx", "platform", "pwd", "sqlite3",
+                 "tomllib", "traceback", "urllib.parse"):  # fmt: skip
         importlib.import_module(name)
 
 

@@ -140,10 +140,37 @@ def test_what_goes_can_be_undone_and_is_listed(store: StoreBuilder, skill: Skill
 
 def test_of_several_the_others_are_deleted(store: StoreBuilder) -> None:
     done = cli("delete", "nobody", "daily", "the-main")
-    assert done.returncode == 5
+    assert done.returncode == 3
     assert "nobody" in done.stderr
     assert "the-main" in done.stderr
     assert {e["sessionId"] for e in store.read().values()} == {"talk", "young", "the-main"}
+    assert cli("delete", "nobody", "the-main").returncode == 4
+    assert cli("delete", "nobody", "noone").returncode == 5
+    again = cli("delete", "daily", "young")
+    assert (again.returncode, "daily was removed before" in again.stdout) == (0, True)
+
+
+def test_an_option_may_be_given_again_or_is_refused(store: StoreBuilder, agents: Path) -> None:
+    other = StoreBuilder(agents, "other")
+    other.add("hook:x", 300, "hooked")
+    other.write()
+    both = json.loads(cli("list", "-t", "cron", "--type", "hook", "--json").stdout)
+    assert {s["id"] for s in both["sessions"]} == {"daily", "young", "hooked"}
+    for command in ("list", "stats", "policy check", "deleted", "orphans", "prune -n", "purge --older-than 1d -n"):
+        assert cli(*command.split(), "-a", "other", "--agent", "main").returncode == 0, command
+    agents_of = json.loads(cli("list", "-a", "other", "-a", "main", "-t", "hook", "--json").stdout)
+    assert [s["id"] for s in agents_of["sessions"]] == ["hooked"]
+    assert cli("list", "-a", "other", "-a", "othre").returncode == 5
+    before = picture(agents, without_state=False)
+    for command in (
+        "list --label a --label b", "prune --older-than 1h --older-than 2h --yes", "show daily -a main -a other",
+        "delete --limit 1 --limit 2 --type cron --yes", "token create --name a --name b",
+    ):  # fmt: skip
+        refused = cli(*command.split())
+        assert (refused.returncode, "is given twice" in refused.stderr) == (2, True), command
+    assert picture(agents, without_state=False) == before
+    pruned = json.loads(cli("prune", "-t", "cron", "-t", "hook", "--yes", "--json").stdout)
+    assert set(pruned["deleted_ids"]) == {"daily", "hooked"}
 
 
 def test_exit_codes_are_those_of_the_runner(store: StoreBuilder, agents: Path) -> None:

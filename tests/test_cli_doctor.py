@@ -53,7 +53,7 @@ def test_what_is_wrong_comes_with_what_to_do_and_the_functions_exit_code(
     assert done.exit_code == 7
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("!!")]
     assert "store main" in line
-    assert "-> restore sessions.json from a backup" in line
+    assert "-> stop the gateway, then call readopt_orphans" in line
     assert done.stderr == "1 of 6 checks found something to do\n"
 
 

@@ -15,7 +15,7 @@ import pexpect
 import pytest
 from rich.cells import cell_len
 from scene import Scene
-from support import ROOT, Skill, StoreBuilder, now_ms, picture
+from support import ROOT, Skill, StoreBuilder, ledger_sql, now_ms, picture
 
 # Waits, at a named step, for the Ctrl-C that the test types.
 WAIT_AT = """\
@@ -152,6 +152,54 @@ def test_only_so_many_go_as_somebody_said_yes_to(store: StoreBuilder, agents: Pa
         undone = re.search(r"session-manager undo (\S+)", said)
         assert undone is not None
         assert ended(terminal(agents, "undo", undone[1]))[0] == 0
+
+
+@pytest.mark.parametrize("command", [("prune", "--older-than", "1h"), ("delete", "-t", "cron", "--older-than", "1h")])
+def test_only_what_was_seen_goes(store: StoreBuilder, agents: Path, command: tuple[str, ...]) -> None:
+    other = StoreBuilder(agents, "other")
+    other.add("cron:a", 5, "daily")
+    other.write()
+    child = terminal(agents, *command)
+    child.expect(r"Remove 1 session\? \[y/N\]")
+    # One has woken up meanwhile; another one, and a namesake in another agent, have become old.
+    entries = {key: dict(entry) for key, entry in store.entries.items()}
+    entries["agent:main:cron:a"]["updatedAt"] = now_ms()
+    entries["agent:main:cron:b"]["updatedAt"] = now_ms() - 7_200_000
+    store.replace(entries)
+    other.replace({"agent:other:cron:a": {"sessionId": "daily", "updatedAt": now_ms() - 7_200_000}})
+    child.sendline("y")
+    code, said = ended(child)
+    assert (code, "0 sessions removed" in said) == (0, True)
+    assert (store.read().keys(), len(other.read())) == (entries.keys(), 1)
+
+
+def test_only_archives_that_were_seen_are_purged(store: StoreBuilder, agents: Path, skill: Skill) -> None:
+    skill("delete_session", {"session_id": "daily"})
+    ledger_sql(agents, "UPDATE attempts SET created_at = ?", now_ms() - 40 * 86_400_000)
+    child = terminal(agents, "purge", "--older-than", "30d")
+    child.expect(r"Remove 1 file, .* for good\? \[y/N\]")
+    (store.dir / "late.jsonl.deleted.2025-01-02T03-04-05.678Z").write_text("{}\n")
+    skill("delete_session", {"session_id": "talk"})
+    ledger_sql(agents, "UPDATE attempts SET created_at = ?", now_ms() - 40 * 86_400_000)
+    child.sendline("y")
+    code, said = ended(child)
+    assert (code, "1 file removed" in said) == (0, True)
+    assert {name.partition(".")[0] for name in store.names() if ".deleted." in name} == {"late", "talk"}
+    states = {row["id"]: row["state"] for row in skill("list_deleted").document["deleted"]}
+    assert states == {"daily": "purged", "talk": "removed"}
+
+
+def test_only_orphans_that_were_seen_are_archived(store: StoreBuilder, agents: Path) -> None:
+    old = now_ms() - 3 * 86_400_000
+    store.transcript("lost.jsonl", "lost", old)
+    child = terminal(agents, "orphans", "--delete", "--older-than", "1d")
+    child.expect(r"Archive 1 orphan\? \[y/N\]")
+    store.transcript("late.jsonl", "late", old)
+    child.sendline("y")
+    code, said = ended(child)
+    assert (code, "1 orphan archived" in said) == (0, True)
+    assert "late.jsonl" in store.names()
+    assert "lost.jsonl" not in store.names()
 
 
 @pytest.mark.parametrize("at", ["intent written", "index swapped", "file archived", "folder synced", "end noted"])

@@ -158,6 +158,16 @@ def test_programs_that_the_account_cannot_reach_are_copied_once(folder: Path, mo
     assert sorted(p.name for p in Path(base).iterdir() if p.name.startswith("programs")) == ["programs"]
 
 
+def test_an_odd_place_and_programs_that_the_account_cannot_reach(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = shipped_elsewhere(folder)
+    monkeypatch.setattr(programs, "shipped", lambda: closed)
+    before = set(os.listdir("/tmp"))
+    for name in ('it\'s 100% "odd" & $HOME+1', "grün"):
+        with start(folder / name) as running:
+            assert ask(running, "SELECT 1") == 1
+    assert {name for name in set(os.listdir("/tmp")) - before if name.startswith("session-manager-programs-")} == set()
+
+
 def test_programs_that_are_reached_are_not_copied(base: str) -> None:
     if programs.shipped().complaint(database_account(), "/"):
         pytest.skip("the virtual environment is closed to other users")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -166,6 +168,47 @@ def test_odd_and_deep_places(folder: Path, name: str) -> None:
         assert (socket == Path(base, "socket")) is inside
     assert attach(base) is None
     assert socket.exists() is inside
+
+
+def shipped_in(folder: Path) -> programs.Programs:
+    """A copy of the programs in a folder; linked where that can be."""
+    source = programs.shipped().root
+    for name in programs._files(source):
+        there = folder / name
+        there.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(Path(source, name), there)
+        except OSError:
+            shutil.copy2(Path(source, name), there)
+    return programs.Programs(str(folder))
+
+
+@pytest.mark.parametrize("name", ['a "b"', "$HOME", "`x`", "back\\slash", "line\nbreak"])
+def test_programs_that_lie_where_a_shell_reads_something_else(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = shipped_in(folder / name / "site-packages")
+    monkeypatch.setattr(programs, "shipped", lambda: odd)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "tmp"))
+    (folder / "tmp").mkdir()
+    with start(folder / "base") as running:
+        assert ask(running, "SELECT 1") == 1
+    with start(folder / "base") as running:
+        assert ask(running, "SELECT 1") == 1
+    assert list((folder / "tmp").iterdir()) == [], "what was copied for the making is gone"
+
+
+def test_programs_that_cannot_be_copied_from_such_a_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: str, target: str, group: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+
+    odd = shipped_in(folder / "$HOME")
+    monkeypatch.setattr(programs, "shipped", lambda: odd)
+    monkeypatch.setattr(programs, "_copy", full)
+    error = refused(folder / "base")
+    assert error.code == "database_unreachable"
+    assert "No space left on device; name another folder by TMPDIR" in error.message
+    assert not (folder / "base" / "data.new").exists()
 
 
 def test_a_temporary_socket_folder_does_not_outlive_a_killed_service(folder: Path) -> None:

@@ -40,6 +40,22 @@ LEDGER_USERS: list[tuple[str, dict[str, Any]]] = [
     ("cleanup_orphans", {"dry_run": False}),
     ("readopt_orphans", {"dry_run": False}),
 ]
+EVERYTHING: list[tuple[str, dict[str, Any]]] = [
+    *CALLS,
+    ("delete_sessions", {"agent": "main", "dry_run": False}),
+    ("show_session", {"session_id": "a"}),
+    ("cleanup_ghosts", {"dry_run": False}),
+    ("cleanup_orphans", {"dry_run": False}),
+    ("readopt_orphans", {"dry_run": False, "rebuild": True}),
+    ("purge_archives", {"dry_run": False}),
+    ("erase_session", {"session_id": "a", "confirm": "a"}),
+    ("list_deleted", {}),
+    ("restore_session", {"session_id": "a"}),
+    ("verify_ledger", {}),
+    ("deliver_history", {}),
+    ("check_policy", {}),
+    ("doctor", {}),
+]
 EXPECTED = {
     errno.ENOSPC: (4, "disk_full"),
     errno.EACCES: (4, "not_writable"),
@@ -212,7 +228,9 @@ def test_a_system_call_fails(
         assert fault.fired
         expected = EXPECTED[number]
         codes = {e["code"] for e in answer.document.get("errors", [])} | {answer.document.get("code")}
-        if "index_damaged" in codes and place in ("list", "scan"):
+        if "not_readable" in codes and (place, number) in (("list", errno.EACCES), ("scan", errno.EACCES)):
+            expected = (4, "not_readable")
+        elif "index_damaged" in codes and place in ("list", "scan"):
             # A folder that cannot be listed is damaged in whatever way.
             expected = (7, "index_damaged")
         elif place in ("list", "scan") and answer.exit_code == 70:
@@ -351,11 +369,11 @@ def open_again(agents: Path, *names: str) -> None:
     [
         ("main/sessions", 0o500, 4, "not_writable"),
         ("", 0o500, 4, "not_writable"),  # no place for the ledger
-        ("main/sessions", 0o000, 7, "index_damaged"),
-        ("main/sessions", 0o300, 7, "index_damaged"),
-        ("main/sessions/sessions.json", 0o000, 7, "index_damaged"),
-        ("main", 0o000, 7, "index_damaged"),
-        ("", 0o000, 70, "io_error"),
+        ("main/sessions", 0o000, 4, "not_readable"),
+        ("main/sessions", 0o300, 4, "not_readable"),
+        ("main/sessions/sessions.json", 0o000, 4, "not_readable"),
+        ("main", 0o000, 4, "not_readable"),
+        ("", 0o000, 4, "not_readable"),
     ],
 )
 @pytest.mark.parametrize("call", WRITES, ids=[c[0] for c in WRITES])
@@ -376,10 +394,72 @@ def test_permissions_that_are_missing(
     looks_for_policy = (name, mode) == ("", 0)
     expected = (4, "not_writable") if locks_first or looks_for_policy else (exit_code, code)
     assert (answer.exit_code, answer.document["code"]) == expected
+    # Whoever calls owns all of it here.
+    assert "change its mode" in answer.document["error"]
     open_again(agents, "main/sessions/sessions.json")
     after = picture(agents, without_state=False)
     assert {k: v for k, v in after.items() if k != "main/sessions/.session_manager.lock"} == before
     assert ordinary(*call).exit_code == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of somebody else's")
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("", 0o700),
+        ("main", 0o700),
+        ("main/sessions", 0o700),
+        ("main/sessions", 0o711),
+        ("main/sessions", 0o744),
+        ("main/sessions/sessions.json", 0o600),
+        (".session_manager", 0o700),
+        (".session_manager/ledger.sqlite", 0o600),
+        (".session_manager/archives", 0o700),
+        (".session_manager/session-manager.toml", 0o600),
+    ],
+)
+def test_what_belongs_to_somebody_else_names_whom_to_run_as(ordinary: Skill, name: str, mode: int) -> None:
+    agents = ordinary.agents
+    build(agents)
+    assert Skill(agents, ARIA_API_URL="")("delete_session", {"session_id": "a"}).exit_code == 0
+    (agents / ".session_manager" / "session-manager.toml").write_text("[pins]\nids = ['young']\n")
+    for path in [agents, *agents.rglob("*")]:
+        os.chown(path, 4711, 4711, follow_symlinks=False)
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    (agents / name).chmod(mode)
+    before = picture(agents, without_state=False)
+    for function, arguments in EVERYTHING:
+        answer = ordinary(function, arguments, ARIA_API_URL="", ARIA_ALLOW_ERASE="1")
+        assert answer.exit_code in (0, 4), (function, answer.document)
+        if answer.exit_code == 4:
+            assert answer.document["code"] in ("not_readable", "not_writable"), (function, answer.document)
+            said = answer.stdout.decode() if function == "doctor" else answer.document["error"]
+            assert "run as the gateway's user (uid 4711)" in said, (function, answer.document)
+        else:
+            assert "(uid 4711)" in answer.document.get("policy_error", "(uid 4711)")
+    assert picture(agents, without_state=False) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of somebody else's")
+def test_an_agents_directory_behind_a_closed_door_is_not_missing(ordinary: Skill) -> None:
+    build(ordinary.agents)
+    home = ordinary.agents.parent / "home"
+    home.mkdir(0o700)
+    os.chown(home, 4711, 4711)
+    for variable in ("ARIA_AGENTS_DIR", "OPENCLAW_STATE_DIR"):
+        answer = ordinary("list_sessions", **{"ARIA_AGENTS_DIR": None, variable: str(home / "state")})
+        assert (answer.exit_code, answer.document["code"]) == (4, "not_readable")
+        assert "(uid 4711)" in answer.document["error"]
+
+
+def test_a_damaged_index_is_never_left_to_the_gateway(agents: Path, skill: Skill) -> None:
+    store = build(agents)
+    store.index.write_bytes(b"{")
+    for function in ("list_sessions", "prune_sessions", "readopt_orphans", "doctor"):
+        answer = skill(function, ARIA_API_URL="")
+        assert answer.exit_code == 7
+        assert "stop the gateway, then call readopt_orphans with rebuild: true" in answer.stdout.decode()
+        assert "let the gateway" not in answer.stdout.decode()
 
 
 def test_reading_needs_no_writing(ordinary: Skill) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_aria import SmallAria
 from support import Skill, StoreBuilder, ledger_sql, picture
 
 FILTERS: list[tuple[dict[str, Any], set[str]]] = [
@@ -99,6 +100,74 @@ def test_a_bulk_delete_without_any_filter_is_refused(store: StoreBuilder, skill:
         answer = skill("delete_sessions", given)
         assert (answer.exit_code, answer.document["code"]) == (2, "no_filter")
     assert picture(store.dir) == before
+
+
+def test_named_sessions_go_in_one_call(store: StoreBuilder, skill: Skill, aria: SmallAria) -> None:
+    other = StoreBuilder(store.dir.parents[1], "other")
+    other.add("cron:o", 5, "elsewhere")
+    other.add("cron:b", 5, "beat")
+    other.write()
+    aria.add_all(["beat", "hearty"])
+    aria.add("beat", "other")
+    aria.add("only-there")
+    given = {"session_ids": ["main/beat", " 'AGENT:main:cron:B' ", "elsewhere", "hearty", "only-there"]}
+    would = skill("delete_sessions", given)
+    assert (would.exit_code, set(would.document["deleted_ids"])) == (3, {"beat", "hearty", "elsewhere"})
+    done = skill("delete_sessions", {**given, "dry_run": False}, ARIA_API_URL=aria.url)
+    assert (done.exit_code, set(done.document["deleted_ids"])) == (0, {"beat", "hearty", "elsewhere"})
+    assert done.document["only_in_history"] == ["only-there"]
+    assert {(row["agent_id"], row["metadata"]["aria_session_id"]) for row in aria.rows if row["status"] == "ended"} == {
+        ("main", "beat"),
+        ("main", "hearty"),
+        ("main", "only-there"),
+    }
+    assert aria.count()["PATCH"] == 1
+    assert len(ledger_sql(store.dir.parents[1], "SELECT 1 FROM attempts WHERE kind = 'remove'")) == 2
+    assert {e["sessionId"] for e in other.read().values()} == {"beat"}
+    again = skill("delete_sessions", {**given, "dry_run": False}, ARIA_API_URL=aria.url).document
+    assert set(again["already_deleted"]) == {"beat", "hearty", "elsewhere", "only-there"} - {"only-there"}
+    assert (again["deleted_count"], again["only_in_history"]) == (0, ["only-there"])
+
+
+def test_of_named_sessions_each_that_stays_is_an_error(store: StoreBuilder, skill: Skill) -> None:
+    given = {"session_ids": ["beat", "mine", "nobody", "hearty"], "dry_run": False}
+    part = skill("delete_sessions", given, ARIA_SESSION_ID="hearty")
+    assert (part.exit_code, part.document["deleted_ids"]) == (3, ["beat"])
+    assert {(e["agentId"], e["id"], e["code"]) for e in part.document["errors"]} == {
+        ("main", "mine", "session_protected"),
+        ("main", "hearty", "session_protected"),
+        (None, "nobody", "session_not_found"),
+    }
+    nothing = skill("delete_sessions", {"session_ids": ["mine"], "dry_run": False})
+    assert (nothing.exit_code, nothing.document["reason"]) == (4, "main")
+    unknown = skill("delete_sessions", {"session_ids": ["nobody", "noone"], "dry_run": False})
+    assert (unknown.exit_code, unknown.document["code"], len(unknown.document["errors"])) == (5, "session_not_found", 2)
+    forced = skill("delete_sessions", {"session_ids": ["mine"], "dry_run": False, "force": True})
+    assert (forced.exit_code, forced.document["deleted_ids"]) == (0, ["mine"])
+
+
+@pytest.mark.parametrize("function", ["list_sessions", "prune_sessions", "delete_sessions", "cleanup_orphans"])
+def test_an_empty_list_is_neither_all_nor_none(store: StoreBuilder, skill: Skill, function: str) -> None:
+    before = picture(store.dir)
+    lists = ["session_ids", "agent"] if function == "cleanup_orphans" else ["session_ids", "session_type", "agent"]
+    for argument in lists:
+        answer = skill(function, {argument: []})
+        assert (answer.exit_code, answer.document["argument"]) == (2, argument)
+    assert skill("delete_sessions", {"session_ids": ["../x"]}).document["code"] == "bad_argument"
+    assert picture(store.dir) == before
+
+
+def test_several_types_and_agents_are_a_union(store: StoreBuilder, skill: Skill) -> None:
+    given = {"session_type": ["cron", "direct"], "agent": ["other", "main", "other"]}
+    listed = skill("list_sessions", given).document
+    assert {s["id"] for s in listed["sessions"]} == {"beat", "hearty", "young", "talk", "elsewhere"}
+    assert skill("list_sessions", {"session_type": ["cron", "corn"]}).exit_code == 2
+    assert skill("get_session_stats", {"agent": ["other", "main"]}).document["by_agent"] == {"other": 1, "main": 6}
+    pruned = skill("prune_sessions", given).document
+    assert set(pruned["deleted_ids"]) == {"beat", "hearty", "talk"}
+    rows = skill("list_deleted", {"agent": ["main", "other"], "limit": 2}).document
+    assert (rows["deleted_count"], len(rows["deleted"])) == (3, 2)
+    assert skill("list_deleted", {"agent": ["main", "gone"]}).document["code"] == "agent_not_found"
 
 
 def test_a_limit_spares_the_newest_over_all_agents(store: StoreBuilder, skill: Skill) -> None:

@@ -47,7 +47,7 @@ CALLS: dict[str, list[dict[str, Any]]] = {
     "deliver_history": [{}],
     "cleanup_orphans": [{}, {"dry_run": False}],
     "readopt_orphans": [{}, {"dry_run": False}],
-    "purge_archives": [{}, {"dry_run": False}],
+    "purge_archives": [{}, {"details": True}, {"dry_run": False}],
     "erase_session": [{"session_id": ID, "confirm": ID}, {"session_id": ID, "confirm": ID}],
     "cleanup_ghosts": [{}, {"dry_run": False}],
     "list_deleted": [{}],
@@ -91,7 +91,11 @@ def test_every_function_has_its_section_in_the_order_of_the_catalogue() -> None:
 def shown_type(schema: dict[str, Any]) -> str:
     """A JSON Schema as the page writes it: what null stands for is the default's matter."""
     kinds = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
+    if len(kinds) > 1:
+        return " or ".join(map(shown_type, kinds))
     (kind,) = kinds
+    if kind["type"] == "array":
+        return f"list of {kind['items']['type']}s"
     if "maximum" in kind:
         return f"{kind['type']}, {kind['minimum']} to {kind['maximum']}"
     return f"{kind['type']}, at least {kind['minimum']}" if "minimum" in kind else str(kind["type"])

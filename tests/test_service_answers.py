@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import iter_modules
 
 import httpx
 import pytest
 from service import ROOT, Service, running, wait_until
 from test_service_security import TOKEN, handshake, status_of
 
+from session_manager.service import api, pages
 from session_manager.service.app import create_app
 from session_manager.service.config import read_config
 
@@ -42,14 +45,14 @@ def test_an_address_of_nothing_is_a_page_for_browsers_but_never_below_the_api(sh
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("PUT", "/api/sessions", {"GET", "PATCH", "POST"}),
+        ("PUT", "/api/sessions", {"GET", "HEAD", "PATCH", "POST"}),
         ("GET", "/api/sessions/00000000-0000-4000-8000-000000000000", {"DELETE", "PATCH"}),
         ("DELETE", "/healthz", {"GET", "HEAD"}),
-        ("DELETE", "/login", {"GET", "POST"}),
-        ("PATCH", "/sessions", {"GET"}),
-        ("PATCH", "/api/sessions/stats", {"GET"}),
+        ("DELETE", "/login", {"GET", "HEAD", "POST"}),
+        ("PATCH", "/sessions", {"GET", "HEAD"}),
+        ("PATCH", "/api/sessions/stats", {"GET", "HEAD"}),
         ("DELETE", "/api/sessions/sync", {"POST"}),
-        ("PATCH", "/api/engine/sessions/ghosts", {"DELETE", "GET"}),
+        ("PATCH", "/api/engine/sessions/ghosts", {"DELETE", "GET", "HEAD"}),
         ("GET", "/api/engine/sessions/cleanup", {"POST"}),
     ],
 )
@@ -59,6 +62,41 @@ def test_405_names_every_method_that_the_address_knows(
     for headers in ({}, BROWSER):
         answer = shared_service.client.request(method, path, headers=headers)
         assert (answer.status_code, set(answer.headers["allow"].split(", "))) == (405, allowed)
+
+
+def test_head_answers_what_get_does_without_its_body(shared_service: Service) -> None:
+    client = shared_service.client
+    row = client.post("/api/sessions", json={"agent_id": "head"}).json()["id"]
+    chat = client.post("/api/engine/sessions", json={}).json()["id"]
+    ids = {"/api/engine/": chat, "/conversations/": chat, "/sessions/": row}
+    paths = answered_by_get() | {"/openapi.json"}
+    assert {"/health", "/healthz", "/sessions", "/conversations", "/api/sessions", "/metrics"} <= paths
+    for template in sorted(paths):
+        found = next((found for start, found in ids.items() if template.startswith(start)), "")
+        for path in (template.replace("{id}", found), f"{template.replace('{id}', 'x')}?limit=0"):
+            asked, told = client.get(path), client.head(path)
+            assert (told.status_code, told.content) == (asked.status_code, b""), path
+            assert told.headers.get("content-type") == asked.headers.get("content-type"), path
+            if "/metrics" not in path and "/jobs" not in path and path != "/sessions":
+                assert told.headers["content-length"] == asked.headers["content-length"], path
+    for path in ("/nothing", "/api/chat/nothing"):
+        assert client.head(path).status_code == 404
+    assert client.head("/api/sessions/sync").status_code == client.get("/api/sessions/sync").status_code == 405
+    assert "HEAD /sessions/" in shared_service.log
+
+
+def answered_by_get() -> set[str]:
+    """The paths of all routers, as their routes write them."""
+    modules = [
+        importlib.import_module(f"{p.__name__}.{m.name}") for p in (api, pages) for m in iter_modules(p.__path__)
+    ]
+    routes = [route for module in modules if hasattr(module, "router") for route in module.router.routes]
+    return {route.path for route in routes if "GET" in (getattr(route, "methods", None) or ())}
+
+
+def test_health_goes_by_the_name_that_older_clients_know(shared_service: Service) -> None:
+    assert shared_service.client.get("/health").json() == shared_service.client.get("/healthz").json()
+    assert httpx.get(f"{shared_service.url}/health", headers={"Host": "10.1.2.3"}, trust_env=False).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,10 @@ def _reason(session: Session, policy: Policy, current: Set[str]) -> str | None:
         return protected.reason
     if session.last_activity is None:
         return UNKNOWN_AGE
-    return None if policy.include_durable else durable(session, {policy.only.session_type})
+    return None if policy.include_durable else durable(session, policy.only.types)
 
 
-def durable(session: Session, named: Set[str | None]) -> str | None:
+def durable(session: Session, named: Set[str]) -> str | None:
     """Says why a session's types keep it, or None when all of them go by age or are ``named``."""
     kinds = session.kinds - PRUNABLE - named
     if not kinds:

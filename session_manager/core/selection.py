@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import msgspec
 
 from session_manager.core.session import Session
@@ -10,20 +12,30 @@ from session_manager.core.session import Session
 class Selection(msgspec.Struct, frozen=True):
     """Narrows a call to some sessions; what is None or False does not narrow.
 
-    ``label`` and ``model`` are names or patterns with ``*`` and ``?``, in either case. ``min_bytes`` and ``empty`` ask
-    for ``Session.size`` and ``Session.empty``, which somebody must have looked up.
+    ``session_type`` is one type or several. ``label`` and ``model`` are names or patterns with ``*`` and ``?``, in
+    either case. ``min_bytes`` and ``empty`` ask for ``Session.size`` and ``Session.empty``, which somebody must have
+    looked up. ``ids`` are session ids, keys, or ids with their agent: ``<agent>/<id>``.
     """
 
-    session_type: str | None = None
+    session_type: str | tuple[str, ...] | None = None
     label: str | None = None
     model: str | None = None
     min_bytes: int | None = None
     empty: bool = False
+    ids: frozenset[str] | None = None
+
+    @property
+    def types(self) -> Set[str]:
+        """The types that are named; none when any will do."""
+        if self.session_type is None:
+            return frozenset()
+        return frozenset((self.session_type,) if isinstance(self.session_type, str) else self.session_type)
 
     def names(self, session: Session) -> bool:
         """Says whether a session is meant as far as its index entry tells."""
         return (
-            self.session_type in (None, session.session_type)
+            (self.session_type is None or session.session_type in self.types)
+            and (self.ids is None or not self.ids.isdisjoint(names_of(session)))
             and _like(session.label, self.label)
             and _like(session.model, self.model)
         )
@@ -35,6 +47,16 @@ class Selection(msgspec.Struct, frozen=True):
             and (self.min_bytes is None or (session.size or 0) >= self.min_bytes)
             and (not self.empty or session.empty)
         )
+
+
+def names_of(session: Session) -> tuple[str, ...]:
+    """Returns what a session may be named by: its id, alone and with its agent, and its keys."""
+    return (session.id, full_name(session.agent_id, session.id), *session.keys)
+
+
+def full_name(agent_id: str, session_id: str) -> str:
+    """Returns the name by which a session is told from one with the same id in another agent."""
+    return f"{agent_id}/{session_id}"
 
 
 def _like(text: str | None, pattern: str | None) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 from session_manager.core.errors import with_errors
 from session_manager.core.retention import Decision, Policy
 from session_manager.core.session import Session
-from session_manager.functions.context import Agent, Context, iso_utc
+from session_manager.functions.context import Agents, Context, iso_utc
 from session_manager.functions.policy import with_policy
 from session_manager.functions.prune_sessions import policy_of, preview
 from session_manager.functions.reading import AgentRead
@@ -33,7 +33,7 @@ _Transcripts = dict[tuple[str, str], dict[str, int]]
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     """Arguments of check_policy."""
 
-    agent: Agent | None = None
+    agent: Agents | None = None
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:

@@ -9,8 +9,18 @@ import msgspec
 
 from session_manager.core.errors import Refused, SessionManagerError, failure, with_errors
 from session_manager.core.orphans import Orphan, too_many
+from session_manager.core.selection import full_name
 from session_manager.core.session import Session
-from session_manager.functions.context import Agent, Context, Minutes, iso_utc, named_when_interrupted
+from session_manager.functions.context import (
+    Agents,
+    AllRows,
+    Context,
+    Minutes,
+    SessionIds,
+    iso_utc,
+    named,
+    named_when_interrupted,
+)
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Plan, Planner
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise
@@ -32,10 +42,12 @@ ACTIVE = "active"
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     """Arguments of cleanup_orphans."""
 
-    agent: Agent | None = None
+    agent: Agents | None = None
     dry_run: bool = True
     older_than_minutes: Minutes = 1440
     force: bool = False
+    session_ids: SessionIds | None = None
+    details: AllRows = False
 
 
 class Result(msgspec.Struct):
@@ -83,17 +95,18 @@ class Result(msgspec.Struct):
 
     def document(self, arguments: Arguments) -> dict[str, Any]:
         """Returns the function's document; in a dry run what it calls archived or removed would be."""
+        shown = None if arguments.details else SHOWN
         return {
             "dry_run": arguments.dry_run,
             "older_than_minutes": arguments.older_than_minutes,
             "classes": _classes(self.classes),
             "archived_count": len(self.archived),
             "archived_bytes": self.archived_bytes,
-            "archived": self.archived[:SHOWN],
+            "archived": self.archived[:shown],
             "removed_entries_count": len(self.entries),
-            "removed_entries": self.entries[:SHOWN],
+            "removed_entries": self.entries[:shown],
             "kept_count": len(self.kept),
-            "kept": self.kept[:SHOWN],
+            "kept": self.kept[:shown],
             "errors": self.errors,
         }
 
@@ -130,6 +143,8 @@ class Cleanup:
     def __init__(self, context: Context, arguments: Arguments) -> None:
         self._context = context
         self._arguments = arguments
+        only = named(arguments.session_ids, "session_ids")
+        self._only = None if only is None else frozenset(only)
         self._everyone = Everyone(context)
         self._scope = self._everyone.scope(context, arguments.agent)
         self.result = Result()
@@ -233,7 +248,11 @@ class Cleanup:
                 transcripts=total,
                 classes=_classes(plan.folder.counted()),
             )
-        return orphans, sessions
+        return [o for o in orphans if self._is_meant(o)], [s for s in sessions if self._is_meant(s)]
+
+    def _is_meant(self, subject: Orphan | Session) -> bool:
+        names = (subject.id, full_name(subject.agent_id, subject.id))
+        return self._only is None or not self._only.isdisjoint(names)
 
     def _keep(self, plan: Plan, gone: Collection[str]) -> None:
         for judged in (*plan.orphans, *plan.entries):

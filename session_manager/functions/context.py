@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,11 +22,21 @@ if TYPE_CHECKING:
 Minutes = Annotated[int, msgspec.Meta(ge=1, description="minutes, at least 1")]
 Limit = Annotated[int, msgspec.Meta(ge=1, description="at most so many, at least 1")]
 Agent = Annotated[str, msgspec.Meta(description="one agent's name; all agents when left out")]
+Agents = (
+    Annotated[str, msgspec.Meta(description="one agent's name, or a list of names; all agents when left out")]
+    | list[str]
+)
 Label = Annotated[str, msgspec.Meta(description="only sessions with this label, or like this pattern (* and ?)")]
 Model = Annotated[str, msgspec.Meta(description="only sessions of this model, or of those like this pattern (* and ?)")]
 MinBytes = Annotated[int, msgspec.Meta(ge=1, description="only sessions whose files have at least so many bytes")]
 Empty = Annotated[bool, msgspec.Meta(description="only sessions whose transcript holds no message")]
-SessionType = Annotated[str, msgspec.Meta(description=f"one of: {', '.join(KINDS)}")]
+SessionType = (
+    Annotated[str, msgspec.Meta(description=f"one of these types, or a list of some: {', '.join(KINDS)}")] | list[str]
+)
+AllRows = Annotated[bool, msgspec.Meta(description="lists show every row, not the first 100")]
+SessionIds = Annotated[
+    list[str], msgspec.Meta(description="only these sessions: full ids, keys, or <agent>/<id>; at least one")
+]
 
 
 class Filters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -37,11 +47,22 @@ class Filters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model: Model | None = None
     min_bytes: MinBytes | None = None
     empty: Empty = False
+    session_ids: SessionIds | None = None
 
     def selection(self) -> Selection:
-        """Returns them as what decides. Raises UsageError when the type is none."""
-        check_session_type(self.session_type)
-        return Selection(self.session_type, self.label, self.model, self.min_bytes, self.empty)
+        """Returns them as what decides. Raises UsageError for a type that is none, and for an empty list."""
+        types = named(self.session_type, "session_type")
+        for name in types or ():
+            check_session_type(name)
+        return Selection(types, self.label, self.model, self.min_bytes, self.empty, self._ids())
+
+    def _ids(self) -> frozenset[str] | None:
+        ids = named(self.session_ids, "session_ids")
+        if ids is None:
+            return None
+        from session_manager.functions.naming import tidied
+
+        return frozenset(tidied(name) for name in ids)
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -56,6 +77,19 @@ class Context(msgspec.Struct, frozen=True):
     def pins(self) -> Pins | None:
         """The policy's pins, None when there are none."""
         return (self.policy.pins or None) if self.policy is not None else None
+
+
+def named(given: str | Iterable[str] | None, argument: str) -> tuple[str, ...] | None:
+    """Returns one name or several as several, each once; None when nothing was given.
+
+    Raises UsageError for an empty list: it could stand for all as well as for none.
+    """
+    if given is None:
+        return None
+    names = tuple(dict.fromkeys((given,) if isinstance(given, str) else given))
+    if not names:
+        raise UsageError(f"{argument} is an empty list; name something, or leave it out for all", argument=argument)
+    return names
 
 
 @contextlib.contextmanager
@@ -83,9 +117,9 @@ def iso_utc(epoch_ms: float | None) -> str | None:
     return moment.isoformat(timespec="milliseconds" if milliseconds % 1000 else "seconds")
 
 
-def check_session_type(name: str | None) -> None:
+def check_session_type(name: str) -> None:
     """Raises UsageError when ``name`` is no session type, naming the nearest."""
-    if name is None or name in KINDS:
+    if name in KINDS:
         return
     from difflib import get_close_matches
 

@@ -12,12 +12,19 @@ from session_manager.core.errors import NotFound, Refused, SessionManagerError, 
 from session_manager.core.protection import Protection, protection
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, check_session_id, named_when_interrupted
-from session_manager.functions.naming import hint, keys_of, meant, tidied
+from session_manager.functions.gone import not_found, removed_before, rows_in_history
+from session_manager.functions.naming import keys_of, meant, tidied
 from session_manager.functions.policy import with_policy
-from session_manager.functions.reading import AgentRead, View, foreign_references, names_referred_to, observe, read_view
+from session_manager.functions.reading import (
+    View,
+    agent_ids,
+    foreign_references,
+    names_referred_to,
+    observe,
+    read_view,
+)
 from session_manager.functions.refusal import refusal
 from session_manager.live.observe import listing
-from session_manager.live.transcripts import owner, parse_archive
 from session_manager.live.volume import Snapshot, Store, read_snapshot
 from session_manager.live.whereabouts import outside_files
 
@@ -70,9 +77,7 @@ def delete(
     context = with_policy(context)
     # Every agent is read: another agent's entry may refer to a transcript of this one.
     everyone = read_view(context, None)
-    scope = everyone
-    if arguments.agent is not None:
-        scope = everyone.of_agent(context.volume.resolve_agent(arguments.agent))
+    scope = everyone.of(agent_ids(context, arguments.agent))
     failed = scope.errors()
     arguments = _spelled(arguments, scope, by_end)
     _wait(scope, arguments.session_id, wait_seconds, context)
@@ -92,7 +97,9 @@ def delete(
             result = _remove(context, remover, everyone, scope, arguments)
             if result.removed:
                 document = _removed_now(context, history, result)
-            elif gone := _gone(remover, scope, arguments, by_end):
+            elif gone := removed_before(
+                remover.existing_ledger, scope, arguments.session_id, _agent(scope, arguments), by_end=by_end
+            ):
                 document = _already_deleted(context, remover, history, gone)
             else:
                 document = _only_in_history(context, remover, history, scope, arguments, failed)
@@ -212,24 +219,6 @@ def _tell(
     return document, "PG mark pending" if "pg_pending" in document else "PG has no such row"
 
 
-def _gone(remover: Any, scope: View, arguments: Arguments, by_end: bool) -> dict[tuple[str, str], list[str]]:
-    """Returns (agent id, session id) of what was removed before, by us or by the gateway, with its archives."""
-    agent_id = scope.agents[0].agent_id if arguments.agent is not None and scope.agents else None
-    name = arguments.session_id
-    gone: dict[tuple[str, str], list[str]] = {removed: [] for removed in remover.removed(name, agent_id)}
-    for read in scope.agents:
-        if names := _archives(read, name):
-            gone[read.agent_id, name] = names
-    if not gone and (key := meant(name, _removed_keys(remover, name), by_end=by_end)) != name:
-        gone = {removed: [] for removed in remover.removed(key, agent_id)}
-    return gone
-
-
-def _removed_keys(remover: Any, end: str) -> list[str]:
-    ledger = remover.existing_ledger
-    return [] if ledger is None else ledger.keys_ending(end)
-
-
 def _already_deleted(
     context: Context, remover: Any, history: Any, gone: Mapping[tuple[str, str], list[str]]
 ) -> dict[str, Any]:
@@ -256,20 +245,12 @@ def _only_in_history(
     failed: list[dict[str, object]],
 ) -> dict[str, Any]:
     """Ends a session that is in no store any more, and says so; an agent that could not be read may still have it."""
-    session_id = arguments.session_id
-    details: dict[str, Any] = {"errors": failed} if failed else {}
-    rows: list[Any] = []
-    if context.settings.api_url is not None:
-        rows, error = history.find(session_id)
-        if error is not None:
-            details |= {"history": "unknown", "pg_error": error}
-    unread = {agent_id for agent_id, _ in scope.failed}
-    named = {scope.agents[0].agent_id} if arguments.agent is not None and scope.agents else None
-    rows = [r for r in rows if r.agent_id not in unread and (named is None or r.agent_id in named)]
+    session_id, agent_id = arguments.session_id, _agent(scope, arguments)
+    asked = history if context.settings.api_url is not None else None
+    rows, details = rows_in_history(asked, scope, session_id, None if agent_id is None else {agent_id})
     if not rows:
-        keys = [*keys_of(scope.sessions), *_removed_keys(remover, session_id)]
-        what = f"no session {session_id!r}: give the full id or key as list_sessions shows it{hint(session_id, keys)}"
-        raise NotFound(what, **details)
+        details |= {"errors": failed} if failed else {}
+        raise not_found(scope, remover.existing_ledger, session_id, details)
     active = sorted({r.name for r in rows if r.status == "active"})
     document: dict[str, Any] = {"deleted": session_id, "removed_keys": [], "transcript_archived": False}
     if active:
@@ -285,14 +266,9 @@ def _only_in_history(
     return document | {"agents": sorted({r.agent_id for r in rows})}
 
 
-def _archives(read: AgentRead, session_id: str) -> list[str]:
-    """Archives that say that a session was deleted or reset, whoever did it."""
-    found = []
-    for name in read.names:
-        parsed = parse_archive(name)
-        if parsed is not None and parsed[1] != "bak" and owner(parsed[0], (session_id,)) == session_id:
-            found.append(name)
-    return found
+def _agent(scope: View, arguments: Arguments) -> str | None:
+    """Returns the agent that was named, where it could be read."""
+    return scope.agents[0].agent_id if arguments.agent is not None and scope.agents else None
 
 
 def _matching(sessions: Sequence[Session], wanted: str) -> list[Session]:

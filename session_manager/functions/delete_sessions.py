@@ -1,4 +1,4 @@
-"""delete_sessions: removes all sessions that some filters cover, in both layers, under one lock an agent."""
+"""delete_sessions: removes all sessions that are named or that some filters cover, under one lock an agent."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from session_manager.core.errors import SessionManagerError, UsageError, with_errors
+from session_manager.core.errors import SessionManagerError, UsageError, failure, with_errors
 from session_manager.core.protection import protection
 from session_manager.core.retention import MINUTE_MS, Decision, apply_limit, is_old
 from session_manager.core.selection import Selection
 from session_manager.core.session import Session
-from session_manager.functions.context import Agent, Context, Filters, Limit, Minutes, named_when_interrupted
+from session_manager.functions.context import (
+    Agents,
+    Context,
+    Filters,
+    Limit,
+    Minutes,
+    check_session_id,
+    named_when_interrupted,
+)
+from session_manager.functions.naming import parted, spelled
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import (
     View,
+    agent_ids,
     errors_or_raise,
     foreign_references,
     measure_view,
@@ -23,15 +33,17 @@ from session_manager.functions.reading import (
     observe,
     read_view,
 )
+from session_manager.functions.refusal import kept_although_named
 from session_manager.functions.tally import Tally, plan_rows
 from session_manager.live.volume import Snapshot
 
 if TYPE_CHECKING:
+    from session_manager.functions.gone import Absent
     from session_manager.live.ledger import Run
 
 DESCRIPTION = (
-    "Removes all sessions that the filters cover, whatever their type and, without older_than_minutes, their age; "
-    "protected ones stay. A dry run unless dry_run is false."
+    "Removes all sessions that session_ids names, or that the filters cover, whatever their type and, without "
+    "older_than_minutes, their age; protected ones stay. A dry run unless dry_run is false."
 )
 REASON = "asked for"
 
@@ -41,7 +53,7 @@ Details = Annotated[bool, msgspec.Meta(description="with dry_run: also a row for
 class Arguments(Filters, forbid_unknown_fields=True):
     """Arguments of delete_sessions."""
 
-    agent: Agent | None = None
+    agent: Agents | None = None
     older_than_minutes: Minutes | None = None
     limit: Limit | None = None
     force: bool = False
@@ -80,36 +92,42 @@ class Choice(msgspec.Struct, frozen=True):
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns the counts, the ids that went, and why each session that was meant and stayed did stay.
 
-    Raises UsageError (``no_filter``) when nothing narrows the call, and the failure of the only agent concerned.
+    Of sessions that are named, one that is protected, or known to nobody, is among the errors. Raises UsageError
+    (``no_filter``) when nothing narrows the call, the failure of the only agent concerned, and the first error when
+    of all that was named nothing could be done.
     """
     only = arguments.selection()
     if arguments.agent is None and arguments.older_than_minutes is None and only == Selection():
         raise UsageError(
-            "nothing says which sessions: give agent, session_type, label, model, min_bytes, empty or "
+            "nothing says which sessions: give session_ids, agent, session_type, label, model, min_bytes, empty or "
             "older_than_minutes; nothing was changed",
             code="no_filter",
         )
+    for name in only.ids or ():
+        check_session_id(parted(name)[1])
     context = with_policy(context)
-    settings = context.settings
-    choice = Choice(only, arguments.older_than_minutes, arguments.limit, arguments.force, settings.current)
+    age = arguments.older_than_minutes
     # Every agent is read: another agent's entry may refer to a transcript of this one.
-    everyone = read_view(context, None, choice.cutoff(context.clock()))
-    scope = everyone
-    if arguments.agent is not None:
-        scope = everyone.of_agent(context.volume.resolve_agent(arguments.agent))
+    everyone = read_view(context, None, None if age is None else context.clock() - age * MINUTE_MS)
+    scope = everyone.of(agent_ids(context, arguments.agent))
+    absent: list[str] = []
+    if only.ids is not None:
+        found, absent = spelled(sorted(only.ids), scope.sessions)
+        only = msgspec.structs.replace(only, ids=frozenset([*found, *absent]))
+    choice = Choice(only, age, arguments.limit, arguments.force, context.settings.current)
     if arguments.dry_run:
-        document, errors = _preview(context, scope, arguments, choice)
-        return with_errors(document, errors)
+        return _preview(context, scope, arguments, choice, absent)
 
     from session_manager.live.ledger import start_run
 
-    run_info = start_run("delete_sessions", settings)
+    run_info = start_run("delete_sessions", context.settings)
     with named_when_interrupted(run_info):
-        document, errors = _delete(context, everyone, scope, choice, run_info)
-    return with_errors(document, errors)
+        return _delete(context, everyone, scope, choice, run_info, absent)
 
 
-def _preview(context: Context, scope: View, arguments: Arguments, choice: Choice) -> tuple[dict[str, Any], Any]:
+def _preview(
+    context: Context, scope: View, arguments: Arguments, choice: Choice, absent: Sequence[str]
+) -> dict[str, Any]:
     errors = scope.errors()
     measure_view(scope, choice.only, sizes=arguments.details)
     tally = Tally([], [], set(), errors)
@@ -119,18 +137,30 @@ def _preview(context: Context, scope: View, arguments: Arguments, choice: Choice
     document = tally.document("deleted_count", dry_run=True)
     if arguments.details:
         document["plan"] = plan_rows(tally.decisions, context.settings.current)
-    return document, tally.errors
+    lost = None
+    if absent:
+        from session_manager.functions.gone import Absent
+        from session_manager.live.ledger import Ledger
+
+        lost = Absent(scope, absent)
+        if (ledger := Ledger.open_existing(context.settings, "ro")) is not None:
+            with ledger:
+                lost.look(ledger)
+        else:
+            lost.look(None)
+    return _with_named(document, tally, choice, lost)
 
 
 def _delete(
-    context: Context, everyone: View, scope: View, choice: Choice, run_info: Run
-) -> tuple[dict[str, Any], list[dict[str, object]]]:
-    from session_manager.functions.delivery import tell
+    context: Context, everyone: View, scope: View, choice: Choice, run_info: Run, absent: Sequence[str]
+) -> dict[str, Any]:
+    from session_manager.functions.delivery import History
     from session_manager.live.removal import Remover
 
     references = foreign_references(everyone.agents)
     tally, failed = Tally([], [], set(), []), list(scope.failed)
-    with Remover(context.settings, run_info) as remover:
+    lost = None
+    with Remover(context.settings, run_info) as remover, History(context, run_info) as history:
         for read in scope.agents:
             if read.store is None:
                 continue
@@ -144,11 +174,37 @@ def _delete(
                 failed.append((read.agent_id, error))
                 continue
             tally.add(read.store, outcome, last, earlier)
-    # What earlier calls owe is delivered even when every agent has failed.
-    told = tell(context, run_info, tally.removed)
-    tally.errors += errors_or_raise(failed, any_done=len(failed) < len(scope.agents) + len(scope.failed))
+        if absent:
+            from session_manager.functions.gone import Absent
+
+            lost = Absent(scope, absent)
+            lost.look(remover.existing_ledger)
+            if context.settings.api_url is not None:
+                lost.owe(remover, history)
+        # What earlier calls owe is delivered even when every agent has failed.
+        told = history.tell([*tally.removed, *(lost.owed if lost is not None else ())])
+    done = len(failed) < len(scope.agents) + len(scope.failed) or bool(lost is not None and lost.known)
+    tally.errors += errors_or_raise(failed, any_done=done)
     extra = remover.at_risk.document() | told | {"run_id": run_info.shown_id} | tally.on_the_way()
-    return tally.document("deleted_count", dry_run=False) | extra, tally.errors
+    return _with_named(tally.document("deleted_count", dry_run=False) | extra, tally, choice, lost)
+
+
+def _with_named(document: dict[str, Any], tally: Tally, choice: Choice, lost: Absent | None) -> dict[str, Any]:
+    """Adds what became of sessions that were named and did not go. Raises the first error when nothing was done."""
+    failures: list[tuple[str | None, str, SessionManagerError]] = []
+    if choice.only.ids is not None:
+        kept = ((k["agentId"], k["id"], kept_although_named(k["reason"], k["id"])) for k in document["kept"])
+        failures += [(agent_id, session_id, error) for agent_id, session_id, error in kept if error is not None]
+    if lost is not None:
+        failures += [(None, name, error) for name, error in lost.errors]
+        document |= lost.document()
+    errors = [*tally.errors, *(failure(error, agent_id, name) for agent_id, name, error in failures)]
+    if failures and not (tally.removed or tally.errors or (lost is not None and lost.known)):
+        first = failures[0][2]
+        if len(failures) > 1:
+            first.details.setdefault("errors", errors)
+        raise first
+    return with_errors(document | {"errors": errors}, errors)
 
 
 def _chooser(

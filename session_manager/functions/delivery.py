@@ -63,6 +63,12 @@ class History:
         connect = None if self._settings.api_url is None else self._connect
         return Deliverer(self._settings, self._volume, self._clock, self._run, connect).deliver(removed)
 
+    def tell(self, removed: Collection[Name]) -> dict[str, Any]:
+        """Delivers all marks that wait; returns the members of a document that count those of ``removed``."""
+        if self._settings.api_url is None:
+            return {"pg_status_updated": False, "pg_updated": 0, "pg_pending": 0}
+        return counted(self.deliver(removed), removed)
+
     def _connect(self) -> Tell:
         client = self._connected()
 
@@ -107,10 +113,8 @@ def told(delivery: Delivery, names: Collection[Name]) -> dict[str, Any]:
 
 def tell(context: Context, run: Run, removed: Collection[Name]) -> dict[str, Any]:
     """Delivers all marks that wait; returns the members of a document that count those of ``removed``."""
-    if context.settings.api_url is None:
-        return {"pg_status_updated": False, "pg_updated": 0, "pg_pending": 0}
     with History(context, run) as history:
-        return counted(history.deliver(removed), removed)
+        return history.tell(removed)
 
 
 def counted(delivery: Delivery, removed: Collection[Name]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from session_manager.core.errors import Damaged, Failed, Refused, SessionManagerError
 from session_manager.functions.context import Context, iso_utc
 from session_manager.functions.diagnosis import Check, age, failed, plural, size
+from session_manager.owners import run_as
 from session_manager.settings import ledger_path
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ _PATIENCE_MS = 3_600_000
 _AT_WORK_MS = 60_000
 _SHOWN = 5
 _ADVICE = {
-    "not_writable": "run as the gateway's user",
     "ledger_unsupported": "update this tool here; nothing of what a newer one wrote is touched",
     "ledger_busy": "look again in a moment",
 }
@@ -49,7 +49,7 @@ def ledger_checks(context: Context) -> Iterator[Check]:
             # All is read before anything is told: a ledger that fails in the middle is one bad ledger.
             checks = [_whole(ledger, path), _unfinished(context, ledger), _marks(context, ledger)]
     except SessionManagerError as error:
-        yield _unreadable(error)
+        yield _unreadable(error, path)
     else:
         yield from checks
 
@@ -76,7 +76,7 @@ def _none_yet(path: str) -> Check:
     if os.access(place, os.W_OK | os.X_OK):
         return Check("ledger", True, what)
     refused = Refused(f"{place} cannot be written by this user, so no ledger can be made", code="not_writable")
-    return failed("ledger", refused, "run as the gateway's user, or set ARIA_STATE_DIR to a folder that it may write")
+    return failed("ledger", refused, f"{run_as(place)}, or set ARIA_STATE_DIR to a folder that may be written")
 
 
 def _has_second_names(state_dir: str) -> bool:
@@ -89,7 +89,9 @@ def _has_second_names(state_dir: str) -> bool:
         return False
 
 
-def _unreadable(error: SessionManagerError) -> Check:
+def _unreadable(error: SessionManagerError, path: str) -> Check:
+    if error.code == "not_writable":
+        return failed("ledger", error, run_as(path))
     return failed("ledger", error, _ADVICE.get(error.code, "move it away, or restore it from a backup"))
 
 
@@ -122,7 +124,7 @@ def _whole(ledger: Ledger, path: str) -> Check:
     what = f"{path}, {bytes_}: {plural(verdict.runs, 'run')}, {plural(verdict.removals, 'removal')}"
     if verdict.broken is None and not os.access(path, os.W_OK):
         refused = Refused(f"the ledger {path} cannot be written by this user", code="not_writable")
-        return failed("ledger", refused, "run as the gateway's user")
+        return failed("ledger", refused, run_as(path))
     if verdict.broken is None:
         return Check("ledger", True, f"{what}; its chain is whole")
     error = Damaged(

@@ -9,6 +9,7 @@ from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.functions.context import Context
 from session_manager.functions.diagnosis import Check, failed, plural, size
 from session_manager.functions.policy import with_policy
+from session_manager.owners import run_as
 
 # A disk is nearly full when less than a tenth of it is free, and less than this, too.
 _BYTES = 10**9
@@ -21,7 +22,7 @@ def policy_check(context: Context) -> Check:
     try:
         policy = with_policy(context).policy
     except SessionManagerError as error:
-        advice = {"not_writable": "run as the gateway's user"}.get(error.code, "correct the file, or move it away")
+        advice = run_as(path) if error.code == "not_writable" else "correct the file, or move it away"
         return failed("policy", error, f"{advice}; until then nothing that would use it removes anything")
     if policy is None:
         return Check("policy", True, f"there is none at {path}")

@@ -15,6 +15,7 @@ from session_manager.live.observe import listing
 from session_manager.live.transcripts import parse_archive
 from session_manager.live.volume import Store, read_snapshot
 from session_manager.live.whereabouts import is_transcript
+from session_manager.owners import run_as
 
 DESCRIPTION = (
     "Says what is wrong and what to do about it: the agents directory, every store, locks, the retention policy, "
@@ -22,7 +23,10 @@ DESCRIPTION = (
     "Changes nothing."
 )
 
-_UNREADABLE = "restore sessions.json from a backup, or call readopt_orphans; until then nothing is written to it"
+_UNREADABLE = (
+    "stop the gateway, then call readopt_orphans with rebuild: true or put a backup of sessions.json back; until then "
+    "nothing is written to it"
+)
 _OTHER_USER = "run as the gateway's user, where the agents directory is mounted"
 _ADVICE = {
     "store_unsupported": "ask the gateway: `openclaw sessions` lists and deletes them; other agents are not touched",
@@ -60,7 +64,7 @@ def _agents_dir(context: Context) -> Check:
     try:
         agents = context.volume.agent_ids()
     except SessionManagerError as error:
-        return failed("agents_dir", error, _OTHER_USER)
+        return failed("agents_dir", error, _run_as(error, root))
     what = f"{root}, named by {named_by}: {plural(len(agents), 'agent')}"
     if not agents:
         return Check(
@@ -74,22 +78,28 @@ def _agent(context: Context, agent_id: str, store: Store | SessionManagerError |
     if store is None:
         yield Check(name, True, "no sessions folder", None, None, agent_id)
     elif isinstance(store, SessionManagerError):
-        yield failed(name, store, _ADVICE.get(store.code, _OTHER_USER), agent_id)
+        path = os.path.join(context.volume.root, agent_id, "sessions")
+        yield failed(name, store, _ADVICE.get(store.code) or _run_as(store, path), agent_id)
     else:
         try:
             names = listing(store)
             yield _store(context, name, store, names)
             yield from _locks(context, store, names)
         except SessionManagerError as error:
-            yield failed(name, error, _OTHER_USER, agent_id)
+            yield failed(name, error, _run_as(error, store.sessions_dir), agent_id)
+
+
+def _run_as(error: SessionManagerError, path: str) -> str:
+    return run_as(path) if error.code in ("not_readable", "not_writable") else _OTHER_USER
 
 
 def _store(context: Context, name: str, store: Store, names: list[str]) -> Check:
     try:
         snapshot = read_snapshot(store, context.clock())
     except Damaged as error:
-        hidden = os.path.lexists(store.index_path) and not os.access(store.index_path, os.R_OK)
-        return failed(name, error, _OTHER_USER if hidden else _UNREADABLE, store.agent_id)
+        return failed(name, error, _UNREADABLE, store.agent_id)
+    except Refused as error:
+        return failed(name, error, _run_as(error, store.index_path), store.agent_id)
     index_bytes = 0 if snapshot.index is None else len(snapshot.index.data)
     live = [n for n in names if parse_archive(n) is None and is_transcript(n)]
     archived = [n for n in names if parse_archive(n) is not None]
@@ -106,7 +116,7 @@ def _store(context: Context, name: str, store: Store, names: list[str]) -> Check
     # As root everything may be written.
     if not os.access(store.sessions_dir, os.W_OK | os.X_OK):
         refused = Refused(f"{store.sessions_dir} cannot be written by this user", code="not_writable")
-        return Check(name, False, f"{what}; {refused.message}", _OTHER_USER, refused, store.agent_id)
+        return Check(name, False, f"{what}; {refused.message}", run_as(store.sessions_dir), refused, store.agent_id)
     return Check(name, True, what, None, None, store.agent_id)
 
 

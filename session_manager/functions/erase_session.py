@@ -12,7 +12,7 @@ from session_manager.core.protection import PINNED, Protection
 from session_manager.core.session import safe_name
 from session_manager.functions.context import Agent, Context, iso_utc, named_when_interrupted
 from session_manager.functions.policy import with_policy
-from session_manager.functions.reading import View, read_view
+from session_manager.functions.reading import View, agent_ids, read_view
 from session_manager.functions.refusal import refusal
 
 if TYPE_CHECKING:
@@ -60,9 +60,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         raise refusal(Protection(PINNED, overridable=True), arguments.session_id, "erased")
     # Every agent is read: another agent's entry may refer to a transcript of this one.
     everyone = read_view(context, None)
-    scope = everyone
-    if arguments.agent is not None:
-        scope = everyone.of_agent(context.volume.resolve_agent(arguments.agent))
+    scope = everyone.of(agent_ids(context, arguments.agent))
     failed = scope.errors()
 
     from session_manager.functions.delivery import History

@@ -10,7 +10,7 @@ import msgspec
 
 from session_manager.core.errors import SessionManagerError, with_errors
 from session_manager.core.retention import Policy
-from session_manager.functions.context import Agent, Context, Minutes
+from session_manager.functions.context import Agents, Context, Minutes
 from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.prune_sessions import preview
 from session_manager.functions.reading import AgentRead
@@ -25,7 +25,7 @@ DESCRIPTION = (
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     """Arguments of get_session_stats."""
 
-    agent: Agent | None = None
+    agent: Agents | None = None
     stale_minutes: Minutes = 60
 
 

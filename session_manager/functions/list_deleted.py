@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from session_manager.core.errors import NotFound, SessionManagerError
 from session_manager.core.retention import MINUTE_MS
-from session_manager.functions.context import Agent, Context, Limit, Minutes, iso_utc
+from session_manager.functions.context import Agents, Context, Limit, Minutes, iso_utc, named
 from session_manager.live.observe import listing
 from session_manager.live.volume import read_snapshot
 
@@ -30,7 +31,7 @@ RunId = Annotated[str, msgspec.Meta(description="a result's run_id")]
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     """Arguments of list_deleted."""
 
-    agent: Agent | None = None
+    agent: Agents | None = None
     since_minutes: Minutes | None = None
     run_id: RunId | None = None
     limit: Limit = _DEFAULT_LIMIT
@@ -44,28 +45,39 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     from session_manager.live.ledger import Ledger
     from session_manager.live.second_names import SecondNames
 
-    agent, unknown = arguments.agent, None
-    if agent is not None:
-        try:
-            agent = context.volume.resolve_agent(agent)
-        except NotFound as error:
-            # An agent that is gone may still have been one when it was pruned.
-            unknown = error
+    agents = dict([_resolved(context, name) for name in named(arguments.agent, "agent") or ()])
     ledger = Ledger.open_existing(context.settings, "ro")
     if ledger is None:
-        if unknown is not None:
-            raise unknown
+        _raise_first(agents.values())
         return {"deleted_count": 0, "deleted": []}
     since = None if arguments.since_minutes is None else context.clock() - arguments.since_minutes * MINUTE_MS
+    run_id, limit = arguments.run_id, arguments.limit
+    count = begun = 0
+    rows: list[Removed] = []
     with ledger:
-        count = ledger.count_removals(agent_id=agent, since=since, run_id=arguments.run_id)
-        begun = ledger.count_removals(agent_id=agent, since=since, run_id=arguments.run_id, unfinished=True)
-        if unknown is not None and not ledger.count_removals(agent_id=agent):
-            raise unknown
-        rows = ledger.removals(agent_id=agent, since=since, run_id=arguments.run_id, limit=arguments.limit)
+        _raise_first(error for name, error in agents.items() if error and not ledger.count_removals(agent_id=name))
+        for name in agents or (None,):
+            count += ledger.count_removals(agent_id=name, since=since, run_id=run_id)
+            begun += ledger.count_removals(agent_id=name, since=since, run_id=run_id, unfinished=True)
+            rows += ledger.removals(agent_id=name, since=since, run_id=run_id, limit=limit)
+    rows = sorted(rows, key=lambda removed: -removed.removal_id)[:limit]
     stores = Stores(context, SecondNames(context.settings.state_dir))
     shown = [removal_row(removed, stores.why_not(removed)) for removed in rows]
     return {"deleted_count": count, "deleted": shown} | ({"unfinished": begun} if begun else {})
+
+
+def _resolved(context: Context, agent: str) -> tuple[str, NotFound | None]:
+    """Returns an agent's folder name, or its name and the error: one that is gone may have been there for a prune."""
+    try:
+        return context.volume.resolve_agent(agent), None
+    except NotFound as error:
+        return agent, error
+
+
+def _raise_first(errors: Iterable[NotFound | None]) -> None:
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 class Stores:

@@ -8,7 +8,7 @@ import msgspec
 
 from session_manager.core.errors import with_errors
 from session_manager.core.retention import MINUTE_MS, is_old
-from session_manager.functions.context import Agent, Context, Filters, Limit, Minutes
+from session_manager.functions.context import Agents, Context, Filters, Limit, Minutes
 from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.reading import measure_view, read_view
 from session_manager.functions.rows import row
@@ -21,7 +21,7 @@ Sizes = Annotated[bool, msgspec.Meta(description="also the bytes of each session
 class Arguments(Filters, forbid_unknown_fields=True):
     """Arguments of list_sessions."""
 
-    agent: Agent | None = None
+    agent: Agents | None = None
     limit: Limit | None = None
     older_than_minutes: Minutes | None = None
     sizes: Sizes = False

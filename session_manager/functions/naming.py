@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
-from session_manager.core.session import Session, parse_key
+from session_manager.core.selection import names_of
+from session_manager.core.session import Session, parse_key, safe_name
 
 _AROUND = " \t\r\n\"'`\u201c\u201d\u2018\u2019"
 _ENDS_WITH_UUID = re.compile(r"(?:.*:)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.DOTALL | re.IGNORECASE)
@@ -38,6 +39,28 @@ def meant(name: str, keys: Collection[str], *, by_end: bool = False) -> str:
     if by_end and len(found) == 1 and _ENDS_WITH_UUID.fullmatch(name) and parse_key(found[0]).kind == "subagent":
         return found[0]
     return name
+
+
+def spelled(names: Iterable[str], sessions: Sequence[Session]) -> tuple[dict[str, str], list[str]]:
+    """Returns names by what they stand for among some sessions, and the names that stand for none of them."""
+    known = {name for session in sessions for name in names_of(session)}
+    keys: dict[str, set[str]] = {}
+    for key in keys_of(sessions):
+        keys.setdefault(key.lower(), set()).add(key)
+    found, absent = {}, []
+    for name in names:
+        same = keys.get(name.lower(), set())
+        if name in known or len(same) == 1:
+            found[name if name in known else next(iter(same))] = name
+        else:
+            absent.append(name)
+    return found, absent
+
+
+def parted(name: str) -> tuple[str | None, str]:
+    """Returns the agent, if there is one in a name, and the id or key."""
+    agent, slash, plain = name.partition("/")
+    return (agent, plain) if slash and ":" not in agent and safe_name(agent) else (None, name)
 
 
 def alike(name: str, keys: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ from session_manager.functions.reading import (
     AgentRead,
     Reference,
     View,
+    agent_ids,
     foreign_references,
     kin_by_agent,
     names_referred_to,
@@ -55,12 +56,10 @@ class Everyone:
         self._references: list[Reference] = foreign_references(reads)
         self._kin = kin_by_agent(View(reads, []))
 
-    def scope(self, context: Context, agent: str | None) -> list[AgentState]:
-        """Returns all agents or the named one. Raises UsageError or NotFound for a bad name."""
-        if agent is None:
-            return self.agents
-        named = context.volume.resolve_agent(agent)
-        return [a for a in self.agents if a.agent_id == named]
+    def scope(self, context: Context, agents: str | Sequence[str] | None) -> list[AgentState]:
+        """Returns all agents or those that are named. Raises UsageError or NotFound for a bad name."""
+        names = agent_ids(context, agents)
+        return [a for a in self.agents if names is None or a.agent_id in names]
 
     def shared(self, store: Store) -> set[str]:
         """Returns names of files in ``store`` that other agents' entries refer to."""

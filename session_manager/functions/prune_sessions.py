@@ -10,9 +10,10 @@ import msgspec
 from session_manager.core.errors import SessionManagerError, UsageError, with_errors
 from session_manager.core.retention import Decision, Policy, decide
 from session_manager.core.session import Session
-from session_manager.functions.context import Agent, Context, Filters, Limit, named_when_interrupted
+from session_manager.functions.context import Agents, Context, Filters, Limit, named_when_interrupted
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import (
+    agent_ids,
     errors_or_raise,
     foreign_references,
     kin_by_agent,
@@ -20,6 +21,7 @@ from session_manager.functions.reading import (
     names_referred_to,
     observe,
     read_view,
+    stores_of,
 )
 from session_manager.functions.tally import Tally, plan_rows
 from session_manager.live.observe import transcript_sizes
@@ -49,7 +51,7 @@ class Arguments(Filters, forbid_unknown_fields=True):
 
     max_age_minutes: Age | msgspec.UnsetType = msgspec.UNSET
     dry_run: bool = False
-    agent: Agent | None = None
+    agent: Agents | None = None
     include_durable: bool = False
     limit: Limit | None = None
     details: Details = False
@@ -106,14 +108,16 @@ def policy_of(context: Context, arguments: Arguments | None = None) -> Policy | 
     return ByRules(context.policy, only, limit)
 
 
-def preview(context: Context, agent: str | None, policy: Policy | ByRules, *, sizes: bool = False) -> Tally:
+def preview(
+    context: Context, agents: str | Sequence[str] | None, policy: Policy | ByRules, *, sizes: bool = False
+) -> Tally:
     """Decides as a prune would, and touches nothing.
 
     Raises the failure of the named agent, or the first when every agent failed.
     """
     now = context.clock()
     everyone = read_view(context, None, policy.cutoff(now))
-    scope = everyone if agent is None else everyone.of_agent(context.volume.resolve_agent(agent))
+    scope = everyone.of(agent_ids(context, agents))
     measure_view(scope, policy.only, sizes=sizes)
     tally = Tally([], [], set(), scope.errors(), scope.agents)
     kin = kin_by_agent(everyone)
@@ -148,13 +152,13 @@ def _decide(
 
 
 def _prune(
-    context: Context, agent: str | None, policy: Policy | ByRules, run_info: Run
+    context: Context, agents: str | Sequence[str] | None, policy: Policy | ByRules, run_info: Run
 ) -> tuple[Tally, dict[str, Any]]:
     from session_manager.live.measure import measure
     from session_manager.live.removal import Remover
 
     settings = context.settings
-    stores = list(context.volume.stores(agent))
+    stores = list(stores_of(context, agents))
     # Families and sessionFiles may cross agents; an agent that is alone, or named alone, is not read twice.
     alone = stores[0][0] if len(stores) == 1 else None
     others = read_view(context, None, policy.cutoff(context.clock()), skip=alone)

@@ -10,13 +10,13 @@ import msgspec
 
 from session_manager.core.errors import SessionManagerError, failure, with_errors
 from session_manager.core.session import DAY_MS
-from session_manager.functions.context import Agent, Context, named_when_interrupted
+from session_manager.functions.context import Agents, AllRows, Context, named, named_when_interrupted
 from session_manager.functions.policy import with_policy
-from session_manager.functions.reading import errors_or_raise
+from session_manager.functions.reading import errors_or_raise, stores_of
 from session_manager.live.atomic import clear_errors
 from session_manager.live.ledger import Ledger, start_run
 from session_manager.live.observe import listing
-from session_manager.live.purging import Purged, PurgePlan, plan_purge, preview_purge, purge
+from session_manager.live.purging import Archive, Purged, PurgePlan, plan_purge, preview_purge, purge
 from session_manager.live.second_names import SecondNames
 from session_manager.live.volume import Store, read_snapshot
 
@@ -26,6 +26,9 @@ DESCRIPTION = (
 )
 SHOWN = 100
 
+PlanOf = Annotated[
+    list[str], msgspec.Meta(description="the `plan` of a dry run with details: nothing goes that is not in it")
+]
 Days = Annotated[int, msgspec.Meta(ge=1, description="days, at least 1")]
 
 
@@ -33,8 +36,10 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     """Arguments of purge_archives."""
 
     older_than_days: Days = 30
-    agent: Agent | None = None
+    agent: Agents | None = None
     dry_run: bool = True
+    details: AllRows = False
+    plan: PlanOf | None = None
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
@@ -68,6 +73,8 @@ class Call:
     def __init__(self, context: Context, arguments: Arguments) -> None:
         self._context = context
         self._arguments = arguments
+        plan = named(arguments.plan, "plan")
+        self._only = None if plan is None else frozenset(plan)
         self._cutoff = context.clock() - arguments.older_than_days * DAY_MS
         self._second_names = SecondNames(context.settings.state_dir)
         self._by_agent: dict[str, Purged] = {}
@@ -78,7 +85,7 @@ class Call:
         """Does ``act`` for every agent that has a store; one agent's failure does not keep the others waiting."""
         failed: list[tuple[str, SessionManagerError]] = []
         agents = 0
-        for agent_id, store in self._context.volume.stores(self._arguments.agent):
+        for agent_id, store in stores_of(self._context, self._arguments.agent):
             agents += 1
             try:
                 if isinstance(store, SessionManagerError):
@@ -95,7 +102,18 @@ class Call:
         removed = ledger.archived(store.agent_id) if ledger is not None else []
         with clear_errors("look for second names in", self._second_names.root):
             second = self._second_names.of_agent(store.agent_id)
-        return plan_purge(store, listing(store), second, removed, self._cutoff, self._context.pins)
+        plan = plan_purge(store, listing(store), second, removed, self._cutoff, self._context.pins)
+        if self._only is None:
+            return plan
+        removals = [i for i in plan.removal_ids if removal_name(store.agent_id, i) in self._only]
+        archives = [a for a in plan.archives if archive_name(store.agent_id, a) in self._only]
+        # A removal goes as a whole.
+        whole = set(removals) - {a.owner for a in plan.archives if archive_name(store.agent_id, a) not in self._only}
+        return PurgePlan(
+            [a for a in archives if a.owner is None or a.owner in whole],
+            [i for i in removals if i in whole],
+            plan.pinned,
+        )
 
     def preview(self, store: Store, ledger: Ledger | None) -> None:
         """Decides, and does nothing."""
@@ -140,7 +158,7 @@ class Call:
             for agent_id, purged in found
             for archive, freed in purged.archives
         ]
-        return {
+        document: dict[str, Any] = {
             "dry_run": self._arguments.dry_run,
             "older_than_days": self._arguments.older_than_days,
             "purged_count": len(files),
@@ -148,9 +166,27 @@ class Call:
             "removals": sum(len(purged.removal_ids) for _, purged in found),
             "pinned_count": sum(purged.pinned for _, purged in found),
             "by_agent": {agent_id: _counts(purged) for agent_id, purged in found},
-            "files": files[:SHOWN],
+            "files": files[: None if self._arguments.details else SHOWN],
             "errors": self.errors,
         }
+        return document if not (self._arguments.details and self._arguments.dry_run) else document | self._names()
+
+    def _names(self) -> dict[str, Any]:
+        names = []
+        for agent_id, purged in self._by_agent.items():
+            names += [archive_name(agent_id, archive) for archive, _ in purged.archives]
+            names += [removal_name(agent_id, removal_id) for removal_id in purged.removal_ids]
+        return {"plan": names}
+
+
+def archive_name(agent_id: str, archive: Archive) -> str:
+    """Returns what stands for an archive in a plan."""
+    return f"{agent_id}/{archive.name}"
+
+
+def removal_name(agent_id: str, removal_id: int) -> str:
+    """Returns what stands for a removal in a plan, which may have no archive left."""
+    return f"{agent_id}#{removal_id}"
 
 
 def _counts(purged: Purged) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,7 +13,7 @@ from session_manager.core.families import families
 from session_manager.core.progress import stage
 from session_manager.core.selection import Selection
 from session_manager.core.session import Session
-from session_manager.functions.context import Context
+from session_manager.functions.context import Context, named
 from session_manager.live.observe import Cutoff, listing, observe_locks, observe_transcripts
 from session_manager.live.volume import Snapshot, Store, read_snapshot
 from session_manager.live.whereabouts import paths_inside
@@ -42,11 +42,13 @@ class View(msgspec.Struct):
         """All sessions of all agents."""
         return [s for agent in self.agents for s in agent.sessions]
 
-    def of_agent(self, agent_id: str) -> View:
-        """Returns the part that one agent has in it."""
+    def of(self, agent_ids: Collection[str] | None) -> View:
+        """Returns the part that some agents have in it; all of it for None."""
+        if agent_ids is None:
+            return self
         return View(
-            [agent for agent in self.agents if agent.agent_id == agent_id],
-            [(failed, error) for failed, error in self.failed if failed == agent_id],
+            [agent for agent in self.agents if agent.agent_id in agent_ids],
+            [(failed, error) for failed, error in self.failed if failed in agent_ids],
         )
 
     def errors(self) -> list[dict[str, object]]:
@@ -78,13 +80,32 @@ def observe(snapshot: Snapshot, names: Sequence[str], now_ms: int, cutoff: Cutof
         observe_transcripts(snapshot.store, snapshot.sessions, names, cutoff, now_ms)
 
 
-def read_view(context: Context, agent: str | None, cutoff: Cutoff | None = None, skip: str | None = None) -> View:
-    """Reads the stores of all agents, or of the named one, except ``skip``.
+def agent_ids(context: Context, agents: str | Sequence[str] | None) -> list[str] | None:
+    """Returns the folder names of one agent or several, each once; None for all. Raises UsageError or NotFound."""
+    names = named(agents, "agent")
+    return None if names is None else list(dict.fromkeys(context.volume.resolve_agent(name) for name in names))
+
+
+def stores_of(
+    context: Context, agents: str | Sequence[str] | None
+) -> Iterator[tuple[str, Store | SessionManagerError | None]]:
+    """Yields what ``Volume.stores`` does, for all agents, one or several. Raises UsageError or NotFound."""
+    for agent_id in agent_ids(context, agents) or (None,):
+        yield from context.volume.stores(agent_id)
+
+
+def read_view(
+    context: Context,
+    agents: str | Sequence[str] | None,
+    cutoff: Cutoff | None = None,
+    skip: str | None = None,
+) -> View:
+    """Reads the stores of all agents, or of those that are named, except ``skip``.
 
     Raises UsageError or NotFound for a bad agent name; failures of single agents are in the view.
     """
     view = View([], [])
-    for agent_id, store in context.volume.stores(agent):
+    for agent_id, store in stores_of(context, agents):
         if agent_id == skip:
             continue
         if isinstance(store, SessionManagerError):

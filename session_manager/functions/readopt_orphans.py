@@ -134,10 +134,6 @@ def _each(scope: Sequence[AgentState], result: Result, act: Callable[[AgentState
                 act(state, state.store)
             elif state.error is not None:
                 raise state.error
-        except Damaged as error:
-            hint = "; or call readopt_orphans with rebuild: true, which keeps the damaged file beside the new index"
-            message = error.message + (hint if error.code == Damaged.default_code else "")
-            failed.append((state.agent_id, Damaged(message, code=error.code, **error.details)))
         except SessionManagerError as error:
             failed.append((state.agent_id, error))
     result.errors += errors_or_raise(failed, any_done=len(failed) < len(scope))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from session_manager.core.errors import Refused
 from session_manager.core.protection import BUSY, ELSEWHERE, RUNNING, UNDELIVERED, Protection
+from session_manager.core.retention import LIMIT
+from session_manager.functions.tally import ACTIVE
 
 
 def refusal(protected: Protection, session_id: str, done: str = "deleted") -> Refused:
@@ -26,3 +28,12 @@ def refusal(protected: Protection, session_id: str, done: str = "deleted") -> Re
         code="session_busy" if busy else "session_protected",
         reason=protected.reason,
     )
+
+
+def kept_although_named(reason: str, session_id: str) -> Refused | None:
+    """Returns the error for a session that was asked for by name and stayed; None when a limit spared it."""
+    if reason == LIMIT:
+        return None
+    if reason == ACTIVE:
+        return Refused(f"session {session_id} became active just now and was kept", code="session_busy", reason=reason)
+    return refusal(Protection(reason, overridable=True), session_id)

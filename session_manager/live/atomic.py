@@ -45,8 +45,12 @@ def explain(error: OSError, what: str, path: str) -> SessionManagerError:
     sentence = f"cannot {what} {path}: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Refused(f"{sentence}; free some space and call again", code="disk_full")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return Refused(f"{sentence}; run as the gateway's user on a writable mount", code="not_writable")
+    if error.errno == errno.EROFS:
+        return Refused(f"{sentence}; mount it for writing", code="not_writable")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        from session_manager.owners import run_as
+
+        return Refused(f"{sentence}; {run_as(path)}", code="not_writable")
     return Failed(sentence, code="io_error")
 
 

@@ -62,6 +62,8 @@ def read_marker(path: str) -> Marker | None:
             return Marker(b"", None, os.lstat(path).st_mtime_ns // 1_000_000)
         except FileNotFoundError:
             return None
+        except OSError:
+            return Marker(b"", None, now_ms())
     with open(fd, "rb", buffering=0) as file:
         mtime_ms = os.fstat(fd).st_mtime_ns // 1_000_000
         try:

@@ -32,14 +32,17 @@ _DECODE_LINE = msgspec.json.Decoder(_Line)
 
 
 def listing(store: Store) -> list[str]:
-    """Returns the names of the files (not folders) in the sessions folder. Raises Damaged when it cannot be read."""
+    """Returns the names of the files (not folders) in the sessions folder.
+
+    Raises Refused or Damaged when it cannot be read.
+    """
     try:
         with os.scandir(store.sessions_dir) as found:
             return [entry.name for entry in found if not entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise folder_unreadable(store.agent_id, error) from error
+        raise folder_unreadable(store.agent_id, store.sessions_dir, error) from error
 
 
 def observe_locks(store: Store, sessions: Sequence[Session], names: Collection[str], now_ms: int) -> None:

@@ -69,14 +69,16 @@ class Volume:
     def agent_ids(self) -> list[str]:
         """Returns the agents that have a store, in order of name; a link to a folder inside is none.
 
-        Raises Failed (``io_error``) when the directory cannot be read.
+        Raises Refused (``not_readable``) or Failed (``io_error``) when the directory cannot be read.
         """
         try:
             with os.scandir(self.root) as found:
                 names = [e.name for e in found if safe_name(e.name) and self._is_agent(e)]
         except OSError as error:
-            sentence = f"the agents directory {self.root} cannot be read: {error.strerror}; run as the gateway's user"
-            raise Failed(sentence, code="io_error") from error
+            what = f"the agents directory {self.root} cannot be read: {error.strerror}"
+            if isinstance(error, PermissionError):
+                raise _not_readable(what, self.root) from error
+            raise Failed(what, code="io_error") from error
         return sorted(names)
 
     def _is_agent(self, entry: os.DirEntry[str]) -> bool:
@@ -118,7 +120,7 @@ class Volume:
         """Returns the agent's store, or None when the agent has no sessions folder.
 
         Raises Refused: ``outside_agents_dir`` when a symbolic link leads out, ``store_unsupported`` when the
-        sessions have moved to SQLite.
+        sessions have moved to SQLite, ``not_readable`` when this user may not look into the agent's folder.
         """
         agent_dir = os.path.join(self.root, agent_id)
         if _moved_to_sqlite(agent_dir):
@@ -134,7 +136,7 @@ class Volume:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise folder_unreadable(agent_id, error) from error
+            raise folder_unreadable(agent_id, sessions_dir, error) from error
         if not stat.S_ISDIR(status.st_mode):
             raise Damaged(f"{sessions_dir} of agent {agent_id!r} is not a folder")
         index_path = self._contained(os.path.join(sessions_dir, INDEX_NAME), agent_id)
@@ -217,7 +219,7 @@ def read_snapshot(store: Store, now_ms: int) -> Snapshot:
     """Reads a store's index once.
 
     Raises Damaged (``index_damaged``) when it cannot be read, is no JSON object, or is missing although
-    transcripts lie beside it.
+    transcripts lie beside it; Refused (``not_readable``) when this user may not read it.
     """
     found = _read_patiently(store)
     if found is None:
@@ -242,7 +244,7 @@ def _read_patiently(store: Store) -> tuple[bytes, Identity] | None:
             try:
                 names = os.listdir(store.sessions_dir)
             except OSError as error:
-                raise folder_unreadable(store.agent_id, error) from error
+                raise folder_unreadable(store.agent_id, store.sessions_dir, error) from error
             evidence = [n for n in names if n.startswith(INDEX_NAME) or n.endswith(".jsonl")]
             if not evidence:
                 return None
@@ -251,20 +253,34 @@ def _read_patiently(store: Store) -> tuple[bytes, Identity] | None:
                     raise _damaged(store, "is missing although transcripts lie beside it") from None
                 return None
             time.sleep(_POLL_S)
+        except PermissionError as error:
+            what = f"the index of agent {store.agent_id!r} cannot be read: {error.strerror}"
+            raise _not_readable(what, store.index_path, agentId=store.agent_id) from error
         except OSError as error:
-            raise _damaged(store, f"cannot be read: {error.strerror}") from error
+            what = f"cannot be read: {error.strerror}"
+            raise _damaged(store, what, f"mend that, or restore {INDEX_NAME} from a backup") from error
 
 
-def folder_unreadable(agent_id: str, error: OSError) -> Damaged:
-    """Returns the error for a sessions folder that the system will not show."""
-    return Damaged(f"the sessions folder of agent {agent_id!r} cannot be read: {error.strerror}", agentId=agent_id)
+def folder_unreadable(agent_id: str, path: str, error: OSError) -> SessionManagerError:
+    """Returns the error for a sessions folder that the system will not show: Refused (``not_readable``) or Damaged."""
+    what = f"the sessions folder of agent {agent_id!r} cannot be read: {error.strerror}"
+    if isinstance(error, PermissionError):
+        return _not_readable(what, path, agentId=agent_id)
+    return Damaged(what, agentId=agent_id)
 
 
-def _damaged(store: Store, what: str) -> Damaged:
+def _not_readable(what: str, path: str, **details: str) -> Refused:
+    from session_manager.owners import run_as
+
+    return Refused(f"{what}; nothing was changed: {run_as(path)}", code="not_readable", **details)
+
+
+_REBUILD = "stop the gateway, then call readopt_orphans with rebuild: true, which keeps the damaged file beside"
+
+
+def _damaged(store: Store, what: str, advice: str = _REBUILD) -> Damaged:
     return Damaged(
-        f"the index of agent {store.agent_id!r} {what}; nothing was written: restore {INDEX_NAME} from a backup "
-        "or let the gateway rebuild it",
-        agentId=store.agent_id,
+        f"the index of agent {store.agent_id!r} {what}; nothing was written: {advice}", agentId=store.agent_id
     )
 
 

@@ -15,6 +15,7 @@ from session_manager.service.auth import DESCRIBED, Auth, Authenticator
 from session_manager.service.config import Config
 from session_manager.service.db.engine import make_engine
 from session_manager.service.guard import Guard
+from session_manager.service.heads import Heads
 from session_manager.service.jobs.loop import Runner
 from session_manager.service.jobs.registry import jobs as registered
 from session_manager.service.logs import AccessLog
@@ -66,6 +67,7 @@ def create_app(config: Config, database_url: str) -> FastAPI:
     # The last one added is the first to see a request.
     app.add_middleware(Auth)
     app.add_middleware(Guard, config=config)
+    app.add_middleware(Heads)
     app.add_middleware(AccessLog)
     return app
 

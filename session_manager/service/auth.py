@@ -22,10 +22,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from session_manager.service.config import Config
 from session_manager.service.db import tokens
 from session_manager.service.db.ownership import Viewer
-from session_manager.service.guard import SAFE_METHODS, refuse
+from session_manager.service.guard import PROBES, SAFE_METHODS, refuse
 
 COOKIE = "aria_token"
-OPEN = frozenset(("/healthz", "/readyz", "/login", "/logout", "/style.css"))
+OPEN = PROBES | {"/login", "/logout", "/style.css"}
 ADMIN = ("/api/jobs/",)
 FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
 ERASES = "/api/sessions/erase"

@@ -17,7 +17,7 @@ from session_manager.service.config import Config, is_loopback
 from session_manager.service.problems import readable
 
 BODY_LIMIT = 16 * 2**20
-PROBES = frozenset(("/healthz", "/readyz"))
+PROBES = frozenset(("/health", "/healthz", "/readyz"))
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
 
 

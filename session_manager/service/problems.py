@@ -21,7 +21,7 @@ from session_manager.service.pages.render import render
 
 _log = logging.getLogger(__name__)
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "bad_media_type"}
-_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 RETRY_AFTER_S = 2
 
 
@@ -119,9 +119,10 @@ def _allowed(request: Request) -> list[str]:
     """
     routes = request.app.router.routes
     own = request.app.openapi()["paths"].get(request.scope["path"])
-    methods = [method for method in _METHODS if own is None or method == "HEAD" or method.lower() in own]
+    methods = [method for method in _METHODS if own is None or method.lower() in own]
     asked = ({**request.scope, "method": method} for method in methods)
-    return [s["method"] for s in asked if any(route.matches(s)[0] is Match.FULL for route in routes)]
+    found = [s["method"] for s in asked if any(route.matches(s)[0] is Match.FULL for route in routes)]
+    return sorted([*found, "HEAD"]) if "GET" in found else found
 
 
 async def _database(request: Request, error: Exception) -> Response:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from session_manager.core.errors import UsageError
+from session_manager.core.selection import full_name
 from session_manager.faces.cli import options, words
 from session_manager.faces.cli.calling import (
     Document,
@@ -21,6 +22,7 @@ from session_manager.faces.cli.calling import (
 )
 from session_manager.faces.cli.screen import Column, Screen
 
+_SHOWN = 100
 _CLASSES = (Column("KIND", 8), Column("FILES", right=True), Column("SIZE", right=True))
 _ORPHANS = (Column("ID"), Column("PLAN"), Column("WHY", 10), Column("AGENT", 6, 1), Column("SIZE", None, 2, right=True))
 _PURGED = (Column("FILE", 20), Column("FREED", right=True), Column("AGENT", 6, 1))
@@ -36,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
 
 def orphans(
     older_than: options.OlderThan = None,
-    agent: options.Agent = None,
+    agent: options.Agents = None,
     delete: Annotated[bool, typer.Option("--delete", help="Archive them. Without it nothing is changed.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Even when they are most of an agent's transcripts.")] = False,
     yes: options.Yes = False,
@@ -49,19 +51,19 @@ def orphans(
         return
     if age is None and agent is None:
         raise UsageError("say which orphans: give --older-than or --agent; nothing was changed", code="no_filter")
+    scope: dict[str, Any] = {"agent": agent, "older_than_minutes": age, "force": force or None}
     if not yes:
         needs_somebody("--yes", as_json=as_json)
-        plan = asked("cleanup_orphans", _show_orphans, agent=agent, older_than_minutes=age, force=force or None)
-        found = plan["archived_count"] + plan["removed_entries_count"]
-        if not found or not confirmed(f"Archive {counted(found, 'orphan')}?"):
+        plan = asked("cleanup_orphans", _show_orphans, **scope, details=True)
+        found = [full_name(o["agentId"], o["id"]) for o in (*plan["archived"], *plan["removed_entries"])]
+        if not found or not confirmed(f"Archive {counted(len(found), 'orphan')}?"):
             return
+        scope["session_ids"] = found
     answer(
         "cleanup_orphans",
         _show_orphans,
         as_json=as_json,
-        agent=agent,
-        older_than_minutes=age,
-        force=force or None,
+        **scope,
         dry_run=False,
     )
 
@@ -72,9 +74,9 @@ def _show_orphans(screen: Screen, document: Document) -> None:
     if dry_run:
         screen.table(_CLASSES, [(name.replace("_", " "), f"{n:,}", words.size(size)) for name, n, size in classes])
     plan = "archive" if dry_run else "archived"
-    rows = [(o["id"], plan, "no entry", o["agentId"], words.size(o["bytes"])) for o in document["archived"]]
-    rows += [(e["id"], plan, "no transcript", e["agentId"], "") for e in document["removed_entries"]]
-    rows += [(k["id"], "keep", k["reason"], k["agentId"], "") for k in document["kept"]]
+    rows = [(o["id"], plan, "no entry", o["agentId"], words.size(o["bytes"])) for o in document["archived"][:_SHOWN]]
+    rows += [(e["id"], plan, "no transcript", e["agentId"], "") for e in document["removed_entries"][:_SHOWN]]
+    rows += [(k["id"], "keep", k["reason"], k["agentId"], "") for k in document["kept"][:_SHOWN]]
     if rows:
         screen.line()
         screen.table(_ORPHANS, rows)
@@ -89,7 +91,7 @@ def _show_orphans(screen: Screen, document: Document) -> None:
 
 def purge(
     older_than: options.OlderThan = None,
-    agent: options.Agent = None,
+    agent: options.Agents = None,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
     as_json: options.AsJson = False,
@@ -101,18 +103,20 @@ def purge(
     if dry_run:
         answer("purge_archives", _show_purge, as_json=as_json, agent=agent, older_than_days=age)
         return
+    scope: dict[str, Any] = {"agent": agent, "older_than_days": age}
     if not yes:
         needs_somebody("--yes or --dry-run", as_json=as_json)
-        plan = asked("purge_archives", _show_purge, agent=agent, older_than_days=age)
+        plan = asked("purge_archives", _show_purge, **scope, details=True)
         what = f"{counted(plan['purged_count'], 'file')}, {words.size(plan['bytes_freed'])}"
         nothing = not plan["purged_count"] and not plan["removals"]
         if nothing or not confirmed(f"Remove {what}, for good?"):
             return
-    answer("purge_archives", _show_purge, as_json=as_json, agent=agent, older_than_days=age, dry_run=False)
+        scope["plan"] = plan["plan"]
+    answer("purge_archives", _show_purge, as_json=as_json, **scope, dry_run=False)
 
 
 def _show_purge(screen: Screen, document: Document) -> None:
-    rows = [(file["file"], words.size(file["bytes_freed"]), file["agentId"]) for file in document["files"]]
+    rows = [(file["file"], words.size(file["bytes_freed"]), file["agentId"]) for file in document["files"][:_SHOWN]]
     if rows:
         screen.table(_PURGED, rows)
     count = document["purged_count"]

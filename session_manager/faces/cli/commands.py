@@ -19,6 +19,7 @@ from session_manager.faces.cli import (
     skill,
     tokens,
 )
+from session_manager.faces.cli.options import Command
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 2 usage, 3 done in part, 4 refused, 5 not found, 6 locked, 7 damaged, 70 internal error, "
@@ -33,6 +34,9 @@ app = typer.Typer(
 )
 for module in (sessions, policy, doctor, removals, restoring, archives, ghosts, service, tokens, mcp, skill):
     module.add_to(app)
+for part in (app, *(group.typer_instance for group in app.registered_groups)):
+    for command in part.registered_commands if part is not None else ():
+        command.cls = Command
 
 
 def _say_version(wanted: bool) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
-from session_manager.core.errors import SessionManagerError
+from session_manager.core.errors import SessionManagerError, UsageError
 from session_manager.core.session import KINDS
 from session_manager.faces.cli import words
 
@@ -35,8 +36,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 Agent = Annotated[
     str | None, typer.Option("--agent", "-a", help="Only this agent.", autocompletion=_agents, metavar="NAME")
 ]
+Agents = Annotated[
+    list[str] | None,
+    typer.Option("--agent", "-a", help="Only this agent; again for others.", autocompletion=_agents, metavar="NAME"),
+]
 Type = Annotated[
-    str | None, typer.Option("--type", "-t", help="Only this session type.", autocompletion=_types, metavar="TYPE")
+    list[str] | None,
+    typer.Option(
+        "--type", "-t", help="Only this session type; again for others.", autocompletion=_types, metavar="TYPE"
+    ),
 ]
 OlderThan = Annotated[
     str | None, typer.Option(help="Only without activity for so long: 90m, 12h, 7d, 2w.", metavar="AGE")
@@ -56,8 +64,21 @@ Force = Annotated[bool, typer.Option("--force", help="Also main sessions, pinned
 SessionId = Annotated[str, typer.Argument(metavar="ID", help="The full session id, or one of its keys.")]
 
 
+class Command(TyperCommand):
+    """A command in which an option that takes one value is given once: of two, Click silently takes the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the words after the command. Raises UsageError."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option in given:
+            takes_one = isinstance(option, TyperOption) and not (option.multiple or option.is_flag)
+            if takes_one and given.count(option) > 1:
+                raise UsageError(f"{option.opts[0]} is given twice and takes one value; nothing was changed")
+        return super().parse_args(ctx, args)
+
+
 def filters(
-    session_type: str | None, label: str | None, model: str | None, larger_than: str | None, empty: bool
+    session_type: list[str] | None, label: str | None, model: str | None, larger_than: str | None, empty: bool
 ) -> dict[str, Any]:
     """Returns shared filters as functions take them, None where nothing was given. Raises UsageError."""
     return {

@@ -32,7 +32,7 @@ def _group() -> None:
     pass
 
 
-def check(agent: options.Agent = None, as_json: options.AsJson = False) -> None:
+def check(agent: options.Agents = None, as_json: options.AsJson = False) -> None:
     """Show what the retention policy would remove today and why, and change nothing."""
     answer("check_policy", _show, as_json=as_json, agent=agent)
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from session_manager.core.errors import Interrupted, SessionManagerError, UsageError
+from session_manager.core.errors import SessionManagerError, UsageError
+from session_manager.core.selection import full_name
 from session_manager.faces.cli import options, words
 from session_manager.faces.cli.calling import (
     Document,
     answer,
-    ask,
     asked,
     confirmed,
     counted,
@@ -21,9 +21,8 @@ from session_manager.faces.cli.calling import (
     needs_somebody,
     say_history,
     say_run,
-    show_now,
 )
-from session_manager.faces.cli.screen import Column, Screen, talk
+from session_manager.faces.cli.screen import Column, Screen
 from session_manager.functions.policy import policy_has_rules
 from session_manager.settings import read_settings
 
@@ -47,7 +46,7 @@ def add_to(app: typer.Typer) -> None:
 
 def prune(
     older_than: options.OlderThan = None,
-    agent: options.Agent = None,
+    agent: options.Agents = None,
     session_type: options.Type = None,
     label: options.Label = None,
     model: options.Model = None,
@@ -79,7 +78,7 @@ def delete(
     session_ids: Annotated[
         list[str] | None, typer.Argument(metavar="[ID]...", help="Full session ids or keys; or give filters.")
     ] = None,
-    agent: options.Agent = None,
+    agent: options.Agents = None,
     session_type: options.Type = None,
     older_than: options.OlderThan = None,
     label: options.Label = None,
@@ -103,10 +102,12 @@ def delete(
         _plan_and_do("delete_sessions", "deleted_count", arguments, dry_run=dry_run, yes=yes, as_json=as_json)
     elif dry_run or limit is not None or any(value is not None for value in filters.values()):
         raise UsageError("give either session ids or filters and --dry-run; nothing was changed")
-    elif as_json and len(session_ids) > 1:
-        raise UsageError("--json takes one session id: there is one document for each; nothing was changed")
+    elif len(session_ids) == 1 and (agent is None or len(agent) == 1):
+        arguments = {"session_id": session_ids[0], "agent": agent and agent[0], "force": force or None}
+        answer("delete_session", _show_deleted, as_json=as_json, **arguments)
     else:
-        _delete_each(session_ids, agent=agent, force=force or None, as_json=as_json)
+        arguments = {"session_ids": session_ids, "agent": agent, "force": force or None}
+        answer("delete_sessions", _show_all_deleted, as_json=as_json, **arguments, dry_run=False)
 
 
 def _check_filters(filters: Mapping[str, object]) -> None:
@@ -119,38 +120,24 @@ def _check_filters(filters: Mapping[str, object]) -> None:
         )
 
 
-def _delete_each(session_ids: list[str], *, agent: str | None, force: bool | None, as_json: bool) -> None:
-    """Deletes one by one; what goes wrong with one does not keep the others. Ends with the first failure's code."""
-    first: SessionManagerError | None = None
-    for session_id in session_ids:
-        if len(session_ids) == 1:
-            answer("delete_session", _show_deleted, as_json=as_json, session_id=session_id, agent=agent, force=force)
-            return
-        try:
-            document = ask("delete_session", session_id=session_id, agent=agent, force=force)
-        except Interrupted as error:
-            end_failed(error)
-        except SessionManagerError as error:
-            talk(f"error: {session_id}: {error.message}")
-            first = first or error
-        else:
-            show_now(_show_deleted, document)
-    if first is not None:
-        raise typer.Exit(first.exit_code)
-
-
 def _show_deleted(screen: Screen, document: Document) -> None:
     screen.line(document["message"])
     say_history(screen, document)
     say_run(screen, document)
 
 
+def _show_all_deleted(screen: Screen, document: Document) -> None:
+    _show_done(screen, document, "deleted_count")
+
+
 def _plan_and_do(name: str, count: str, arguments: dict[str, Any], *, dry_run: bool, yes: bool, as_json: bool) -> None:
     def show_plan(screen: Screen, document: Document) -> None:
         _show_plan(screen, document, count)
 
+    seen: dict[str, int] = {}
+
     def show_done(screen: Screen, document: Document) -> None:
-        _show_done(screen, document, count)
+        _show_done(screen, {**document, **seen}, count)
 
     if dry_run:
         answer(name, show_plan, as_json=as_json, **arguments, dry_run=True, details=True)
@@ -160,8 +147,10 @@ def _plan_and_do(name: str, count: str, arguments: dict[str, Any], *, dry_run: b
         plan = asked(name, show_plan, **arguments, dry_run=True, details=True)
         if not plan[count] or not confirmed(f"Remove {counted(plan[count], 'session')}?"):
             return
-        # What has grown old since the plan was shown is not what somebody said yes to.
-        arguments = {**arguments, "limit": plan[count]}
+        # Nothing goes but what somebody has seen and said yes to.
+        shown = [full_name(row["agentId"], row["id"]) for row in plan["plan"] if row["prune"]]
+        arguments = {**arguments, "session_ids": shown}
+        seen["total_sessions"] = plan["total_sessions"]
     answer(name, show_done, as_json=as_json, **arguments, dry_run=False)
 
 
@@ -192,9 +181,15 @@ def _show_plan(screen: Screen, document: Document, count: str) -> None:
 
 
 def _show_done(screen: Screen, document: Document, count: str) -> None:
-    screen.line(f"{counted(document[count], 'session')} removed, {document['kept_count']:,} kept")
+    kept_count = document["total_sessions"] - document[count]
+    screen.line(f"{counted(document[count], 'session')} removed, {kept_count:,} kept")
+    for session_id in document.get("already_deleted", ()):
+        screen.line(f"{session_id} was removed before")
+    for session_id in document.get("only_in_history", ()):
+        screen.line(f"{session_id} was known to history alone, and has ended there")
+    told = {(failure["agentId"], failure["id"]) for failure in document["errors"]}
     for kept in document["kept"]:
-        if kept["reason"] == "active":
+        if kept["reason"] == "active" and (kept["agentId"], kept["id"]) not in told:
             screen.note(f"kept: {kept['agentId']} {kept['id']} became active just now")
     say_history(screen, document)
     say_run(screen, document)

@@ -51,7 +51,7 @@ def removal_table(screen: Screen, removals: Sequence[Document]) -> None:
 
 
 def deleted(
-    agent: options.Agent = None,
+    agent: options.Agents = None,
     since: Annotated[
         str | None, typer.Option(help="Only what was removed since: 90m, 12h, 7d, 2w.", metavar="AGE")
     ] = None,

@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def list_sessions(
-    agent: options.Agent = None,
+    agent: options.Agents = None,
     session_type: options.Type = None,
     older_than: options.OlderThan = None,
     label: options.Label = None,
@@ -117,7 +117,7 @@ def _moment(moment: str | None) -> str | None:
     return None if moment is None else f"{moment} ({words.age(moment)})"
 
 
-def stats(agent: options.Agent = None, older_than: options.OlderThan = None, as_json: options.AsJson = False) -> None:
+def stats(agent: options.Agents = None, older_than: options.OlderThan = None, as_json: options.AsJson = False) -> None:
     """Count sessions, by age, agent and type, their bytes, and what a prune would remove (older than 60m)."""
     age = words.minutes(older_than)
     answer("get_session_stats", _show_stats, as_json=as_json, agent=agent, stale_minutes=age)

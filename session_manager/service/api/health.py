@@ -20,14 +20,13 @@ router = APIRouter(tags=["health"])
 PATIENCE_S = 3.0
 
 
-@router.head("/healthz", include_in_schema=False)
+@router.get("/health", include_in_schema=False)
 @router.get("/healthz", summary="Whether the process lives")
 async def healthz() -> Health:
     """Asks nobody."""
     return Health()
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Whether it can work", responses={503: {"model": Problem}})
 async def readyz(request: Request) -> Health:
     """Asks the database for its schema. A newer one will do, so that a rolling update leaves older replicas in."""

@@ -14,7 +14,7 @@ from session_manager.core.errors import Failed, Refused, SessionManagerError
 from session_manager.live.atomic import sync_folder
 from session_manager.service.embedded import places
 from session_manager.service.embedded.accounts import Account, run_as
-from session_manager.service.embedded.programs import MAJOR, Programs
+from session_manager.service.embedded.programs import MAJOR, Programs, for_initdb
 
 # The name of the database, and of the role that owns it. The role is no superuser, and nobody can log in as one.
 NAME = "session_manager"
@@ -78,7 +78,8 @@ def data_folder(base: str, account: Account, programs: Programs, keep: int, *, d
     """Returns the folder with the data, which is made when there is none.
 
     ``keep`` is a lock that the programs inherit; what is made is on disk on return when ``durable``. Raises OSError,
-    Refused (``database_version``, ``database_not_owned``, ``disk_full``) and Failed (``database_failed``).
+    Refused (``database_version``, ``database_not_owned``, ``database_unreachable``, ``disk_full``) and Failed
+    (``database_failed``).
     """
     data = os.path.join(base, "data")
     fresh = f"{data}.new"
@@ -90,7 +91,8 @@ def data_folder(base: str, account: Account, programs: Programs, keep: int, *, d
         return data
     places.make_folder(fresh, account)
     try:
-        _create(base, fresh, account, programs, keep, durable)
+        with for_initdb(programs, account) as plain:
+            _create(base, fresh, account, plain, keep, durable)
         os.rename(fresh, data)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)

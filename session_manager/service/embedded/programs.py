@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ _PARTS = (
     f"{PACKAGE}.libs",
 )
 _COPY = "programs"
+# Also between double quotes, in which initdb puts a path; it refuses line breaks itself.
+_READ_BY_SHELLS = frozenset('"$`\\\n\r')
 _NEEDED_FILES = (
     f"{PACKAGE}/pginstall{MAJOR}/share/postgresql/postgres.bki",
     f"{PACKAGE}/pginstall{MAJOR}/share/postgresql/timezone/UTC",
@@ -85,6 +88,38 @@ def usable(account: Account, base: str) -> Programs:
             code="database_unreachable",
         )
     return copy
+
+
+@contextlib.contextmanager
+def for_initdb(programs: Programs, account: Account) -> Iterator[Programs]:
+    """Gives programs for the making of data: initdb calls the others through a shell, by the path of its own.
+
+    Where a shell would read something else in that path, they are a copy elsewhere, for as long as this lasts. Raises
+    Refused (``database_unreachable``) when there can be none.
+    """
+    if not _READ_BY_SHELLS.intersection(programs.root):
+        yield programs
+        return
+    place = tempfile.gettempdir()
+    # Root's own may be closed to the account.
+    if account.other or _READ_BY_SHELLS.intersection(place):
+        place = "/tmp"
+    with contextlib.ExitStack() as undo:
+        try:
+            folder = tempfile.mkdtemp(prefix="session-manager-programs-", dir=place)
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            if account.other:
+                os.chown(folder, -1, account.gid)
+                os.chmod(folder, 0o710)
+            copy = Programs(os.path.join(folder, "programs"))
+            _copy(programs.root, copy.root, account.gid)
+        except OSError as error:
+            raise Refused(
+                f"initdb cannot work in a path such as {programs.root!r}, and PostgreSQL's programs cannot be copied "
+                f"to {place}: {error.strerror}; name another folder by TMPDIR or XDG_STATE_HOME, or set DATABASE_URL",
+                code="database_unreachable",
+            ) from error
+        yield copy
 
 
 def _copy(source: str, target: str, group: int) -> None:

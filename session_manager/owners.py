@@ -1,0 +1,38 @@
+"""Whose file it is that the system will not let us at: what a sentence tells a person to do about it."""
+
+from __future__ import annotations
+
+import os
+
+
+def run_as(path: str) -> str:
+    """Returns what to do about a path that may not be read or written: ``run as the gateway's user node (uid 1000)``.
+
+    The owner is that of the path, or of the nearest folder above it that can be looked at.
+    """
+    uid = _owner(path)
+    if uid == os.geteuid():
+        if uid == 0:
+            return "not even root may do that there: look at the mount and at the file's attributes"
+        return "it is your own: change its mode (chmod u+rwX), or that of the folder above it"
+    return f"run as the gateway's user {_named(uid)}"
+
+
+def _owner(path: str) -> int:
+    while True:
+        try:
+            return os.lstat(path).st_uid
+        except OSError:
+            above = os.path.dirname(path)
+            if above == path:
+                raise
+            path = above or os.curdir
+
+
+def _named(uid: int) -> str:
+    import pwd
+
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"(uid {uid})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +221,7 @@ def test_one_session_is_shown_live_and_removed(store: StoreBuilder, skill: Skill
 
 
 def test_a_session_shows_when_its_transcript_was_last_written(store: StoreBuilder, skill: Skill) -> None:
-    with (store.dir / "beat.jsonl").open("a") as transcript:
-        transcript.write(json.dumps({"type": "message", "timestamp": "2026-01-02T03:04:05.000Z"}) + "\n")
+    store.transcript("beat.jsonl", "beat", 1_767_323_045_000)
     store.entries["agent:main:cron:a"]["updatedAt"] = 1_700_000_000_000
     store.write()
     (live,) = skill("show_session", {"session_id": "beat"}).document["live"]

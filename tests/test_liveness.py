@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -127,6 +127,25 @@ def test_an_absurd_creation_time_is_replaced_by_the_files_own(created: str, dead
     assert held(path)
     os.utime(path, (time.time() - 35,) * 2)
     assert not held(path)
+
+
+@pytest.mark.parametrize("form", [float, str, lambda ms: ms // 1000, lambda ms: ms * 1000, lambda ms: iso_ms(ms)[:-1]])
+def test_a_creation_time_is_read_in_any_form(form: Callable[[int], object], dead_pid: int, tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    for age_s, expected in ((20, True), (40, False)):
+        path.write_text(json.dumps({"pid": dead_pid, "createdAt": form(now_ms() - age_s * 1000)}))
+        assert held(path) is expected
+
+
+def test_a_lock_without_a_creation_time_has_its_files(dead_pid: int, tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"pid": dead_pid}))
+    assert held(path)
+    os.utime(path, (time.time() - 35,) * 2)
+    assert not held(path)
+    path.write_text(json.dumps({"pid": os.getpid()}))
+    os.utime(path, (time.time() - 35,) * 2)
+    assert held(path)
 
 
 def test_there_is_no_lock_where_there_is_none(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,43 @@ def test_an_old_session_is_kept_for_a_reason(
     assert document["deleted_ids"] == ["goes"]
     assert "s" in {e["sessionId"] for e in store.read().values()}
     assert picture(agents)["main/sessions/s.jsonl"] == kept["main/sessions/s.jsonl"]
+
+
+def test_times_in_any_unit_and_form(agents: Path, skill: Skill) -> None:
+    """A session that is five minutes old is that in seconds, too, and never from 1970."""
+    store = StoreBuilder(agents)
+    young, old = now_ms() - 5 * MINUTE, now_ms() - 2880 * MINUTE
+    forms: dict[str, object] = {
+        "seconds": young // 1000,
+        "fraction": young / 1000,
+        "microseconds": young * 1000,
+        "rfc3339": datetime.fromtimestamp(young / 1000, UTC).isoformat(),
+        "digits": str(young),
+        "second-digits": str(young // 1000),
+        "nineties": 800_000_000_000,
+        "nineties-text": "1999-12-31T23:59:59Z",
+        "old-seconds": old // 1000,
+        "old-rfc3339": datetime.fromtimestamp(old / 1000, UTC).isoformat(),
+    }
+    for name, at in forms.items():
+        store.add(f"cron:{name}", 2880, name, updatedAt=at)
+    store.write()
+    document = both(skill, {})
+    assert reasons(document) == {"nineties": "unknown age", "nineties-text": "unknown age"}
+    assert sorted(document["deleted_ids"]) == ["old-rfc3339", "old-seconds"]
+    shown = {row["id"]: row["updatedAt"] for row in skill("list_sessions").document["sessions"]}
+    assert {name for name, at in shown.items() if at is None} == {"nineties", "nineties-text"}
+    assert all(abs(datetime.fromisoformat(at).timestamp() * 1000 - young) < 1000 for at in shown.values() if at)
+
+
+@pytest.mark.parametrize("last", ['"1999-12-31T23:59:59Z"', "1", "800000000000", "null"])
+def test_a_line_with_an_absurd_time_hides_no_fresh_one(agents: Path, skill: Skill, last: str) -> None:
+    store = StoreBuilder(agents)
+    store.add("cron:a", 600, "s")
+    store.write()
+    with store.transcript("s.jsonl", "s", now_ms() - 5 * MINUTE, mtime_ms=now_ms()).open("a") as file:
+        file.write(f'{{"type":"custom","timestamp":{last}}}\n')
+    assert both(skill, {})["deleted_ids"] == []
 
 
 @pytest.mark.parametrize(

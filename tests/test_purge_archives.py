@@ -404,6 +404,9 @@ def test_a_purge_of_many_is_two_transactions(agents: Path, monkeypatch: pytest.M
         ("2026-13-15T18-00-00Z", None),
         ("2026-02-30T00-00-00.000Z", None),
         ("0001-01-01T00-00-00.000Z", None),
+        ("1999-12-31T23-59-59.000Z", None),
+        ("2014-12-31T23-59-59.999Z", None),
+        ("2015-01-01T00-00-00.000Z", 1_420_070_400_000),
         ("", None),
     ],
 )

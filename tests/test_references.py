@@ -18,7 +18,7 @@ import msgspec
 import pytest
 from consoles import PAGES, sections
 from service import Service
-from support import ROOT, Skill, StoreBuilder
+from support import ROOT, Skill, StoreBuilder, now_ms
 
 from session_manager.core import errors
 from session_manager.core.errors import PARTIAL_EXIT_CODE, SessionManagerError
@@ -514,6 +514,7 @@ PROTECTED: dict[str, tuple[str, float | None, dict[str, Any]]] = {
     "with an id that is no safe file name": ("cron:a", 120, {"session_id": "a..b", "transcript": False}),
     "an agent's main session": ("main", 120, {}),
     "busy": ("cron:a", 120, {}),
+    "running": ("cron:a", 120, {"status": "running"}),
     "undelivered": ("cron:a", 120, {"pendingFinalDelivery": True}),
     "pinned": ("cron:a", 120, {"pinnedAt": 1}),
     "elsewhere": ("cron:a", 120, {"sessionFile": "D:\\sessions\\x.jsonl"}),
@@ -529,8 +530,10 @@ def test_what_is_protected_is(row: list[str], agents: Path, skill: Skill) -> Non
     store = StoreBuilder(agents)
     session_id = store.add(rest, age, **fields)
     store.add("subagent:a:subagent:b", 1)
-    store.write()
     key = f"agent:main:{rest}"
+    if row[0].startswith("running"):
+        store.entries[key]["startedAt"] = now_ms()
+    store.write()
     if row[0].startswith("the one that calls"):
         skill.env = {"ARIA_SESSION_ID": key}
     elif row[0].startswith("busy"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from session_manager.core.session import (
     DAY_MS,
+    EARLIEST_MS,
     KINDS,
     NAME_LIMIT,
     Entry,
@@ -24,6 +26,7 @@ from session_manager.core.session import (
 )
 
 NOW = 1_771_180_200_000
+TIMES = ("updatedAt", "lastInteractionAt", "lastActivityAt", "endedAt", "startedAt", "pinnedAt")
 UUID = "6513270e-0b3c-4b8e-9a55-0123456789ab"
 
 
@@ -180,8 +183,38 @@ def test_whatever_is_safe_is_one_plain_file_name(name: str) -> None:
         (NOW, NOW),
         (str(NOW), NOW),
         (float(NOW) + 0.75, NOW),
-        (1, 1),
-        ("007", 7),
+        (1, None),
+        ("007", None),
+        (800_000_000_000, None),
+        ("1999-12-31T23:59:59Z", None),
+        (EARLIEST_MS, EARLIEST_MS),
+        (EARLIEST_MS - 1, None),
+        # Plausible only as seconds or microseconds.
+        (NOW // 1000, NOW),
+        (str(NOW // 1000), NOW),
+        (NOW / 1000 + 0.25, NOW + 250),
+        (EARLIEST_MS // 1000, EARLIEST_MS),
+        (EARLIEST_MS // 1000 - 1, None),
+        ((NOW + DAY_MS) // 1000, NOW + DAY_MS),
+        ((NOW + DAY_MS) // 1000 + 1, None),
+        (NOW * 1000 + 999, NOW),
+        (str(NOW * 1000), NOW),
+        (NOW * 1_000_000, None),
+        # RFC 3339, with what it allows: any fraction, small letters, a leap second; and without an offset, as UTC.
+        ("2026-02-15T18:30:00Z", NOW),
+        ("2026-02-15T20:30:00+02:00", NOW),
+        ("2026-02-15t18:30:00.5z", NOW + 500),
+        ("2026-02-15 18:30:00.123456789Z", NOW + 123),
+        ("2026-02-15T18:30:00", NOW),
+        ("2026-02-15T18:29:60Z", NOW - 1000),
+        ("2026-02-15", None),
+        ("20260215T183000Z", None),
+        ("2026-02-30T18:30:00Z", None),
+        ("2026-02-15T18:60:00Z", None),
+        ("2026-02-17T18:30:00Z", None),
+        ("0001-01-01T00:00:00+23:59", None),
+        ("9999-12-31T23:59:59-23:59", None),
+        ("2026-02-15T18:30:00Z" + "0" * 5000, None),
         (NOW + DAY_MS, NOW + DAY_MS),
         (NOW + DAY_MS + 1, None),
         (str(NOW + DAY_MS + 1), None),
@@ -212,17 +245,44 @@ def test_a_time_is_read_or_ignored(value: object, expected: int | None) -> None:
     assert epoch_ms(value, NOW) == expected
 
 
-@given(st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.none(), st.integers().map(str)))
+MOMENTS = st.datetimes().flatmap(
+    lambda moment: st.sampled_from(["", "Z", "+14:00", "-23:59", "+99:99"]).map(lambda zone: moment.isoformat() + zone)
+)
+NUMBERS = st.one_of(st.integers(), st.floats(), st.integers(0, 4 * 10**15), st.floats(0, 4e15))
+ANY_TIME = st.one_of(st.text(), st.booleans(), st.none(), NUMBERS, NUMBERS.map(str), MOMENTS, st.lists(NUMBERS))
+
+
+@given(ANY_TIME)
 def test_a_time_is_never_absurd(value: object) -> None:
     found = epoch_ms(value, NOW)
-    assert found is None or (type(found) is int and 0 < found <= NOW + DAY_MS)
+    assert found is None or (type(found) is int and EARLIEST_MS <= found <= NOW + DAY_MS)
+
+
+@given(st.integers(EARLIEST_MS, NOW + DAY_MS))
+def test_a_time_means_the_same_in_every_form(at: int) -> None:
+    moment = datetime.fromtimestamp(at // 1000, UTC).replace(microsecond=at % 1000 * 1000)
+    forms = (at, float(at), str(at), at * 1000, str(at * 1000), moment.isoformat())
+    assert [epoch_ms(form, NOW) for form in forms] == [at] * len(forms)
+    assert epoch_ms(at // 1000, NOW) in (at // 1000 * 1000, None)
+
+
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(TIMES, ANY_TIME)))
+def test_no_entry_looks_as_if_it_were_from_1970(fields: dict[str, Any]) -> None:
+    session = one_session({"agent:main:cron:j": fields})
+    for found in (session.updated_at, session.entry_activity, session.last_activity):
+        assert found is None or EARLIEST_MS <= found <= NOW + DAY_MS
+
+
+@pytest.mark.parametrize("at", [1, "yes", NOW, NOW // 1000, "2026-02-15T18:30:00Z", -1])
+def test_whatever_pinned_at_says_pins(at: object) -> None:
+    assert one_session({"agent:main:cron:j": {"pinnedAt": at}}).pinned
 
 
 @pytest.mark.parametrize("field", ["updatedAt", "lastInteractionAt", "lastActivityAt", "endedAt"])
 def test_the_newest_time_of_an_entry_counts(field: str) -> None:
-    times = {"updatedAt": 10, "lastInteractionAt": 11, "lastActivityAt": 12, "endedAt": 13}
-    entry = msgspec.convert({**times, field: "99"}, Entry)
-    assert entry_activity(entry, NOW) == 99
+    times = {"updatedAt": NOW - 10, "lastInteractionAt": NOW - 11, "lastActivityAt": NOW - 12, "endedAt": NOW - 13}
+    entry = msgspec.convert({**times, field: str(NOW - 9)}, Entry)
+    assert entry_activity(entry, NOW) == NOW - 9
     absurd = msgspec.convert({field: NOW + 2 * DAY_MS}, Entry)
     assert entry_activity(absurd, NOW) is None
 
@@ -270,12 +330,12 @@ def test_the_most_telling_key_wins(entries: dict[str, dict[str, Any]], best: str
 def test_a_session_sums_up_all_its_entries() -> None:
     session = one_session(
         {
-            "agent:main:cron:j": {"updatedAt": 5, "contextTokens": 7, "model": "m", "sessionFile": "a.jsonl"},
-            "agent:main:direct:a": {"updatedAt": 9, "endedAt": 20, "pinnedAt": 3, "status": "running"},
+            "agent:main:cron:j": {"updatedAt": NOW - 50, "contextTokens": 7, "model": "m", "sessionFile": "a.jsonl"},
+            "agent:main:direct:a": {"updatedAt": NOW - 9, "endedAt": NOW - 2, "pinnedAt": 3, "status": "running"},
             "agent:main:hook:h": {"updatedAt": "absurd", "sessionFile": "a.jsonl", "spawnedBy": "agent:main:main"},
         }
     )
-    assert (session.updated_at, session.entry_activity, session.last_activity) == (9, 20, 20)
+    assert (session.updated_at, session.entry_activity, session.last_activity) == (NOW - 9, NOW - 2, NOW - 2)
     assert session.kinds == {"cron", "direct", "hook"}
     assert (session.pinned, session.running) == (True, True)
     assert (session.context_tokens, session.model) == (7, "m")
@@ -300,8 +360,8 @@ def test_no_time_in_the_entry_is_an_unknown_age() -> None:
 
 
 def test_the_transcript_may_know_better_than_the_entry() -> None:
-    session = one_session({"agent:main:cron:j": {"updatedAt": 50}})
-    for inside, expected in ((None, 50), (40, 50), (60, 60)):
+    session = one_session({"agent:main:cron:j": {"updatedAt": NOW - 50}})
+    for inside, expected in ((None, NOW - 50), (NOW - 60, NOW - 50), (NOW - 40, NOW - 40)):
         session.transcript_activity = inside
         assert session.last_activity == expected
 

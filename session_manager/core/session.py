@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
 import msgspec
 
 DAY_MS = 86_400_000
+# 2015-01-01: no gateway of this family is older.
+EARLIEST_MS = 1_420_070_400_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The gateway's own staleness of a transcript's lock (2026.2.17 to 2026.7.1: 30 min): a run that has been silent for
 # longer is taken for one that died.
 RUN_STALE_MS = 1_800_000
@@ -165,18 +169,36 @@ class Entry(msgspec.Struct, rename="camel"):
 
 
 def epoch_ms(value: object, now_ms: int) -> int | None:
-    """Reads a time in epoch milliseconds; None when it is no time or an absurd one.
+    """Reads a time in epoch milliseconds; None when it is no time or an absurd one. Never raises.
 
-    A digit string counts as a number. A value <= 0, not a number, or more than a day after ``now_ms`` is ignored.
+    Plausible is what lies between 2015 and a day after ``now_ms``. A digit string counts as a number; a number that is
+    plausible only as seconds or microseconds, and an RFC 3339 string, are read as that time.
     """
     if isinstance(value, str):
-        if not (value.isascii() and value.isdigit() and len(value) <= 20):
-            return None
-        value = int(value)
+        value = int(value) if value.isascii() and value.isdigit() and len(value) <= 20 else _iso_ms(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
+    latest = now_ms + DAY_MS
     # NaN is in no range.
-    return int(value) if 1 <= value <= now_ms + DAY_MS else None
+    if EARLIEST_MS <= value <= latest:
+        return int(value)
+    for scaled in (value * 1000, value // 1000):
+        if EARLIEST_MS <= scaled <= latest:
+            return int(scaled)
+    return None
+
+
+def _iso_ms(text: str) -> int | None:
+    """Reads a date with a time of day, in UTC where it names no offset."""
+    if len(text) > 64 or text[10:11] not in ("T", "t", " "):
+        return None
+    # RFC 3339 allows small letters and a leap second.
+    seconds = ":59" if text[16:19] == ":60" else text[16:19]
+    try:
+        moment = datetime.fromisoformat(f"{text[:16]}{seconds}{text[19:]}".upper())
+    except ValueError:
+        return None
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)
 
 
 def text_or_none(value: object) -> str | None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from session_manager.core.errors import Damaged, NotFound, SessionManagerError, failure, with_errors
-from session_manager.core.session import safe_name
+from session_manager.core.session import epoch_ms, safe_name
 from session_manager.functions.context import Agent, Context, check_session_id, iso_utc, named_when_interrupted
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Planner
 from session_manager.functions.reading import errors_or_raise
-from session_manager.live.observe import iso_to_ms, last_timestamp, listing
+from session_manager.live.observe import last_timestamp, listing
 from session_manager.live.orphans import ORPHAN, TOPIC, Header, held_ids, read_header, session_id_of
 from session_manager.live.volume import Snapshot, Store
 
@@ -233,7 +233,7 @@ def _adoption(agent_id: str, path: str, header: Header | None, now_ms: int, take
         last = last_timestamp(path, now_ms, mtime_ms) or min(mtime_ms, now_ms)
     except OSError:
         raise Unfit("unreadable") from None
-    started = iso_to_ms(header.timestamp, now_ms)
+    started = epoch_ms(header.timestamp, now_ms)
     return Adoption(header.id, agent_id, _key(agent_id, header.id, taken), os.path.basename(path), last, started)
 
 

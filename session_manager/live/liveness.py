@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
+
+from session_manager.core.session import epoch_ms
 
 STORE_STALE_MS = 30_000
 TRANSCRIPT_STALE_MS = 1_800_000
@@ -25,7 +28,7 @@ class Payload(msgspec.Struct, rename="camel", omit_defaults=True):
     """What a lock file says. ``starttime`` is field 22 of /proc/<pid>/stat, in clock ticks since boot."""
 
     pid: int
-    created_at: str
+    created_at: Any = None
     starttime: int | None = None
     owner: str | None = None
     token: str | None = None
@@ -99,16 +102,8 @@ def is_held(marker: Marker, stale_ms: int, now_ms: int, gateway_is_here: Callabl
 
 def written_at(marker: Marker, now_ms: int) -> int:
     """Returns when a lock file was written, in epoch milliseconds: what it says itself, else its mtime."""
-    from datetime import datetime
-
-    if marker.payload is not None:
-        try:
-            created = int(datetime.fromisoformat(marker.payload.created_at).timestamp() * 1000)
-        except (ValueError, OverflowError):
-            return min(marker.mtime_ms, now_ms)
-        if created <= now_ms:
-            return created
-    return min(marker.mtime_ms, now_ms)
+    created = None if marker.payload is None else epoch_ms(marker.payload.created_at, now_ms)
+    return created if created is not None and created <= now_ms else min(marker.mtime_ms, now_ms)
 
 
 def process_lives(pid: int, starttime: int | None) -> bool:

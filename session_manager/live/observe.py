@@ -6,7 +6,6 @@ import functools
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import UTC, datetime
 
 import msgspec
 
@@ -21,7 +20,7 @@ from session_manager.live.whereabouts import ELSEWHERE, Whereabouts, inside, is_
 Cutoff = int | Callable[[Session], int]
 _WINDOW = 64 * 1024
 _WINDOW_LIMIT = 16 * 1024 * 1024
-_HEAD = rb'^\{"type":"[^"\\]{1,64}"(?:,"[A-Za-z]{1,32}":(?:"[^"\\]{0,256}"|null|\d{1,20})){0,6}'
+_HEAD = rb'^\{"type":"[^"\\]{1,64}"(?:,"[A-Za-z]{1,32}":(?:"[^"\\]{0,256}"|null|\d{1,20}(?:\.\d{1,9})?)){0,6}'
 
 
 class _Line(msgspec.Struct):
@@ -132,7 +131,7 @@ def file_bytes(path: str) -> int:
 
 def _newer_than(path: str, cutoff: int, now_ms: int) -> int | None:
     try:
-        mtime_ms = os.lstat(path).st_mtime_ns // 1_000_000
+        mtime_ms = min(os.lstat(path).st_mtime_ns // 1_000_000, now_ms)
         if mtime_ms < cutoff:
             return None
     except OSError:
@@ -147,9 +146,10 @@ def _newer_than(path: str, cutoff: int, now_ms: int) -> int | None:
 
 
 def last_timestamp(path: str, now_ms: int, unread_ms: int) -> int | None:
-    """Returns the last time written inside a transcript, in epoch milliseconds, or None when it holds none.
+    """Returns the newest time written at the end of a transcript, in epoch milliseconds, or None when it holds none.
 
-    Reads backwards from the end, 16 MiB at most; a transcript without a time in there counts as active at
+    The newest of the last lines counts, not that of the very last one, which may be absurd. Reads backwards from the
+    end until there is a plausible time, 16 MiB at most; a transcript without one in there counts as active at
     ``unread_ms``. Links are not followed. Raises OSError.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -159,7 +159,7 @@ def last_timestamp(path: str, now_ms: int, unread_ms: int) -> int | None:
         while True:
             start = max(0, size - window)
             file.seek(start)
-            found = _last_in(file.read(window), start == 0, now_ms)
+            found = _newest_in(file.read(window), start == 0, now_ms)
             if found is not None or start == 0:
                 return found
             if window >= _WINDOW_LIMIT:
@@ -167,17 +167,10 @@ def last_timestamp(path: str, now_ms: int, unread_ms: int) -> int | None:
             window *= 4
 
 
-def _last_in(text: bytes, whole: bool, now_ms: int) -> int | None:
-    end = len(text)
-    while end > 0:
-        start = text.rfind(b"\n", 0, end) + 1
-        if start == 0 and not whole:
-            return None
-        found = _line_time(text[start:end], now_ms)
-        if found is not None:
-            return found
-        end = start - 1
-    return None
+def _newest_in(text: bytes, whole: bool, now_ms: int) -> int | None:
+    lines = text.split(b"\n")
+    times = (_line_time(line, now_ms) for line in (lines if whole else lines[1:]) if line)
+    return max((time for time in times if time is not None), default=None)
 
 
 def _line_time(line: bytes, now_ms: int) -> int | None:
@@ -192,24 +185,4 @@ def _line_time(line: bytes, now_ms: int) -> int | None:
             value = _DECODE_LINE.decode(head[0] + b"}").timestamp
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
-    return iso_to_ms(value, now_ms)
-
-
-def iso_to_ms(value: object, now_ms: int) -> int | None:
-    """Reads a time that a transcript holds, ISO 8601 or epoch milliseconds; None when it is no time or absurd."""
-    if isinstance(value, str) and (parsed := _iso_ms(value)) is not None:
-        value = parsed
     return epoch_ms(value, now_ms)
-
-
-def _iso_ms(text: str) -> int | None:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    try:
-        return int(moment.timestamp() * 1000)
-    except (OverflowError, ValueError):
-        return None

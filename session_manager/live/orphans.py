@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from session_manager.core.orphans import Orphan
-from session_manager.core.session import Session
+from session_manager.core.session import EARLIEST_MS, Session
 from session_manager.live.atomic import OWN_PREFIX
 from session_manager.live.observe import held_transcripts, last_timestamp
 from session_manager.live.transcripts import (
@@ -227,11 +227,12 @@ def orphans_in(store: Store, folder: Folder, names: Iterable[str], cutoff: int, 
 def _activity(folder: Folder, name: str, cutoff: int, now_ms: int) -> int | None:
     mtime = folder.mtimes[name]
     if mtime >= cutoff:
-        return mtime
+        return min(mtime, now_ms)
     try:
-        return max(mtime, last_timestamp(os.path.join(folder.sessions_dir, name), now_ms, now_ms) or 0)
+        newest = max(mtime, last_timestamp(os.path.join(folder.sessions_dir, name), now_ms, now_ms) or 0)
     except OSError:
         return None
+    return newest if newest >= EARLIEST_MS else None
 
 
 def held_ids(store: Store, names: Iterable[str], ids: Collection[str], now_ms: int) -> set[str]:

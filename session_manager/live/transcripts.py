@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 
-from session_manager.core.session import Session
+from session_manager.core.session import EARLIEST_MS, Session
 from session_manager.live.whereabouts import Whereabouts, is_transcript
 
 LOCK_SUFFIX = ".lock"
@@ -48,13 +48,13 @@ def original_name(name: str) -> str:
 
 
 def archive_time(timestamp: str) -> int | None:
-    """Returns the time (epoch ms) in an archive's name, or None when there is no such moment since 1970."""
+    """Returns the time (epoch ms) in an archive's name, or None when there is no such moment, or an absurd one."""
     date, _, time = timestamp.partition("T")
     try:
         moment = int(datetime.fromisoformat(f"{date}T{time.replace('-', ':')}").timestamp() * 1000)
     except ValueError:
         return None
-    return moment if moment > 0 else None
+    return moment if moment >= EARLIEST_MS else None
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ from session_manager.live.volume import Identity, Store, Volume, read_snapshot
 
 ID_LIMIT = 256
 # Changes whenever a row says more, or something else, about the same entry.
-_FORMAT = "1"
+_FORMAT = "2"
 _ABSENT = f"{_FORMAT}:absent"
 
 

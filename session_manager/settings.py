@@ -13,6 +13,7 @@ from session_manager.core.errors import Refused, UsageError
 STATE_DIR_NAME = ".session_manager"
 LEDGER_NAME = "ledger.sqlite"
 POLICY_NAME = "session-manager.toml"
+KEPT_NAME = "kept.json"
 DEFAULT_API_URL = "http://localhost:8000/api"
 DEFAULT_API_TIMEOUT = 10.0
 DEFAULT_LOCK_TIMEOUT = 10.0
@@ -57,6 +58,11 @@ class Settings(msgspec.Struct, frozen=True):
 def ledger_path(settings: Settings) -> str:
     """Returns where the ledger lies."""
     return os.path.join(settings.state_dir, LEDGER_NAME)
+
+
+def kept_path(settings: Settings) -> str:
+    """Returns where it lies what is pinned, and what was brought back."""
+    return os.path.join(settings.state_dir, KEPT_NAME)
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

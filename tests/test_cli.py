@@ -20,7 +20,7 @@ from session_manager.faces.cli import words
 
 COMMANDS = (
     "list", "show", "stats", "prune", "delete", "deleted", "restore", "undo", "orphans", "purge", "erase", "deliver",
-    "ghosts", "policy", "doctor", "serve", "migrate", "token", "mcp", "skill",
+    "ghosts", "policy", "pin", "unpin", "doctor", "serve", "migrate", "token", "mcp", "skill",
 )  # fmt: skip
 
 

@@ -136,7 +136,9 @@ def test_every_tool_can_be_called(talk: Callable[[Talk], None], skill: Skill, ar
         assert (await call("list_deleted"))["deleted_count"] == 2
         assert (await call("restore_run", run_id=run_id))["restored_ids"] == ["old"]
         assert (await call("show_session", session_id="old"))["live"][0]["id"] == "old"
-        assert (await call("check_policy"))["would_prune"] == 1
+        assert (await call("check_policy"))["keep_reasons"]["restored"] == 1
+        assert (await call("pin_session", session_id="old"))["pinned"] == "old"
+        assert (await call("unpin_session", session_id="old"))["was_pinned"] is True
         assert (await call("delete_sessions", label="heart*"))["dry_run"] is True
         assert (await call("delete_session", session_id="old"))["deleted"] == "old"
         assert (await call("restore_session", session_id="old"))["restored"] == "old"

@@ -138,8 +138,13 @@ def test_a_backup_of_the_index_is_followed_by_a_prune(scene: Scene) -> None:
     backup.chmod(0o600)
     call(console, "prune_sessions", max_age_minutes=60)
     console.play()
-    assert {e["sessionId"] for e in store.read().values()} == {"talk-with-ann", "the-main", "watch-0215"}
-    assert len(list(store.dir.glob("*.jsonl.deleted.*"))) == 3
+    assert {e["sessionId"] for e in store.read().values()} == {
+        "talk-with-ann",
+        "the-main",
+        "watch-0215",
+        "report-0215",
+    }
+    assert len(list(store.dir.glob("*.jsonl.deleted.*"))) == 2
 
 
 def ledger(console: Console) -> Path:

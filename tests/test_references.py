@@ -53,6 +53,8 @@ CALLS: dict[str, list[dict[str, Any]]] = {
     "list_deleted": [{}],
     "restore_session": [{"session_id": RUN}, {"session_id": ID}],
     "restore_run": [{"run_id": RUN}],
+    "pin_session": [{"session_id": ID}, {"session_id": ID}],
+    "unpin_session": [{"session_id": ID}],
     "verify_ledger": [{}],
     "doctor": [{}],
     "check_policy": [{}],
@@ -225,7 +227,8 @@ def test_a_result_in_part_has_the_fields_of_the_page(store: StoreBuilder, skill:
     other.mkdir(parents=True)
     (other / "sessions.json").write_text("{")
     for name in NAMES:
-        if name in ("deliver_history", "list_deleted", "restore_run", "verify_ledger", "restore_session", "doctor"):
+        of_one = ("pin_session", "unpin_session", "restore_run", "restore_session")
+        if name in (*of_one, "deliver_history", "list_deleted", "verify_ledger", "doctor"):
             continue
         answer = skill(name, CALLS[name][0], ARIA_ALLOW_ERASE="1")
         assert (answer.exit_code, answer.document["code"]) == (PARTIAL_EXIT_CODE, "partial"), name
@@ -417,6 +420,7 @@ def test_every_file_of_ours_is_there(used: sqlite3.Connection, agents: Path, ski
     assert skill("readopt_orphans", {"rebuild": True, "dry_run": False}).exit_code == 0
     (store / ".session_manager.1.0b7e0b7e0b7e.0123456789abcdef.index").write_text('{"a": {}}')
     assert skill("prune_sessions").exit_code == 0
+    assert skill("pin_session", {"session_id": "daily"}).exit_code == 0
     (agents / ".session_manager" / "session-manager.toml").write_text('[pins]\nids = ["x"]\n')
     (store / "keep.jsonl.deleted.2026-02-15T18-00-00.123Z").write_text("{}")
     rows = table(STORE_FORMAT["The skill's own files"], "path")
@@ -424,7 +428,7 @@ def test_every_file_of_ours_is_there(used: sqlite3.Connection, agents: Path, ski
     found = [path for path in agents.rglob("*") if path.is_file()]
     ours = [str(path) for path in found if not re.search(r"/sessions\.json$|\.jsonl$", str(path))]
     assert [path for path in ours if not any(re.fullmatch(each, path) for each in patterns)] == []
-    transient = (r"\.marker", r"\.index")
+    transient = (r"\.marker", r"\.index", r"\.tmp")
     unseen = [each for each in patterns if not any(re.fullmatch(each, path) for path in ours)]
     assert all(each.endswith(transient) for each in unseen), unseen
 
@@ -520,6 +524,7 @@ PROTECTED: dict[str, tuple[str, float | None, dict[str, Any]]] = {
     "elsewhere": ("cron:a", 120, {"sessionFile": "D:\\sessions\\x.jsonl"}),
     "of a durable or unknown type": ("direct:ann", 120, {}),
     "of unknown age": ("cron:a", None, {}),
+    "brought back within": ("cron:a", 120, {}),
     "a sub-agent in a family": ("subagent:a", 120, {}),
 }
 
@@ -539,6 +544,9 @@ def test_what_is_protected_is(row: list[str], agents: Path, skill: Skill) -> Non
     elif row[0].startswith("busy"):
         lock = {"pid": os.getpid(), "createdAt": "2026-02-15T18:00:00.000Z"}
         (store.dir / f"{session_id}.jsonl.lock").write_text(json.dumps(lock))
+    elif row[0].startswith("brought back"):
+        skill("delete_session", {"session_id": key})
+        skill("restore_session", {"session_id": key})
     _, prune, delete, force = row
     assert prune.startswith("stays")
     assert skill("prune_sessions", {"max_age_minutes": 60}).document["deleted_ids"] == []

@@ -161,6 +161,8 @@ def test_it_can_be_removed_and_restored_again(agents: Path, skill: Skill) -> Non
     before = picture(agents)
     runs = []
     for _ in range(3):
+        # Days after the last restore.
+        (agents / ".session_manager" / "kept.json").unlink(missing_ok=True)
         runs.append(pruned(skill))
         assert skill("restore_run", {"run_id": runs[-1]}).exit_code == 0
         assert picture(agents) == before

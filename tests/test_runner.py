@@ -31,6 +31,8 @@ FUNCTIONS = [
     "list_deleted",
     "restore_session",
     "restore_run",
+    "pin_session",
+    "unpin_session",
     "verify_ledger",
     "doctor",
     "check_policy",

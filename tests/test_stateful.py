@@ -173,12 +173,19 @@ class Machine(RuleBasedStateMachine):
         """Sessions of which we have seen that they live; one that goes before that we take for removed all along."""
         return [i for i in self._ids() if i not in self.saved]
 
+    def _kept(self) -> Any:
+        path = self.root / "agents" / ".session_manager" / "kept.json"
+        return json.loads(path.read_text()) if path.exists() else {"restored": {}}
+
     @precondition(lambda self: self._ids())
     @rule(n=which)
     def time_passes(self, n: int) -> None:
-        """A session was idle for long."""
+        """A session was idle for long; if it was brought back, that is days ago."""
         ids = self._ids()
         life = self._of(ids[n % len(ids)])
+        kept = self._kept()
+        if kept["restored"].pop(f"main/{life.session_id}", None) is not None:
+            (self.root / "agents" / ".session_manager" / "kept.json").write_text(json.dumps(kept))
         at = now_ms() - OLD_MINUTES * 60_000
         entries = {k: {**e, "updatedAt": at} for k, e in life.entries.items()}
         for name in life.files:
@@ -355,7 +362,9 @@ class Machine(RuleBasedStateMachine):
                 newest[session_id].runs.add(run_id)
 
     def _old(self, session_id: str) -> bool:
-        """Says whether a session, or an orphan, was idle for more than an hour."""
+        """Says whether a session, or an orphan, was idle for more than an hour, and was not brought back lately."""
+        if f"main/{session_id}" in self._kept()["restored"]:
+            return False
         since = now_ms() - 3_600_000
         life = self._of(session_id)
         if life.entries:

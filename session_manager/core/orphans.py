@@ -8,7 +8,7 @@ import msgspec
 
 from session_manager.core.policy import Pins
 from session_manager.core.protection import protection
-from session_manager.core.retention import Policy, decide
+from session_manager.core.retention import RESTORED, Policy, decide
 from session_manager.core.session import Entry, Session, build_sessions
 
 YOUNG = "young"
@@ -46,12 +46,15 @@ def _reason(orphan: Orphan, cutoff: int, current: Set[str], pins: Pins | None) -
     (session,) = build_sessions(orphan.agent_id, [("", Entry(orphan.id))], 0)
     session.keys = []
     session.busy = orphan.busy
-    session.pinned = pins is not None and pins.holds(session)
+    if pins is not None:
+        pins.mark(session)
     protected = protection(session, current)
     if protected is not None:
         return protected.reason
     if orphan.last_activity is None:
         return UNREADABLE
+    if session.restored:
+        return RESTORED
     return None if orphan.last_activity < cutoff else YOUNG
 
 

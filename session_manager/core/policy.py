@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from session_manager.core.errors import UsageError
+from session_manager.core.selection import full_name
 from session_manager.core.session import KINDS, MAIN, Session
 
 AGENT, JOB = "agent", "job"
@@ -39,14 +40,23 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class Pins(msgspec.Struct, frozen=True):
-    """Sessions that are never touched. ``keys`` are in lower case."""
+    """Sessions that are never touched. ``keys`` are in lower case.
+
+    ``restored`` are those (``<agent>/<id>``) that were brought back lately: only what goes by age leaves them alone.
+    """
 
     keys: frozenset[str] = frozenset()
     labels: frozenset[str] = frozenset()
     ids: frozenset[str] = frozenset()
+    restored: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self.keys or self.labels or self.ids)
+        return bool(self.keys or self.labels or self.ids or self.restored)
+
+    def mark(self, session: Session) -> None:
+        """Sets what they say of a session."""
+        session.pinned = session.pinned or self.holds(session)
+        session.restored = full_name(session.agent_id, session.id) in self.restored
 
     def holds(self, session: Session) -> bool:
         """Says whether a session is pinned, by any of its keys or their labels, or by its id."""

@@ -17,6 +17,7 @@ MINUTE_MS = 60_000
 DURABLE = "durable"
 UNKNOWN_TYPE = "unknown type"
 UNKNOWN_AGE = "unknown age"
+RESTORED = "restored"
 FAMILY = "family"
 LIMIT = "limit"
 WITHIN = "within the rules"
@@ -107,6 +108,8 @@ def _reason(session: Session, policy: Policy, current: Set[str]) -> str | None:
         return protected.reason
     if session.last_activity is None:
         return UNKNOWN_AGE
+    if session.restored:
+        return RESTORED
     return None if policy.include_durable else durable(session, policy.only.types)
 
 
@@ -119,8 +122,8 @@ def durable(session: Session, named: Set[str]) -> str | None:
 
 
 def _kept_by_family(everyone: Sequence[Session], cutoff: int, current: Set[str]) -> set[int]:
-    """Indexes of sessions whose family holds a member that is young, of unknown age, calling, undelivered or busy, as
-    far as can be seen.
+    """Indexes of sessions whose family holds a member that is young, brought back, of unknown age, calling, undelivered
+    or busy, as far as can be seen.
     """
     kept: set[int] = set()
     for family in families(everyone):
@@ -130,7 +133,7 @@ def _kept_by_family(everyone: Sequence[Session], cutoff: int, current: Set[str])
 
 
 def _holds_family(session: Session, cutoff: int, current: Set[str]) -> bool:
-    if not is_old(session, cutoff):
+    if session.restored or not is_old(session, cutoff):
         return True
     protected = protection(session, current)
     return protected is not None and protected.reason in HOLDING

@@ -18,6 +18,7 @@ from session_manager.core.retention import (
     FAMILY,
     HOLDING,
     MINUTE_MS,
+    RESTORED,
     UNKNOWN_AGE,
     WITHIN,
     Decision,
@@ -123,7 +124,9 @@ class _Judge:
         protected, session = self._protected[i], self._everyone[i]
         if protected is not None:
             return protected.reason
-        return UNKNOWN_AGE if session.last_activity is None else durable(session, self._policy.rules.keys())
+        if session.last_activity is None:
+            return UNKNOWN_AGE
+        return RESTORED if session.restored else durable(session, self._policy.rules.keys())
 
     def _activity(self, i: int) -> int:
         return self._everyone[i].last_activity or 0
@@ -165,8 +168,9 @@ class _Judge:
 
     def _holds(self, i: int) -> bool:
         """Says whether a session keeps its whole family."""
-        protected = self._protected[i]
-        return self._everyone[i].last_activity is None or (protected is not None and protected.reason in HOLDING)
+        protected, session = self._protected[i], self._everyone[i]
+        held = protected is not None and protected.reason in HOLDING
+        return held or session.restored or session.last_activity is None
 
     def by_budgets(self) -> list[Overrun]:
         """Takes the oldest of what is left until it fits; returns the budgets into which it cannot be made to fit."""

@@ -264,7 +264,7 @@ class Session(msgspec.Struct):
     those stay at their defaults until somebody has looked. ``busy`` comes from both: the entry tells of a run whose
     transcript is not there yet, or not locked. ``labels`` are those of all its keys where there are several, ``label``
     is that of the most telling. ``usage`` holds the entry's counters as found: total, input and output tokens, cost in
-    US dollars, start of the session, start of the last run.
+    US dollars, start of the session, start of the last run. ``restored``: it was brought back lately.
     """
 
     agent_id: str
@@ -290,6 +290,7 @@ class Session(msgspec.Struct):
     size: int | None = None
     empty: bool = False
     labels: tuple[str, ...] = ()
+    restored: bool = False
 
     @property
     def last_activity(self) -> int | None:

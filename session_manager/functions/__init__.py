@@ -29,6 +29,8 @@ NAMES = (
     "list_deleted",
     "restore_session",
     "restore_run",
+    "pin_session",
+    "unpin_session",
     "verify_ledger",
     "doctor",
     "check_policy",

@@ -12,7 +12,7 @@ from session_manager.core.errors import with_errors
 from session_manager.core.retention import Decision, Policy
 from session_manager.core.session import Session
 from session_manager.functions.context import Agents, Context, iso_utc
-from session_manager.functions.policy import with_policy
+from session_manager.functions.policy import read_kept, with_policy
 from session_manager.functions.prune_sessions import policy_of, preview
 from session_manager.functions.reading import AgentRead
 from session_manager.live.observe import transcript_sizes
@@ -51,6 +51,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     # A pin may hold a session of an agent that was not looked at.
     whole = arguments.agent is None and not tally.errors
     everyone = (session for agent in tally.agents for session in agent.sessions)
+    pins = context.policy.pins if context.policy is not None else None
     document = {
         "policy": context.settings.policy_path if context.policy is not None else None,
         "threshold_minutes": policy.max_age_minutes if isinstance(policy, Policy) else None,
@@ -63,7 +64,8 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         "prune": [_row(d.session, d.rule, sizes) for d in going[:_SHOWN]],
         "keep": [_row(d.session, d.reason or d.rule, sizes) for d in staying[:_SHOWN]],
         "over_budget": [_overrun(agent_id, overrun) for agent_id, overrun in tally.overruns],
-        "unused_pins": _unused(context.pins, everyone) if whole else None,
+        "pinned": _pinned(context),
+        "unused_pins": _unused(pins, everyone) if whole else None,
     }
     return with_errors(document, tally.errors)
 
@@ -118,6 +120,13 @@ def _overrun(agent_id: str, overrun: Overrun) -> dict[str, Any]:
         "protected": overrun.protected,
         "message": f"agent {agent_id!r}: {what} stay over budget by {over_by} bytes because {sessions} protected",
     }
+
+
+def _pinned(context: Context) -> list[dict[str, Any]]:
+    """Returns what pin_session pins, the latest first."""
+    kept = read_kept(context.settings)
+    pins = sorted((kept.pins if kept is not None else {}).items(), key=lambda pin: -pin[1].at)
+    return [{"id": session_id, "pinned_at": iso_utc(pin.at), "pinned_by": pin.by} for session_id, pin in pins]
 
 
 def _unused(pins: Pins | None, sessions: Iterable[Session]) -> dict[str, list[str]]:

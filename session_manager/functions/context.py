@@ -66,17 +66,16 @@ class Filters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Context(msgspec.Struct, frozen=True):
-    """Settings, the agents directory and the clock (epoch milliseconds); the policy once it was read."""
+    """Settings, the agents directory and the clock (epoch milliseconds); once they were read, the policy and all pins.
+
+    ``pins`` None: there are none. They are the policy's and those that were set one by one.
+    """
 
     settings: Settings
     volume: Volume
     clock: Callable[[], int]
     policy: RetentionPolicy | None = None
-
-    @property
-    def pins(self) -> Pins | None:
-        """The policy's pins, None when there are none."""
-        return (self.policy.pins or None) if self.policy is not None else None
+    pins: Pins | None = None
 
 
 def named(given: str | Iterable[str] | None, argument: str) -> tuple[str, ...] | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.functions.context import Context
 from session_manager.functions.diagnosis import Check, failed, plural, size
-from session_manager.functions.policy import with_policy
+from session_manager.functions.policy import read_kept, with_policy
 from session_manager.owners import run_as
 
 # A disk is nearly full when less than a tenth of it is free, and less than this, too.
@@ -24,11 +24,13 @@ def policy_check(context: Context) -> Check:
     except SessionManagerError as error:
         advice = run_as(path) if error.code == "not_writable" else "correct the file, or move it away"
         return failed("policy", error, f"{advice}; until then nothing that would use it removes anything")
+    kept = read_kept(context.settings)
+    also = f"; pin_session pins {plural(len(kept.pins), 'session')}" if kept is not None and kept.pins else ""
     if policy is None:
-        return Check("policy", True, f"there is none at {path}")
+        return Check("policy", True, f"there is none at {path}{also}")
     rules = len(policy.rules) + (policy.agent_budget is not None)
     pins = len(policy.pins.keys) + len(policy.pins.labels) + len(policy.pins.ids)
-    return Check("policy", True, f"{path}: {plural(rules, 'rule')}, {plural(pins, 'pin')}")
+    return Check("policy", True, f"{path}: {plural(rules, 'rule')}, {plural(pins, 'pin')}{also}")
 
 
 def disk_checks(context: Context) -> Iterator[Check]:

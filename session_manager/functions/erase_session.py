@@ -65,6 +65,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     from session_manager.functions.delivery import History
     from session_manager.functions.erasing import Erasing
+    from session_manager.live.keeping import forget
     from session_manager.live.ledger import start_run
     from session_manager.live.removal import Remover
 
@@ -78,6 +79,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         result = erasing.result
         try:
             erasing.run()
+            forget(context.settings, arguments.session_id, result.done)
             only_in_history = not result.done and not result.begun
             if only_in_history:
                 result.done = _in_history(context, history, scope, arguments, failed)

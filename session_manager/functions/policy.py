@@ -7,21 +7,57 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from session_manager.core.errors import Refused, UsageError
+from session_manager.core.errors import Damaged, Refused, UsageError
 from session_manager.functions.context import Context
 from session_manager.live.volume import read_file
-from session_manager.settings import Settings
+from session_manager.settings import Settings, kept_path
 
 if TYPE_CHECKING:
-    from session_manager.core.policy import RetentionPolicy
+    from session_manager.core.keeping import Kept
+    from session_manager.core.policy import Pins, RetentionPolicy
 
 
 def with_policy(context: Context) -> Context:
-    """Returns the context with the policy that is in force. Raises UsageError (``bad_policy``).
+    """Returns the context with the policy that is in force, and with all pins.
 
-    Where it may not be looked for: Refused (``not_writable``).
+    Raises UsageError (``bad_policy``), Damaged (``pins_damaged``); where they may not be looked for: Refused
+    (``not_writable``).
     """
-    return msgspec.structs.replace(context, policy=_read(context.settings))
+    policy = _read(context.settings)
+    return msgspec.structs.replace(context, policy=policy, pins=_pins(context, policy))
+
+
+def _pins(context: Context, policy: RetentionPolicy | None) -> Pins | None:
+    """Returns the policy's pins with those that were set one by one, and what was brought back lately."""
+    pins = None if policy is None else policy.pins
+    kept = read_kept(context.settings)
+    if kept is not None:
+        from session_manager.core.policy import Pins
+
+        restored = kept.spared(context.clock(), context.settings.keep_days)
+        pins = pins or Pins()
+        pins = msgspec.structs.replace(pins, ids=pins.ids | kept.pins.keys(), restored=restored)
+    return pins or None
+
+
+def read_kept(settings: Settings) -> Kept | None:
+    """Returns what ``pin_session`` and restores have noted; None when they never did. Raises as ``with_policy``."""
+    path = kept_path(settings)
+    try:
+        data = read_file(path)[0]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError as error:
+        from session_manager.live.atomic import explain
+
+        raise explain(error, "look for pins in", path) from error
+    except OSError as error:
+        from session_manager.core.keeping import damaged
+
+        raise damaged(path, error.strerror or str(error)) from error
+    from session_manager.core.keeping import decode
+
+    return decode(data, path)
 
 
 def with_policy_to_read(context: Context) -> tuple[Context, dict[str, Any]]:
@@ -31,7 +67,7 @@ def with_policy_to_read(context: Context) -> tuple[Context, dict[str, Any]]:
     """
     try:
         return with_policy(context), {}
-    except (UsageError, Refused) as error:
+    except (UsageError, Refused, Damaged) as error:
         return context, {"policy_error": error.message}
 
 

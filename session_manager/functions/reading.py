@@ -74,7 +74,7 @@ def observe(snapshot: Snapshot, names: Sequence[str], now_ms: int, cutoff: Cutof
     """
     if pins is not None:
         for session in snapshot.sessions:
-            session.pinned = session.pinned or pins.holds(session)
+            pins.mark(session)
     observe_locks(snapshot.store, snapshot.sessions, names, now_ms)
     if cutoff is not None:
         observe_transcripts(snapshot.store, snapshot.sessions, names, cutoff, now_ms)

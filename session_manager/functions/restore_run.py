@@ -10,6 +10,7 @@ import msgspec
 from session_manager.core.errors import NotFound, SessionManagerError, with_errors
 from session_manager.functions.context import Agent, Context, named_when_interrupted
 from session_manager.functions.list_deleted import RunId
+from session_manager.functions.restore_session import Pin
 
 if TYPE_CHECKING:
     from session_manager.functions.restoring import Outcome
@@ -31,6 +32,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     run_id: RunId
     agent: Agent | None = None
     skip_conflicts: SkipConflicts = False
+    pin: Pin = False
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
@@ -80,6 +82,7 @@ def _restore(
         **told,
         "message": f"{sessions} of run {arguments.run_id} restored, {len(outcome.blocked)} could not be",
         **also(remover, outcome),
+        **(_pinned(context, remover, arguments.run_id, agents) if arguments.pin else {}),
     }
     # Without leave to skip them, only what came in between can be among the skipped.
     return with_errors(document, outcome.errors + ([] if arguments.skip_conflicts else outcome.blocked_errors()))
@@ -95,6 +98,14 @@ def _known(remover: Remover, run_id: str, agent: str | None) -> tuple[int, list[
             code="run_not_found",
         )
     return sum(r.state == "restored" for r in removed), sorted({r.agent_id for r in removed})
+
+
+def _pinned(context: Context, remover: Remover, run_id: str, agents: Sequence[str]) -> dict[str, Any]:
+    """Pins those of a run's sessions that came back, now or before; returns the member that says so."""
+    from session_manager.functions.restoring import pinned
+
+    removed = remover.ledger.removals(run_id=run_id)
+    return pinned(context, {r.session_id for r in removed if r.state == "restored" and r.agent_id in agents})
 
 
 def _finder(agent_id: str, run_id: str) -> Find:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -27,11 +27,15 @@ DESCRIPTION = (
 _MAY_COME_BACK = ("removed", "restored")
 
 
+Pin = Annotated[bool, msgspec.Meta(description="also pin what comes back, as pin_session does")]
+
+
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     """Arguments of restore_session."""
 
     session_id: SessionId
     agent: Agent | None = None
+    pin: Pin = False
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
@@ -56,16 +60,16 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
                 removed, wanted = ledger.removals(session=key, agent_id=agent), key
         with named_when_interrupted(remover.run):
             try:
-                return _restore(context, remover, removed, wanted, agent)
+                return _restore(context, remover, removed, wanted, agent, pin=arguments.pin)
             except SessionManagerError:
                 _deliver(context, remover)
                 raise
 
 
 def _restore(
-    context: Context, remover: Remover, removed: list[Removed], wanted: str, agent: str | None
+    context: Context, remover: Remover, removed: list[Removed], wanted: str, agent: str | None, *, pin: bool
 ) -> dict[str, Any]:
-    from session_manager.functions.restoring import also, take_back
+    from session_manager.functions.restoring import also, pinned, take_back
 
     if ":" in wanted and removed:
         # A key may have named several sessions, one after the other: the last one is meant.
@@ -73,7 +77,7 @@ def _restore(
     newest = {r.agent_id: r for r in reversed(removed) if r.session_id == wanted}
     going = {agent_id: _finder(agent_id, wanted) for agent_id, r in newest.items() if r.state in _MAY_COME_BACK}
     if not going:
-        return _nothing_to_do(context, remover, newest, wanted, agent)
+        return _nothing_to_do(context, remover, newest, wanted, agent, pin=pin)
     outcome = take_back(context, remover, going, skip_conflicts=False)
     if not outcome.back:
         view = read_view(context, agent)
@@ -81,8 +85,9 @@ def _restore(
             raise Refused(
                 f"session {wanted} was restored before, and deleted since by somebody else", code="not_restorable"
             )
-        return _lives(context, remover, view, wanted) | also(remover, outcome)
+        return _lives(context, remover, view, wanted, pin=pin) | also(remover, outcome)
     document = _document(context, remover, outcome, wanted) | also(remover, outcome)
+    document |= pinned(context, [wanted]) if pin else {}
     return with_errors(document, outcome.errors + outcome.blocked_errors())
 
 
@@ -124,7 +129,7 @@ def _deliver(context: Context, remover: Remover, names: list[tuple[str, str]] | 
 
 
 def _nothing_to_do(
-    context: Context, remover: Remover, newest: Mapping[str, Removed], session_id: str, agent: str | None
+    context: Context, remover: Remover, newest: Mapping[str, Removed], session_id: str, agent: str | None, *, pin: bool
 ) -> dict[str, Any]:
     """Says why nothing is to be restored. Raises NotFound or Refused when the session does not live."""
     from session_manager.functions.restoring import also
@@ -133,7 +138,7 @@ def _nothing_to_do(
     session_id = meant(session_id, keys_of(view.sessions))
     outcome = _tidied(remover, view)
     if _living(view, session_id):
-        return _lives(context, remover, view, session_id) | also(remover, outcome)
+        return _lives(context, remover, view, session_id, pin=pin) | also(remover, outcome)
     errors = view.errors()
     if newest:
         state = next(iter(newest.values())).state
@@ -157,7 +162,10 @@ def _living(view: View, wanted: str) -> list[str]:
     return sorted({s.agent_id for s in view.sessions if wanted == s.id or wanted in s.keys})
 
 
-def _lives(context: Context, remover: Remover, view: View, session_id: str) -> dict[str, Any]:
+def _lives(context: Context, remover: Remover, view: View, session_id: str, *, pin: bool) -> dict[str, Any]:
+    from session_manager.functions.restoring import pinned
+
+    ids = {session.id for session in view.sessions if session_id == session.id or session_id in session.keys}
     return {
         "restored": session_id,
         "restored_keys": [],
@@ -167,4 +175,5 @@ def _lives(context: Context, remover: Remover, view: View, session_id: str) -> d
         "message": f"Session {session_id} is live already; nothing to do",
         "agents": _living(view, session_id),
         "restored_files": [],
+        **(pinned(context, ids) if pin else {}),
     }

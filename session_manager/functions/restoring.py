@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from session_manager.core.errors import Refused, SessionManagerError, failure
 from session_manager.functions.context import Context
 from session_manager.functions.reading import errors_or_raise
+from session_manager.live import keeping
 from session_manager.live.ledger import Removal
 from session_manager.live.observe import listing
 from session_manager.live.obstacles import UNFINISHED, Obstacle
@@ -47,20 +48,24 @@ class Outcome(msgspec.Struct):
 
 
 def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *, skip_conflicts: bool) -> Outcome:
-    """Restores what ``wanted`` names in each agent. Raises Refused for a conflict, unless conflicts are skipped.
+    """Restores what ``wanted`` names in each agent; a prune leaves it alone for some days.
 
+    Raises Refused for a conflict, unless conflicts are skipped, and what keeps that from being noted.
     Failures of single agents are in the result; when all fail, the first is raised.
     """
     outcome = Outcome()
     failed: list[tuple[str, SessionManagerError]] = []
     stores: list[tuple[Store, Find]] = []
     conflicts: list[tuple[Life, Obstacle]] = []
+    going: list[tuple[str, str]] = []
     for agent_id, find in wanted.items():
         try:
             store = _store(context, agent_id)
             outcome.recovered += end_earlier(remover, store)
             place = remover.place(read_snapshot(store, context.clock()), listing(store))
-            conflicts += split(place, find(remover.ledger))[1]
+            able, unable = split(place, find(remover.ledger))
+            conflicts += unable
+            going += [(agent_id, life[0].session_id) for life in able]
             stores.append((store, find))
         except SessionManagerError as error:
             failed.append((agent_id, error))
@@ -69,6 +74,9 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
         refused = refusal(conflicts)
         refused.details |= {"recovered": outcome.recovered} if outcome.recovered else {}
         raise refused
+    if going:
+        # Before anything comes back: a prune may be waiting for the lock.
+        keeping.note_restored(context.settings, going, context.clock())
     for store, find in stores:
         try:
             done = remover.locked(
@@ -103,6 +111,14 @@ def _store(context: Context, agent_id: str) -> Store:
     if store is None:
         raise Refused(f"agent {agent_id!r} has no sessions folder any more", code="not_restorable", agentId=agent_id)
     return store
+
+
+def pinned(context: Context, session_ids: Collection[str]) -> dict[str, Any]:
+    """Pins what has come back; returns the member of a document that says so."""
+    if not session_ids:
+        return {}
+    keeping.pin(context.settings, session_ids, context.clock())
+    return {"pinned": True}
 
 
 def also(remover: Remover, outcome: Outcome) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def _agents(incomplete: str) -> Iterable[str]:
 
 
 # Headings of the list of commands.
-LOOKING, REMOVING, TAKING_BACK, SERVING = "Look", "Remove", "Take back", "Serve and set up"
+LOOKING, REMOVING, TAKING_BACK, SERVING = "Look", "Remove", "Take back and keep", "Serve and set up"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Agent = Annotated[

@@ -54,6 +54,8 @@ def _show(screen: Screen, document: Document) -> None:
         more = document["would_prune"] - len(document["prune"])
         if more:
             screen.line(f"… and {more:,} more to remove")
+    for pin in document["pinned"]:
+        screen.line(f"pinned: {pin['id']}")
     for overrun in document["over_budget"]:
         screen.note(overrun["message"])
     for kind, pins in (document["unused_pins"] or {}).items():

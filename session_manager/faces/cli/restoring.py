@@ -22,6 +22,7 @@ _COLUMNS = (
     Column("WHY", 10, 6),
 )
 
+Pin = Annotated[bool, typer.Option("--pin", help="Also pin what comes back.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run that `deleted` shows, or that a removal named.")]
 
 
@@ -30,6 +31,8 @@ def add_to(app: typer.Typer) -> None:
     app.command(rich_help_panel=options.TAKING_BACK)(deleted)
     app.command(rich_help_panel=options.TAKING_BACK)(restore)
     app.command(rich_help_panel=options.TAKING_BACK)(undo)
+    app.command(rich_help_panel=options.TAKING_BACK)(pin)
+    app.command(rich_help_panel=options.TAKING_BACK)(unpin)
 
 
 def removal_table(screen: Screen, removals: Sequence[Document]) -> None:
@@ -73,9 +76,11 @@ def _show_deleted(screen: Screen, document: Document) -> None:
     screen.note(f"{counted(total, 'removed session')}{shown}")
 
 
-def restore(session_id: options.SessionId, agent: options.Agent = None, as_json: options.AsJson = False) -> None:
-    """Bring one removed session back."""
-    answer("restore_session", _say_message, as_json=as_json, session_id=session_id, agent=agent)
+def restore(
+    session_id: options.SessionId, agent: options.Agent = None, pin: Pin = False, as_json: options.AsJson = False
+) -> None:
+    """Bring one removed session back; a prune leaves it alone for ARIA_KEEP_DAYS (7)."""
+    answer("restore_session", _say_message, as_json=as_json, session_id=session_id, agent=agent, pin=pin or None)
 
 
 def undo(
@@ -84,12 +89,29 @@ def undo(
     skip_conflicts: Annotated[
         bool, typer.Option("--skip-conflicts", help="Restore all others when some cannot be restored.")
     ] = False,
+    pin: Pin = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Bring back everything that one run removed."""
+    """Bring back everything that one run removed; a prune leaves it alone for ARIA_KEEP_DAYS (7)."""
     answer(
-        "restore_run", _show_undo, as_json=as_json, run_id=run_id, agent=agent, skip_conflicts=skip_conflicts or None
+        "restore_run",
+        _show_undo,
+        as_json=as_json,
+        run_id=run_id,
+        agent=agent,
+        skip_conflicts=skip_conflicts or None,
+        pin=pin or None,
     )
+
+
+def pin(session_id: options.SessionId, agent: options.Agent = None, as_json: options.AsJson = False) -> None:
+    """Pin one session: nothing removes it without --force, or purges its archives. `policy check` lists pins."""
+    answer("pin_session", _say_message, as_json=as_json, session_id=session_id, agent=agent)
+
+
+def unpin(session_id: options.SessionId, agent: options.Agent = None, as_json: options.AsJson = False) -> None:
+    """Take back what `pin`, or --pin, did."""
+    answer("unpin_session", _say_message, as_json=as_json, session_id=session_id, agent=agent)
 
 
 def _show_undo(screen: Screen, document: Document) -> None:

@@ -39,8 +39,8 @@ class Connection:
         """
         path = ledger_path(settings)
         with clear_errors("make the state directory", settings.state_dir):
-            _make_state_dir(settings.state_dir)
-            _make_private(path)
+            make_state_dir(settings.state_dir)
+            make_private(path)
         return cls._connected(path, "rw", settings.lock_timeout)
 
     @classmethod
@@ -144,7 +144,8 @@ def as_json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _make_state_dir(path: str) -> None:
+def make_state_dir(path: str) -> None:
+    """Makes the state directory, 0700, for the owner of the folder that it lies in. Raises OSError."""
     parent = os.path.dirname(path)
     if os.path.isdir(path):
         return
@@ -154,7 +155,7 @@ def _make_state_dir(path: str) -> None:
         keep_owner(path, os.stat(parent))
 
 
-def _make_private(path: str) -> None:
+def make_private(path: str) -> None:
     """Makes the file 0600 before SQLite opens it; its journal takes over mode and owner from it."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -1,0 +1,47 @@
+"""What is to be kept beside a policy's pins: sessions pinned one by one, and those that were brought back lately.
+
+A prune leaves what was brought back alone for some days: whoever took a removal back did not mean the next one.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from session_manager.core.errors import Damaged
+from session_manager.core.session import DAY_MS
+
+
+class Pin(msgspec.Struct, frozen=True):
+    """When (epoch ms) and by whom a session was pinned."""
+
+    at: int
+    by: str | None = None
+
+
+class Kept(msgspec.Struct):
+    """Pins by session id, which hold in every agent; ``<agent>/<id>`` to when it was brought back (epoch ms)."""
+
+    pins: dict[str, Pin] = {}
+    restored: dict[str, int] = {}
+
+    def spared(self, now_ms: int, keep_days: int) -> frozenset[str]:
+        """Returns what was brought back within the last ``keep_days``."""
+        since = now_ms - keep_days * DAY_MS
+        return frozenset(name for name, at in self.restored.items() if at > since)
+
+
+def decode(data: bytes, path: str) -> Kept:
+    """Reads the text of the file at ``path``. Raises Damaged (``pins_damaged``)."""
+    try:
+        return msgspec.json.decode(data, type=Kept)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def damaged(path: str, why: str) -> Damaged:
+    """Returns the error for a file that cannot be read: what is pinned is not known then."""
+    return Damaged(
+        f"{path}, which holds the pins, cannot be read ({why}); nothing is removed until you restore it from a backup, "
+        "or move it away to go on without pins",
+        code="pins_damaged",
+    )

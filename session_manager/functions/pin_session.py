@@ -1,0 +1,42 @@
+"""pin_session: pins one session, live or removed, so that nothing but ``force`` removes it or its archives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from session_manager.functions.context import Agent, Context
+from session_manager.functions.delete_session import SessionId
+from session_manager.functions.pinning import find
+
+DESCRIPTION = (
+    "Pins one session, live or removed: nothing removes it without force, and its archives are not purged. Taken back "
+    "with unpin_session."
+)
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of pin_session."""
+
+    session_id: SessionId
+    agent: Agent | None = None
+
+
+def run(context: Context, arguments: Arguments) -> dict[str, Any]:
+    """Returns what is pinned; one that was pinned before is a success that says so.
+
+    Raises UsageError, NotFound (``session_not_found``), or what kept the pins from being written.
+    """
+    from session_manager.live.keeping import pin
+
+    found = find(context, arguments.session_id, arguments.agent)
+    before = bool(pin(context.settings, [found.id], context.clock()))
+    what = "was pinned before" if before else "is pinned"
+    return {
+        "pinned": found.id,
+        "already_pinned": before,
+        "agents": found.agents,
+        "live": found.live,
+        "message": f"Session {found.id} {what}",
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -130,20 +131,21 @@ def test_what_reappeared_and_was_removed_once_more_comes_back_whole(agents: Path
     assert store.read() == store.entries
 
 
-def test_of_two_lives_of_one_session_the_last_comes_back(agents: Path, skill: Skill) -> None:
+def test_two_lives_of_one_session_are_one_conversation(agents: Path, skill: Skill) -> None:
     store = build(agents)
     skill("delete_session", {"session_id": "main-b"})
     store.transcript("main-b.jsonl", "main-b", now_ms() - 50 * 60_000)
-    second = (store.dir / "main-b.jsonl").read_bytes()
     entry = {"sessionId": "main-b", "updatedAt": now_ms() - 50 * 60_000, "label": "second life"}
     store.replace({**store.read(), "agent:main:cron:b": entry})
     skill("delete_session", {"session_id": "main-b"})
     assert skill("restore_session", {"session_id": "main-b"}).exit_code == 0
     assert store.read()["agent:main:cron:b"] == entry
-    assert (store.dir / "main-b.jsonl").read_bytes() == second
-    assert len(list(store.dir.glob("main-b.jsonl.deleted.*"))) == 1
+    lines = (store.dir / "main-b.jsonl").read_text().splitlines()
+    assert [json.loads(line)["type"] for line in lines] == ["session", "message", "message"]
+    assert json.loads(lines[2])["parentId"] == json.loads(lines[1])["id"] != json.loads(lines[2])["id"]
+    assert not list(store.dir.glob("main-b.jsonl.deleted.*"))
     states = [r["state"] for r in skill("list_deleted").document["deleted"]]
-    assert states == ["restored", "removed"]
+    assert states == ["restored", "restored"]
 
 
 def test_archived_orphans_get_their_names_back(agents: Path, skill: Skill) -> None:

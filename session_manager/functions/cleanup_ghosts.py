@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from session_manager.core.errors import SessionManagerError, failure, with_errors
+from session_manager.core.errors import SessionManagerError, with_errors
 from session_manager.core.retention import Decision, Policy, decide
 from session_manager.core.session import Session
 from session_manager.functions.context import Context, Minutes, named_when_interrupted
@@ -18,8 +18,10 @@ from session_manager.functions.reading import (
     kin_by_agent,
     names_referred_to,
     observe,
+    only_observe,
     read_view,
 )
+from session_manager.functions.tally import ACTIVE, Notes, note
 from session_manager.live.emptiness import empty_or_unseen
 from session_manager.live.volume import Snapshot, Store
 
@@ -32,7 +34,6 @@ DESCRIPTION = (
     "transcript holds no message, when they are old enough. A dry run unless dry_run is false."
 )
 REASON = "ghost"
-ACTIVE = "active"
 _SHOWN = 100
 
 
@@ -102,7 +103,7 @@ class Cleanup:
         self.removed: list[tuple[str, str]] = []
         self.errors: list[dict[str, object]] = []
         self._kept: list[dict[str, str]] = []
-        self._also: dict[str, list[dict[str, object]]] = {}
+        self._also: Notes = {}
 
     @property
     def any_read(self) -> bool:
@@ -134,19 +135,20 @@ class Cleanup:
                     self._remove(remover, store, going, names_referred_to(references, store, set(self.removed)))
                 except SessionManagerError as error:
                     self.failed.append((agent.agent_id, error))
+        for store, outcome in remover.look_once_more(only_observe(self._context)):
+            woken = {(store.agent_id, one.session_id) for one in outcome.woken}
+            self._kept += [{"id": i, "agentId": a, "reason": ACTIVE} for a, i in self.removed if (a, i) in woken]
+            self.removed = [name for name in self.removed if name not in woken]
+            self.errors += note(self._also, store, outcome)
 
     def _remove(self, remover: Remover, store: Store, going: dict[str, Decision], shared: Collection[str]) -> None:
-        from session_manager.live.reappeared import reported
-
         last: dict[str, Decision] = {}
         outcome = remover.remove(store, self._chooser(going, last), shared)
         gone = {removal.session_id for removal in outcome.removed}
         for session_id, decision in going.items():
             reason = last[session_id].reason if session_id in last else ACTIVE
             self._note(decision, None if session_id in gone else reason or ACTIVE)
-        self.errors += [failure(error, store.agent_id, session_id) for session_id, error in outcome.failures]
-        self._also.setdefault("recovered", []).extend(outcome.recovered)
-        self._also.setdefault("reappeared", []).extend(reported(store.agent_id, outcome.reappeared))
+        self.errors += note(self._also, store, outcome)
 
     def _chooser(
         self, going: Collection[str], last: dict[str, Decision]
@@ -187,4 +189,4 @@ class Cleanup:
             "kept_count": len(self._kept),
             "kept": self._kept[:_SHOWN],
             "errors": self.errors,
-        } | {name: found for name, found in self._also.items() if found}
+        } | self._also

@@ -23,7 +23,8 @@ from session_manager.functions.context import (
 )
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Plan, Planner
 from session_manager.functions.policy import with_policy
-from session_manager.functions.reading import errors_or_raise
+from session_manager.functions.reading import errors_or_raise, only_observe
+from session_manager.functions.tally import ACTIVE, Notes, note
 from session_manager.live.orphans import CLASSES, ORPHAN
 from session_manager.live.volume import Snapshot, Store
 
@@ -36,7 +37,6 @@ DESCRIPTION = (
     "which nothing else is left, when they are old enough. A dry run unless dry_run is false."
 )
 DEAD_ENTRY = "entry_without_transcript"
-ACTIVE = "active"
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -61,7 +61,7 @@ class Result(msgspec.Struct):
     entries: list[dict[str, Any]] = msgspec.field(default_factory=list)
     kept: list[dict[str, Any]] = msgspec.field(default_factory=list)
     gone: list[tuple[str, str]] = msgspec.field(default_factory=list)
-    recovered: list[dict[str, object]] = msgspec.field(default_factory=list)
+    notes: Notes = msgspec.field(default_factory=dict)
     errors: list[dict[str, object]] = msgspec.field(default_factory=list)
 
     def count(self, plan: Plan) -> None:
@@ -87,6 +87,13 @@ class Result(msgspec.Struct):
         """Adds a session whose entries were removed, or would be."""
         self.entries.append({"id": session_id, "agentId": agent_id, "keys": keys})
         self.gone.append((agent_id, session_id))
+
+    def spare(self, agent_id: str, session_id: str) -> None:
+        """Notes that a session whose entries were removed woke up, and lives."""
+        if any((e["agentId"], e["id"]) == (agent_id, session_id) for e in self.entries):
+            self.entries = [e for e in self.entries if (e["agentId"], e["id"]) != (agent_id, session_id)]
+            self.gone = [name for name in self.gone if name != (agent_id, session_id)]
+            self.kept.append({"id": session_id, "agentId": agent_id, "class": DEAD_ENTRY, "reason": ACTIVE})
 
     def keep(self, subject: Orphan | Session, reason: str) -> None:
         """Adds what stays although it looks like an orphan."""
@@ -129,12 +136,11 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     run_info = start_run("cleanup_orphans", context.settings)
     with named_when_interrupted(run_info), Remover(context.settings, run_info) as remover:
         cleanup.each(lambda state, store: cleanup.clean(remover, state, store))
+        cleanup.look_once_more(remover)
     result = cleanup.result
     document = {**result.document(arguments), **tell(context, run_info, result.gone), "run_id": run_info.shown_id}
     document |= remover.at_risk.document()
-    if result.recovered:
-        document["recovered"] = result.recovered
-    return with_errors(document, result.errors)
+    return with_errors(document | result.notes, result.errors)
 
 
 class Cleanup:
@@ -215,7 +221,7 @@ class Cleanup:
             return orphans
 
         outcome = remover.remove_locked(store, lock, choose_sessions, self._everyone.shared(store))
-        result.recovered += outcome.recovered
+        result.errors += note(result.notes, store, outcome)
         for removal in outcome.removed:
             result.remove(state.agent_id, removal.session_id, removal.keys)
         by_id = {s.id: s for s in outcome.snapshot.sessions}
@@ -226,7 +232,15 @@ class Cleanup:
             result.archive(chosen[removal.session_id], [target for _, target in removal.files])
         for session_id in spared:
             result.keep(chosen[session_id], ACTIVE)
-        result.errors += [failure(error, state.agent_id, i) for i, error in [*outcome.failures, *failures]]
+        result.errors += [failure(error, state.agent_id, i) for i, error in failures]
+
+    def look_once_more(self, remover: Remover) -> None:
+        """Looks again for sessions whose entry came back."""
+        result = self.result
+        for store, outcome in remover.look_once_more(only_observe(self._context)):
+            result.errors += note(result.notes, store, outcome)
+            for woken in outcome.woken:
+                result.spare(store.agent_id, woken.session_id)
 
     def _planner(self, state: AgentState) -> Planner:
         return Planner(self._context, self._everyone, state.agent_id, self._arguments.older_than_minutes)

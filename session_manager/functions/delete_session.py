@@ -21,9 +21,11 @@ from session_manager.functions.reading import (
     foreign_references,
     names_referred_to,
     observe,
+    only_observe,
     read_view,
 )
 from session_manager.functions.refusal import refusal
+from session_manager.functions.tally import Notes, note
 from session_manager.live.observe import listing
 from session_manager.live.volume import Snapshot, Store, read_snapshot
 from session_manager.live.whereabouts import outside_files
@@ -51,8 +53,7 @@ class Result(msgspec.Struct):
     keys: list[str]
     archived: list[str]
     left_alone: list[str]
-    recovered: list[dict[str, object]]
-    reappeared: list[dict[str, object]]
+    notes: Notes
     errors: list[dict[str, object]]
 
 
@@ -92,9 +93,9 @@ def delete(
         Remover(context.settings, run_info) as remover,
         History(context, run_info) as history,
     ):
-        result = Result([], [], [], [], [], [], [])
+        result = Result([], [], [], [], {}, [])
         try:
-            result = _remove(context, remover, everyone, scope, arguments)
+            _remove(context, remover, everyone, scope, arguments, result)
             if result.removed:
                 document = _removed_now(context, history, result)
             elif gone := removed_before(
@@ -106,7 +107,7 @@ def delete(
         except SessionManagerError as error:
             # What earlier calls owe does not depend on how this one ends.
             history.deliver()
-            if isinstance(error, NotFound):
+            if isinstance(error, NotFound) or result.notes:
                 error.details |= _also(remover, run_info, result)
             raise
     return with_errors(document | _also(remover, run_info, result), result.errors + failed)
@@ -122,18 +123,10 @@ def _spelled(arguments: Arguments, scope: View, by_end: bool) -> Arguments:
 
 
 def _also(remover: Any, run_info: Any, result: Result) -> dict[str, Any]:
-    document: dict[str, Any] = {"run_id": run_info.shown_id, **remover.at_risk.document()}
-    if result.recovered:
-        document["recovered"] = result.recovered
-    if result.reappeared:
-        document["reappeared"] = result.reappeared
-    return document
+    return {"run_id": run_info.shown_id, **remover.at_risk.document(), **result.notes}
 
 
-def _remove(context: Context, remover: Any, everyone: View, scope: View, arguments: Arguments) -> Result:
-    from session_manager.live.reappeared import reported
-
-    result = Result([], [], [], [], [], [], [])
+def _remove(context: Context, remover: Any, everyone: View, scope: View, arguments: Arguments, result: Result) -> None:
     refused: list[tuple[str, SessionManagerError]] = []
     references = foreign_references(everyone.agents)
     for read in scope.agents:
@@ -157,17 +150,22 @@ def _remove(context: Context, remover: Any, everyone: View, scope: View, argumen
         except SessionManagerError as error:
             refused.append((read.agent_id, error))
             continue
-        result.recovered += outcome.recovered
-        result.reappeared += reported(read.agent_id, outcome.reappeared)
-        result.errors += [failure(error, read.agent_id, session_id) for session_id, error in outcome.failures]
+        result.errors += note(result.notes, store, outcome)
         if outcome.alive:
-            what = f"session {arguments.session_id} became active just now and was kept"
-            refused.append((read.agent_id, Refused(what, code="session_busy")))
+            refused.append((read.agent_id, _became_active(arguments)))
         _collect(result, store, outcome)
+    for store, outcome in remover.look_once_more(only_observe(context)):
+        result.errors += note(result.notes, store, outcome)
+        woken = {(store.agent_id, one.session_id) for one in outcome.woken}
+        refused += [(agent_id, _became_active(arguments)) for agent_id, i in result.removed if (agent_id, i) in woken]
+        result.removed = [name for name in result.removed if name not in woken]
     if refused and not result.removed:
         raise refused[0][1]
     result.errors += [failure(error, agent_id, arguments.session_id) for agent_id, error in refused]
-    return result
+
+
+def _became_active(arguments: Arguments) -> Refused:
+    return Refused(f"session {arguments.session_id} became active just now and was kept", code="session_busy")
 
 
 def _collect(result: Result, store: Store, outcome: Any) -> None:

@@ -31,6 +31,7 @@ from session_manager.functions.reading import (
     measure_view,
     names_referred_to,
     observe,
+    only_observe,
     read_view,
 )
 from session_manager.functions.refusal import kept_although_named
@@ -174,6 +175,7 @@ def _delete(
                 failed.append((read.agent_id, error))
                 continue
             tally.add(read.store, outcome, last, earlier)
+        tally.add_second_look(remover.look_once_more(only_observe(context)))
         if absent:
             from session_manager.functions.gone import Absent
 

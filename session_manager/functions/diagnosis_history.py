@@ -34,7 +34,7 @@ def ledger_checks(context: Context) -> Iterator[Check]:
     """Yields the checks of the ledger, of unfinished runs and of marks that wait. Opens it for reading only."""
     path = ledger_path(context.settings)
     yield from _delivery_lock(context)
-    if _in_the_middle(path):
+    if left_in_the_middle(path):
         what = f"{path} was left in the middle of a change by a process that was killed, or is being changed for long"
         yield Check("ledger", False, what, "the next call that changes something takes that change back")
         return
@@ -95,7 +95,7 @@ def _unreadable(error: SessionManagerError, path: str) -> Check:
     return failed("ledger", error, _ADVICE.get(error.code, "move it away, or restore it from a backup"))
 
 
-def _in_the_middle(path: str) -> bool:
+def left_in_the_middle(path: str) -> bool:
     """Says whether a change of the ledger was begun and not ended, after waiting for one that is under way.
 
     SQLite itself would begin to take it back, or fail.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,9 +14,13 @@ from session_manager.functions.context import Context
 from session_manager.functions.diagnosis import Check, age, failed, page, plural, size
 from session_manager.live.observe import listing
 from session_manager.live.transcripts import parse_archive
-from session_manager.live.volume import Store, read_snapshot
+from session_manager.live.volume import Snapshot, Store, read_snapshot
 from session_manager.live.whereabouts import is_transcript
 from session_manager.owners import run_as
+from session_manager.settings import ledger_path
+
+if TYPE_CHECKING:
+    from session_manager.live.ledger import Ledger
 
 DESCRIPTION = (
     "Says what is wrong and what to do about it: the agents directory, every store, locks, the retention policy, "
@@ -34,6 +39,7 @@ _ADVICE = {
 }
 # Longer than any gateway or any call of ours holds a whole store.
 _LONG_MS = 30_000
+_SHOWN = 5
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,8 +56,9 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     checks = [_agents_dir(context)]
     if checks[0].ok:
-        for agent_id, store in context.volume.stores(None):
-            checks += _agent(context, agent_id, store)
+        with _ledger(context) as ledger:
+            for agent_id, store in context.volume.stores(None):
+                checks += _agent(context, agent_id, store, ledger)
     checks.append(policy_check(context))
     checks += disk_checks(context)
     checks += ledger_checks(context)
@@ -73,7 +80,23 @@ def _agents_dir(context: Context) -> Check:
     return Check("agents_dir", True, what)
 
 
-def _agent(context: Context, agent_id: str, store: Store | SessionManagerError | None) -> Iterator[Check]:
+@contextlib.contextmanager
+def _ledger(context: Context) -> Iterator[Ledger | None]:
+    """The ledger, for reading; None when there is none, or where its own check says what is wrong with it."""
+    from session_manager.functions.diagnosis_history import left_in_the_middle
+    from session_manager.live.ledger import Ledger
+
+    ledger = None
+    if not left_in_the_middle(ledger_path(context.settings)):
+        with contextlib.suppress(SessionManagerError):
+            ledger = Ledger.open_existing(context.settings, "ro")
+    with ledger or contextlib.nullcontext():
+        yield ledger
+
+
+def _agent(
+    context: Context, agent_id: str, store: Store | SessionManagerError | None, ledger: Ledger | None
+) -> Iterator[Check]:
     name = f"store {agent_id}"
     if store is None:
         yield Check(name, True, "no sessions folder", None, None, agent_id)
@@ -83,7 +106,12 @@ def _agent(context: Context, agent_id: str, store: Store | SessionManagerError |
     else:
         try:
             names = listing(store)
-            yield _store(context, name, store, names)
+            found = _store(context, name, store, names)
+            if isinstance(found, Check):
+                yield found
+            else:
+                yield _described(name, found, names)
+                yield from _halves(context, found, names, ledger)
             yield from _locks(context, store, names)
         except SessionManagerError as error:
             yield failed(name, error, _run_as(error, store.sessions_dir), agent_id)
@@ -93,13 +121,48 @@ def _run_as(error: SessionManagerError, path: str) -> str:
     return run_as(path) if error.code in ("not_readable", "not_writable") else _OTHER_USER
 
 
-def _store(context: Context, name: str, store: Store, names: list[str]) -> Check:
+def _store(context: Context, name: str, store: Store, names: list[str]) -> Snapshot | Check:
     try:
-        snapshot = read_snapshot(store, context.clock())
+        return read_snapshot(store, context.clock())
     except Damaged as error:
         return failed(name, error, _UNREADABLE, store.agent_id)
     except Refused as error:
         return failed(name, error, _run_as(error, store.index_path), store.agent_id)
+
+
+def _halves(context: Context, snapshot: Snapshot, names: list[str], ledger: Ledger | None) -> Iterator[Check]:
+    """Yields what is wrong with sessions that live by half."""
+    from session_manager.live.ledger import REMOVED, RESTORED
+    from session_manager.live.second_names import SecondNames
+    from session_manager.live.waking import half_removed, strays
+
+    store = snapshot.store
+    if ledger is None:
+        return
+    try:
+        second_names = SecondNames(context.settings.state_dir)
+        halves = {r.session_id for r in half_removed(ledger, store, snapshot.sessions, names, second_names)}
+        lost = strays(ledger, store, snapshot.sessions, names, REMOVED, RESTORED)
+    except SessionManagerError:
+        return
+    if halves:
+        what = f"{plural(len(halves), 'session')} woke up while removed, and what was said before is still archived"
+        advice = "the next prune_sessions joins them when they are idle; restore_session does it for one"
+        yield Check(f"woken {store.agent_id}", False, f"{what}: {_some(halves)}", advice, None, store.agent_id)
+    if lost:
+        what = f"{plural(len(lost), 'removed session')} have a transcript and no entry: {_some(lost)}"
+        advice = "restore_session brings one back whole; cleanup_orphans archives what is left over"
+        yield Check(f"strays {store.agent_id}", False, what, advice, None, store.agent_id)
+
+
+def _some(ids: Collection[str]) -> str:
+    shown = sorted(ids)[:_SHOWN]
+    more = f" and {len(ids) - len(shown)} more" if len(ids) > len(shown) else ""
+    return ", ".join(shown) + more
+
+
+def _described(name: str, snapshot: Snapshot, names: list[str]) -> Check:
+    store = snapshot.store
     index_bytes = 0 if snapshot.index is None else len(snapshot.index.data)
     live = [n for n in names if parse_archive(n) is None and is_transcript(n)]
     archived = [n for n in names if parse_archive(n) is not None]

@@ -20,6 +20,7 @@ from session_manager.functions.reading import (
     measure_view,
     names_referred_to,
     observe,
+    only_observe,
     read_view,
     stores_of,
 )
@@ -196,6 +197,7 @@ def _prune(
                 failed.append((agent_id, error))
                 continue
             tally.add(store, outcome, last, earlier)
+        tally.add_second_look(remover.look_once_more(only_observe(context)))
     from session_manager.functions.delivery import tell
 
     # What earlier calls owe is delivered even when every agent has failed.

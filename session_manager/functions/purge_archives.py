@@ -98,11 +98,11 @@ class Call:
 
     def plan(self, store: Store, ledger: Ledger | None) -> PurgePlan:
         """Decides what goes of one store. Raises Damaged: archives are what a lost index is rebuilt from."""
-        read_snapshot(store, self._context.clock())
+        living = {session.id for session in read_snapshot(store, self._context.clock()).sessions}
         removed = ledger.archived(store.agent_id) if ledger is not None else []
         with clear_errors("look for second names in", self._second_names.root):
             second = self._second_names.of_agent(store.agent_id)
-        plan = plan_purge(store, listing(store), second, removed, self._cutoff, self._context.pins)
+        plan = plan_purge(store, listing(store), second, removed, self._cutoff, self._context.pins, living)
         if self._only is None:
             return plan
         removals = [i for i in plan.removal_ids if removal_name(store.agent_id, i) in self._only]
@@ -113,6 +113,7 @@ class Call:
             [a for a in archives if a.owner is None or a.owner in whole],
             [i for i in removals if i in whole],
             plan.pinned,
+            plan.living,
         )
 
     def preview(self, store: Store, ledger: Ledger | None) -> None:
@@ -130,7 +131,7 @@ class Call:
             self.recovered += recovered
             self.errors += [failure(error, store.agent_id, session_id) for session_id, error in failures]
             plan = self.plan(store, remover.existing_ledger)
-            purged.pinned = plan.pinned
+            purged.pinned, purged.living = plan.pinned, plan.living
             if plan.archives or plan.removal_ids:
                 purge(store, remover.ledger, remover.run, plan, purged)
 
@@ -165,6 +166,7 @@ class Call:
             "bytes_freed": sum(purged.bytes for _, purged in found),
             "removals": sum(len(purged.removal_ids) for _, purged in found),
             "pinned_count": sum(purged.pinned for _, purged in found),
+            "live_count": sum(purged.living for _, purged in found),
             "by_agent": {agent_id: _counts(purged) for agent_id, purged in found},
             "files": files[: None if self._arguments.details else SHOWN],
             "errors": self.errors,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -78,6 +78,16 @@ def observe(snapshot: Snapshot, names: Sequence[str], now_ms: int, cutoff: Cutof
     observe_locks(snapshot.store, snapshot.sessions, names, now_ms)
     if cutoff is not None:
         observe_transcripts(snapshot.store, snapshot.sessions, names, cutoff, now_ms)
+
+
+def only_observe(context: Context) -> Callable[[Snapshot, Sequence[str]], Sequence[tuple[Session, str]]]:
+    """Returns what decides for a second look under the lock: it observes, and chooses nothing."""
+
+    def choose(snapshot: Snapshot, names: Sequence[str]) -> Sequence[tuple[Session, str]]:
+        observe(snapshot, names, context.clock(), None, context.pins)
+        return ()
+
+    return choose
 
 
 def agent_ids(context: Context, agents: str | Sequence[str] | None) -> list[str] | None:

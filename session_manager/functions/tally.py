@@ -20,6 +20,23 @@ if TYPE_CHECKING:
 
 ACTIVE = "active"
 
+# A document's `recovered`, `reappeared` and `woken`, as far as there is something to say.
+Notes = dict[str, list[dict[str, object]]]
+
+
+def note(notes: Notes, store: Store, outcome: Outcome) -> list[dict[str, object]]:
+    """Adds what was done in a store beside what was asked for; returns what failed as a document's ``errors``."""
+    from session_manager.live.reappeared import reported
+
+    for name, found in (
+        ("recovered", outcome.recovered),
+        ("reappeared", reported(store.agent_id, outcome.reappeared)),
+        ("woken", [one.document() for one in outcome.woken]),
+    ):
+        if found:
+            notes.setdefault(name, []).extend(found)
+    return [failure(error, store.agent_id, session_id) for session_id, error in outcome.failures]
+
 
 class Tally(msgspec.Struct):
     """What came of the decisions so far. ``removed`` holds (agent id, session id)."""
@@ -30,14 +47,11 @@ class Tally(msgspec.Struct):
     errors: list[dict[str, object]]
     agents: list[AgentRead] = []
     left_alone: list[str] = []
-    recovered: list[dict[str, object]] = []
-    reappeared: list[dict[str, object]] = []
+    notes: Notes = {}
     overruns: list[tuple[str, Overrun]] = []
 
     def add(self, store: Store, outcome: Outcome, last: list[Decision], earlier: Mapping[str, Decision]) -> None:
         """Adds what happened in one store, by its ``last`` decisions and, session id -> decision, ``earlier`` ones."""
-        from session_manager.live.reappeared import reported
-
         removed = [r.session_id for r in outcome.removed]
         ghosts = {r.session_id for r in outcome.reappeared}
         decisions = [d for d in last if d.session.id not in ghosts]
@@ -47,13 +61,19 @@ class Tally(msgspec.Struct):
         self.decisions += decisions
         self.removed += [(store.agent_id, session_id) for session_id in removed]
         self.alive |= {(store.agent_id, session_id) for session_id in outcome.alive}
-        self.errors += [failure(error, store.agent_id, session_id) for session_id, error in outcome.failures]
         gone = set(removed)
         going = [d.session for d in decisions if d.session.id in gone]
         archived = (source for removal in outcome.removed for source, _ in removal.files)
         self.left_alone += outside_files(store, outcome.snapshot.sessions, going, archived)
-        self.recovered += outcome.recovered
-        self.reappeared += reported(store.agent_id, outcome.reappeared)
+        self.errors += note(self.notes, store, outcome)
+
+    def add_second_look(self, looked: Sequence[tuple[Store, Outcome]]) -> None:
+        """Adds what was found when the stores were looked at once more: a session that woke up was not removed."""
+        for store, outcome in looked:
+            woken = {(store.agent_id, one.session_id) for one in outcome.woken}
+            self.removed = [name for name in self.removed if name not in woken]
+            self.alive |= woken
+            self.errors += note(self.notes, store, outcome)
 
     def foresee(self, decisions: Sequence[Decision]) -> None:
         """Adds what would happen in one store."""
@@ -86,8 +106,7 @@ class Tally(msgspec.Struct):
 
     def on_the_way(self) -> dict[str, Any]:
         """Returns the members of a document that are there only when there is something to say."""
-        also = {"left_alone": self.left_alone, "recovered": self.recovered, "reappeared": self.reappeared}
-        return {name: found for name, found in also.items() if found}
+        return ({"left_alone": self.left_alone} if self.left_alone else {}) | self.notes
 
 
 def plan_rows(decisions: Sequence[Decision], current: Set[str]) -> list[dict[str, Any]]:

@@ -7,16 +7,18 @@ import errno
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from session_manager.core.errors import SessionManagerError
+from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.core.progress import tracked
 from session_manager.live.atomic import explain, opened_folder, rename_new
 from session_manager.live.gateway_lock import StoreLock
+from session_manager.live.joining import InUse, belongs, join
 from session_manager.live.ledger import Attempt, Ledger, Removal
 from session_manager.live.liveness import now_ms
 from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
 from session_manager.live.transcripts import archive_names
 from session_manager.live.volume import Store
+from session_manager.live.whereabouts import is_transcript
 
 # Reading the marker costs about as much as a rename: often enough against a 30 s staleness, not at every file.
 _CHECK_EVERY = 64
@@ -73,7 +75,8 @@ def bring_back_files(
 ) -> tuple[Failures, list[str]]:
     """Gives archived files their live names back; an archive that has gone comes back by its second name.
 
-    Returns files that could not be moved, and names that something else has by now: that and the archive stay.
+    A transcript that a gateway has begun anew is joined to what it said before. Returns files that could not be moved,
+    and names that something else has by now: that and the archive stay.
     """
     failures: Failures = []
     taken: list[str] = []
@@ -82,17 +85,51 @@ def bring_back_files(
     with opened_folder(store.sessions_dir) as folder:
         for removal in tracked(removals, "bringing files back"):
             run_id = attempt.archive_run(removal)
-            for source, target in removal.files:
+            for position, (source, target) in enumerate(removal.files):
                 try:
-                    _bring_back(store, folder, second_names, run_id, source, target)
+                    try:
+                        _bring_back(store, folder, second_names, run_id, source, target)
+                    except FileExistsError:
+                        _join(store, second_names, run_id, removal, position)
                 except FileExistsError:
                     taken.append(source)
+                except InUse:
+                    failures.append((removal.session_id, in_use(removal.session_id)))
                 except OSError as error:
                     failures.append(
                         (removal.session_id, explain(error, "bring back", os.path.join(store.sessions_dir, target)))
                     )
                 step("file brought back")
     return failures, taken
+
+
+def _archive_of(store: Store, second_names: SecondNames, run_id: str, target: str) -> str | None:
+    """Returns the path of an archive, by one of its two names."""
+    paths = (os.path.join(store.sessions_dir, target), second_names.path(run_id, store.agent_id, target))
+    return next((path for path in paths if os.path.lexists(path)), None)
+
+
+def _join(store: Store, second_names: SecondNames, run_id: str, removal: Removal, position: int) -> None:
+    """Makes one transcript of an archive and of what has its live name. Raises FileExistsError where they are two."""
+    source, target = removal.files[position]
+    archive = _archive_of(store, second_names, run_id, target)
+    live = os.path.join(store.sessions_dir, source)
+    if archive is None or not is_transcript(source) or not belongs(live, archive, removal.session_id):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), source)
+    join(store.sessions_dir, source, archive, f"{removal.removal_id}.{position}")
+    for path in (os.path.join(store.sessions_dir, target), second_names.path(run_id, store.agent_id, target)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    step("transcript joined")
+
+
+def in_use(session_id: str) -> Refused:
+    """Returns the error of a session whose transcript cannot be joined now."""
+    return Refused(
+        f"session {session_id} woke up while it was removed and is at work: the next call joins its transcript to what "
+        "it said before",
+        code="session_busy",
+    )
 
 
 def _bring_back(store: Store, folder: int, second_names: SecondNames, run_id: str, source: str, target: str) -> None:

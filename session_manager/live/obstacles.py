@@ -8,9 +8,11 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from session_manager.core.session import trimmed_or_none
+from session_manager.live.joining import belongs
 from session_manager.live.ledger import Removed
 from session_manager.live.second_names import SecondNames
 from session_manager.live.volume import Snapshot
+from session_manager.live.whereabouts import is_transcript
 
 KEY_TAKEN, FILE_EXISTS, NOT_RESTORABLE, UNFINISHED = "key_taken", "file_exists", "not_restorable", "unfinished"
 _ENDS = {
@@ -73,7 +75,7 @@ class Place:
             return Obstacle(NOT_RESTORABLE, _ENDS.get(removed.state, f"it is {removed.state}"))
         if not removed.finished:
             return Obstacle(UNFINISHED, "its removal is not finished; the next call that removes something ends it")
-        if removed.keys and not removed.has_entries:
+        if removed.keys and not removed.has_entries and removed.session_id not in self._living:
             days = self._keep_days
             return Obstacle(NOT_RESTORABLE, f"its index entry is kept no longer (ARIA_KEEP_DAYS is {days})")
         for key in removed.keys:
@@ -83,12 +85,23 @@ class Place:
         for source, target in removed.files:
             if half_back:
                 continue
-            if source in self._names:
+            archive = self._archive(removed, target)
+            if source in self._names and (archive is None or not self._goes_on(removed, source, archive)):
                 return Obstacle(FILE_EXISTS, f"there is a file {source} already")
-            second = self._second_names.path(removed.run_id, removed.agent_id, target)
-            if target not in self._names and not os.path.lexists(second):
+            if archive is None:
                 return Obstacle(NOT_RESTORABLE, f"its archive {target} is gone")
         return None
+
+    def _archive(self, removed: Removed, target: str) -> str | None:
+        if target in self._names:
+            return os.path.join(self._snapshot.store.sessions_dir, target)
+        second = self._second_names.path(removed.run_id, removed.agent_id, target)
+        return second if os.path.lexists(second) else None
+
+    def _goes_on(self, removed: Removed, source: str, archive: str) -> bool:
+        """Says whether a file that is in the way goes on with the conversation, so that both become one."""
+        live = os.path.join(self._snapshot.store.sessions_dir, source)
+        return is_transcript(source) and belongs(live, archive, removed.session_id)
 
     def _holder(self, key: str) -> str | None:
         """Returns the session that has a key, or None when it is free."""

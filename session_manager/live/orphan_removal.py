@@ -8,6 +8,7 @@ call gives the files their names back: whether they are orphans still, only a ne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from session_manager.core.orphans import Orphan
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
@@ -17,10 +18,12 @@ from session_manager.live.ledger import Removal
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing
 from session_manager.live.recovery import try_recover
-from session_manager.live.removal import Remover
 from session_manager.live.steps import step
 from session_manager.live.transcripts import archive_names, files_by_session
 from session_manager.live.volume import Snapshot, Store, read_snapshot
+
+if TYPE_CHECKING:
+    from session_manager.live.removal import Remover
 
 REASON = "orphan"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,7 +23,7 @@ from session_manager.live.atomic import clear_errors, explain, sync_folder
 from session_manager.live.ledger import Archived, Attempt, Ledger, Run
 from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
-from session_manager.live.transcripts import archive_time, original_name, owner, parse_archive
+from session_manager.live.transcripts import archive_time, is_of, parse_archive
 from session_manager.live.volume import Store
 
 if TYPE_CHECKING:
@@ -44,24 +44,27 @@ class Archive(msgspec.Struct):
 class PurgePlan(msgspec.Struct):
     """What is to go of one agent: archives, and removals (ids) with all that the ledger holds of them.
 
-    ``pinned`` counts archives that are old enough, too, and stay because the policy pins their session.
+    ``pinned`` and ``living`` count archives that are old enough, too, and stay because the policy pins their session,
+    or because their session lives.
     """
 
     archives: list[Archive]
     removal_ids: list[int]
     pinned: int = 0
+    living: int = 0
 
 
 class Purged(msgspec.Struct):
     """What went: each archive with the bytes that came free, and the removals that went with all their files.
 
-    ``pinned`` counts archives that stay for that.
+    ``pinned`` and ``living`` count archives that stay for that.
     """
 
     archives: list[tuple[Archive, int]]
     removal_ids: list[int]
     errors: list[SessionManagerError]
     pinned: int = 0
+    living: int = 0
 
     @property
     def bytes(self) -> int:
@@ -76,40 +79,53 @@ def plan_purge(
     removed: Iterable[Archived],
     cutoff: int,
     pins: Pins | None,
+    living: Collection[str],
 ) -> PurgePlan:
     """Decides what is older than ``cutoff`` (epoch ms): ``names`` lie in the sessions folder, ``second`` beside it.
 
     An archive of a removal follows the removal's age, and so do all others of that removal. Any other has its time in
-    its name; one that cannot be read stays. What ``pins`` name stays.
+    its name; one that cannot be read stays. What ``pins`` name stays, and what bears the id of a session in ``living``:
+    that may be the part of its conversation that was not joined to it yet.
     """
     here = {name for name in names if parse_archive(name) is not None}
     owners: dict[str, int] = {}
     going: list[int] = []
     pinned: set[int] = set()
+    awake: set[int] = set()
     for removal in removed:
         owners.update(dict.fromkeys(removal.archives, removal.removal_id))
         # A store that was copied elsewhere has another id, and the same files.
         mine = removal.store_id == store.store_id or not here.isdisjoint(removal.archives)
         if mine and removal.finished and removal.removed_at < cutoff:
-            if pins is not None and pins.name(removal.session_id, removal.keys, (removal.label,)):
+            if removal.session_id in living:
+                awake.add(removal.removal_id)
+            elif pins is not None and pins.name(removal.session_id, removal.keys, (removal.label,)):
                 pinned.add(removal.removal_id)
             else:
                 going.append(removal.removal_id)
     archives = []
-    old, spared = set(going), 0
+    old, spared, woken = set(going), 0, 0
     for name in sorted(here | second.keys()):
         removal_id = owners.get(name)
-        if removal_id in pinned or (removal_id is None and _is_old(name, cutoff) and _is_pinned(name, pins)):
+        if removal_id in awake or (removal_id is None and _is_old(name, cutoff) and _was_removed(name, living)):
+            woken += 1
+        elif removal_id in pinned or (removal_id is None and _is_old(name, cutoff) and _is_pinned(name, pins)):
             spared += 1
         elif removal_id in old if removal_id is not None else _is_old(name, cutoff):
             paths = [os.path.join(store.sessions_dir, name)] if name in here else []
             archives.append(Archive(name, [*paths, *second.get(name, ())], removal_id))
-    return PurgePlan(archives, going, spared)
+    return PurgePlan(archives, going, spared, woken)
+
+
+def _was_removed(name: str, living: Collection[str]) -> bool:
+    """Says whether an archive is of a living session's removal; a backup, which a compaction made, is of none."""
+    parsed = parse_archive(name)
+    return parsed is not None and parsed[1] != "bak" and is_of(name, living)
 
 
 def _is_pinned(name: str, pins: Pins | None) -> bool:
     """Says whether an archive that the ledger does not know bears the id of a session that is pinned."""
-    return pins is not None and owner(original_name(name), pins.ids) is not None
+    return pins is not None and is_of(name, pins.ids)
 
 
 def _is_old(name: str, cutoff: int) -> bool:
@@ -135,7 +151,7 @@ def preview_purge(plan: PurgePlan) -> Purged:
             if left[inode] == 0 and stat.S_ISREG(status.st_mode):
                 freed += status.st_size
         found.append((archive, freed))
-    return Purged(found, plan.removal_ids, [], plan.pinned)
+    return Purged(found, plan.removal_ids, [], plan.pinned, plan.living)
 
 
 def purge(store: Store, ledger: Ledger, run: Run, plan: PurgePlan, purged: Purged) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -21,6 +21,7 @@ from session_manager.live.index import Index
 from session_manager.live.ledger import ERASE, PURGE, REMOVE, RESTORE, Attempt, Ledger, Removal, Temp
 from session_manager.live.liveness import now_ms
 from session_manager.live.merge import union
+from session_manager.live.observe import listing
 from session_manager.live.purging import end_purge
 from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
@@ -64,7 +65,8 @@ def recover(store: Store, lock: StoreLock, ledger: Ledger | None) -> tuple[list[
     Returns what was done, and the files that still could not be moved. Raises Damaged when the index cannot be
     read: then everything stays as it is.
     """
-    attempts = ledger.open_attempts(store.store_id) if ledger is not None else []
+    names = listing(store)
+    attempts = ledger.open_attempts(store.store_id, store.agent_id, names) if ledger is not None else []
     done: list[Recovered] = []
     failures: Failures = []
     if swapping := [attempt for attempt in attempts if attempt.kind in (REMOVE, RESTORE)]:
@@ -150,6 +152,13 @@ def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Atte
         spared |= _never_brought_back(store, second_names, attempt, gone)
         failures += archive_files(store, lock, ledger, gone, spared)
         step("archives recovered")
+        # A gateway without a lock may have written an entry back since: what lives keeps its files.
+        if woken := _woken(store, attempt, gone):
+            alive |= woken
+            put_back(swap, attempt, read_snapshot(store, now_ms()), alive)
+            back = [r for r in gone if r.session_id in woken]
+            failures += bring_back_files(store, second_names, attempt, back)[0]
+            living, gone = living + back, [r for r in gone if r.session_id not in woken]
         second_names.keep(store, lock, attempt, gone)
         swap.clean()
         sync_folder(store.sessions_dir)
@@ -161,6 +170,17 @@ def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Atte
     ledger.finish(attempt, alive, complete=not failures)
     step("recovery noted")
     return alive, failures
+
+
+def _woken(store: Store, attempt: Attempt, gone: Sequence[Removal]) -> set[str]:
+    """Returns which removed sessions of an attempt are in the index by now."""
+    if attempt.kind != REMOVE or not gone:
+        return set()
+    with contextlib.suppress(FileNotFoundError):
+        if identity_of(store.index_path) in attempt.expected:
+            return set()
+    living = {session.id for session in read_snapshot(store, now_ms()).sessions}
+    return {r.session_id for r in gone} & living
 
 
 def _never_brought_back(store: Store, second_names: SecondNames, attempt: Attempt, gone: Iterable[Removal]) -> set[str]:

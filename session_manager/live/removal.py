@@ -10,6 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -25,15 +26,20 @@ from session_manager.live.ledger import Attempt, Ledger, Removal, Run, Temp
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing, observe_locks
 from session_manager.live.obstacles import Place
+from session_manager.live.orphan_removal import archive_orphans
 from session_manager.live.plan import plan
 from session_manager.live.reappeared import REASON, ghosts
 from session_manager.live.recovery import put_back, recover, try_recover
 from session_manager.live.second_names import AtRisk, SecondNames
 from session_manager.live.steps import step
 from session_manager.live.swap import TEMP_SUFFIX, IndexChanged, Swap, identity_of, look_again, parsed_by, write_temp
-from session_manager.live.volume import Identity, Snapshot, Store, read_snapshot
+from session_manager.live.volume import Identity, Snapshot, Store, Volume, read_snapshot
+from session_manager.live.waking import Woken, half_removed, idle_strays, take_back
 from session_manager.settings import Settings
 
+# A gateway that waited for the marker has it 1 s later at most (2026.2.17: retries after 50, 100, 150 … ms), and mostly
+# within a few retries.
+SECOND_LOOK_S = 0.4
 # Under a gateway that writes all the time the exchange merges; before that, a fresh decision is better.
 _FRESH_STARTS = 4
 
@@ -45,7 +51,7 @@ class Outcome(msgspec.Struct):
     """What happened in one store. ``snapshot`` is the read that the decision was made from.
 
     ``alive`` are chosen sessions that showed a sign of life at the last moment and were kept, ``reappeared`` those
-    that were removed once more, because a gateway had written them back.
+    that were removed once more, because a gateway had written them back, ``woken`` those whose removal was taken back.
     """
 
     snapshot: Snapshot
@@ -54,6 +60,7 @@ class Outcome(msgspec.Struct):
     failures: Failures
     recovered: list[dict[str, object]]
     reappeared: list[Removal] = []
+    woken: list[Woken] = []
 
 
 class Remover:
@@ -65,6 +72,8 @@ class Remover:
         self._ledger: Ledger | None = None
         self.second_names = SecondNames(settings.state_dir)
         self.at_risk = AtRisk()
+        # The version of each store's index that we left, the sessions that it lacks, and when we let go of it.
+        self._left: dict[Store, tuple[Identity | None, set[str], float]] = {}
 
     def __enter__(self) -> Self:
         # What is wrong with it is said before anything is touched.
@@ -84,7 +93,14 @@ class Remover:
         with contextlib.suppress(OSError, SessionManagerError):
             if not self.run.noted:
                 ledger.drop_old_entries(self._settings.keep_days)
-            self.second_names.drop_old(self._settings.keep_days)
+            self.second_names.drop_old(self._settings.keep_days, self._living)
+
+    def _living(self, agent_id: str) -> set[str] | None:
+        """Returns the ids of an agent's live sessions, None where they cannot be told."""
+        with contextlib.suppress(OSError, SessionManagerError):
+            store = Volume(self._settings.agents_dir).store(agent_id)
+            return set() if store is None else {s.id for s in read_snapshot(store, now_ms()).sessions}
+        return None
 
     @property
     def ledger(self) -> Ledger:
@@ -113,7 +129,7 @@ class Remover:
         if any(n.startswith(OWN_PREFIX) and n.endswith(TEMP_SUFFIX) for n in names) or has_dead_marker(store):
             return True
         ledger = self.existing_ledger
-        return ledger is not None and ledger.has_open_attempts(store.store_id)
+        return ledger is not None and ledger.has_open_attempts(store.store_id, store.agent_id, names)
 
     def removed(self, session: str, agent_id: str | None) -> list[tuple[str, str]]:
         """Returns (agent id, session id) of earlier removals of a session, named by its id or one of its keys."""
@@ -156,31 +172,76 @@ class Remover:
     def remove_locked(self, store: Store, lock: StoreLock, choose: Choose, shared: Collection[str]) -> Outcome:
         """Does what ``remove`` does, for a caller who holds the lock. Raises LockLost, too."""
         own, recovered, failures = self.end_earlier(store, lock)
-        for fresh_starts_left in range(_FRESH_STARTS, -1, -1):
+        looked_for_strays = False
+        woken: dict[str, Woken] = {}
+        fresh_starts_left = _FRESH_STARTS
+        while fresh_starts_left >= 0:
             snapshot = read_snapshot(store, now_ms())
             names = listing(store)
             chosen = list(choose(snapshot, names))
             going = {session.id for session, _ in chosen}
             if (ledger := self.existing_ledger) is not None:
                 back = ghosts(ledger, snapshot, names, self._settings.current, going)
-                # Whoever chose it: a ghost's files are with its removal before, and come back with them.
                 again = {session.id for session in back}
+                staying = [s for s in snapshot.sessions if s.id not in again and s.id not in woken]
+                if halves := half_removed(ledger, store, staying, names, self.second_names):
+                    # What a removal of before still has comes back first: who goes now goes whole.
+                    found, failed = take_back(ledger, self.run, lock, snapshot, names, halves)
+                    woken |= {one.session_id: one for one in found}
+                    failures += failed
+                    continue
+                if not looked_for_strays and idle_strays(ledger, snapshot, names):
+                    # What was written to a session after its removal goes where the session is.
+                    failures += archive_orphans(self, store, lock, partial(idle_strays, ledger))[2]
+                    looked_for_strays = True
+                    continue
+                looked_for_strays = True
+                # Whoever chose it: a ghost's files are with its removal before, and come back with them.
                 chosen = [(session, REASON if session.id in again else reason) for session, reason in chosen]
                 chosen += [(session, REASON) for session in back if session.id not in going]
             if not chosen:
-                return Outcome(snapshot, own, set(), failures, recovered)
+                return Outcome(snapshot, own, set(), failures, recovered, [], list(woken.values()))
             # With very many sessions each stage takes seconds: the marker is kept from growing old in between.
             lock.check()
             try:
                 removed, alive, failed = self._execute(lock, snapshot, names, chosen, shared, fresh_starts_left > 0)
             except IndexChanged:
+                fresh_starts_left -= 1
                 continue
+            self._note_left(store, {r.session_id for r in removed}, alive)
             reappeared = [r for r in removed if r.session_id not in going]
             own += [r for r in removed if r.session_id in going]
-            return Outcome(snapshot, own, alive & going, failures + failed, recovered, reappeared)
+            found = [one for one in woken.values() if one.session_id not in {r.session_id for r in removed}]
+            return Outcome(snapshot, own, alive & going, failures + failed, recovered, reappeared, found)
         raise Locked(
             f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id
         )
+
+    def _note_left(self, store: Store, gone: set[str], alive: set[str]) -> None:
+        before = self._left[store][1] if store in self._left else set()
+        left = None
+        with contextlib.suppress(OSError):
+            # What an earlier removal has of a session that stayed is looked for even where nobody writes.
+            left = None if alive else identity_of(store.index_path)
+        self._left[store] = left, gone | alive | before, time.monotonic()
+
+    def look_once_more(self, observe: Choose) -> list[tuple[Store, Outcome]]:
+        """Looks at the stores of this run again, once gateways that waited for their locks have written.
+
+        Returns what was done about sessions that are in their index again: those with a life of their own are woken,
+        those that came out of a cache were removed once more. ``observe`` completes a snapshot, and chooses nothing.
+        """
+        found = []
+        for store, (left, gone, since) in list(self._left.items()):
+            step("store let go")
+            time.sleep(max(0.0, since + SECOND_LOOK_S - time.monotonic()))
+            with contextlib.suppress(OSError, SessionManagerError):
+                if identity_of(store.index_path) == left:
+                    continue
+                if gone.isdisjoint(s.id for s in read_snapshot(store, now_ms()).sessions):
+                    continue
+                found.append((store, self.remove(store, observe)))
+        return found
 
     def end_earlier(self, store: Store, lock: StoreLock) -> tuple[list[Removal], list[dict[str, object]], Failures]:
         """Ends what was left half done in a store. Raises Damaged, LockLost, Refused or Failed.

@@ -18,10 +18,11 @@ from session_manager.core.progress import stage
 from session_manager.live.archive import Failures, bring_back_files
 from session_manager.live.atomic import clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock
-from session_manager.live.ledger import Attempt, Ledger, Removal, Removed
+from session_manager.live.ledger import REMOVED, Attempt, Ledger, Removal, Removed
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing
 from session_manager.live.obstacles import FILE_EXISTS, NOT_RESTORABLE, Obstacle, Place
+from session_manager.live.orphan_removal import REASON as ORPHAN
 from session_manager.live.reappeared import REASON
 from session_manager.live.recovery import places_of, recover_attempt, try_recover
 from session_manager.live.removal import Remover
@@ -34,8 +35,8 @@ _FRESH_STARTS = 20
 _LOOKS_AFTER = 20
 LOST = Obstacle("store_locked", "a gateway that takes no lock wrote its index back without it; try again")
 
-# One session's removals that belong together, newest first: what a gateway wrote back and we removed once more, and
-# the removal before that.
+# One session's removals that belong together, newest first: what a gateway wrote back and we removed once more, or
+# began anew and we archived as an orphan, and the removal before that.
 Life = Sequence[Removed]
 Find = Callable[[Ledger], Sequence[Life]]
 
@@ -50,14 +51,17 @@ class Restored(msgspec.Struct):
 
 
 def lives(removed: Iterable[Removed]) -> list[Life]:
-    """Groups one session's removals, newest first, by what can only be taken back together."""
+    """Groups one session's removals, newest first, by what can only be taken back together.
+
+    What was written under the name of a removed session, and archived as an orphan, goes on with that session.
+    """
     found: list[list[Removed]] = []
-    whole = True
     for removal in removed:
-        if whole:
+        last = found[-1][-1] if found else None
+        goes_on = last is not None and last.reason == ORPHAN and removal.state == last.state == REMOVED
+        if last is None or not (last.reason == REASON or goes_on):
             found.append([])
         found[-1].append(removal)
-        whole = removal.reason != REASON
     return list(found)
 
 

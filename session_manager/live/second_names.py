@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from io import FileIO
 
 import msgspec
@@ -25,6 +26,7 @@ from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.ledger import Attempt, Removal, run_started_at
 from session_manager.live.liveness import now_ms
 from session_manager.live.steps import step
+from session_manager.live.transcripts import is_of
 from session_manager.live.volume import Store
 
 FOLDER = "archives"
@@ -158,8 +160,12 @@ class SecondNames:
             with contextlib.suppress(OSError):
                 os.rmdir(empty)
 
-    def drop_old(self, keep_days: int) -> None:
-        """Removes second names past their time, some of them. Raises OSError."""
+    def drop_old(self, keep_days: int, living: Callable[[str], Collection[str] | None]) -> None:
+        """Removes second names past their time, some of them, but none of a session that lives. Raises OSError.
+
+        ``living`` returns the ids of an agent's live sessions; None, when they are not known, keeps all.
+        """
+        known = functools.cache(living)
         try:
             runs = sorted(os.listdir(self.root))
         except FileNotFoundError:
@@ -174,6 +180,10 @@ class SecondNames:
             for agent_id in os.listdir(os.path.join(self.root, run_id)):
                 names = os.listdir(os.path.join(self.root, run_id, agent_id))[:budget]
                 budget -= len(names)
+                if names and (ids := known(agent_id)) is not None:
+                    names = [name for name in names if not is_of(name, ids)]
+                else:
+                    names = []
                 self.forget(run_id, agent_id, names)
             with contextlib.suppress(OSError):
                 os.rmdir(os.path.join(self.root, run_id))

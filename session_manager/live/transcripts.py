@@ -90,6 +90,11 @@ def owner(name: str, ids: Collection[str]) -> str | None:
     return _owner_of_stem(name[:cut], ids) if cut > 0 and _compiled(_SIDECAR).match(name, cut) else None
 
 
+def is_of(archive: str, ids: Collection[str]) -> bool:
+    """Says whether an archive's name is that of a file of one of ``ids``."""
+    return owner(original_name(archive), ids) is not None
+
+
 def _owner_of_stem(stem: str, ids: Collection[str]) -> str | None:
     if stem in ids:
         return stem

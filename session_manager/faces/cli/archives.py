@@ -126,6 +126,8 @@ def _show_purge(screen: Screen, document: Document) -> None:
         f"{counted(count, 'file')}{shown} {done}, {words.size(document['bytes_freed'])}; "
         f"{counted(document['removals'], 'session')} can be restored no more"
     )
+    if document["live_count"]:
+        screen.note(f"{counted(document['live_count'], 'file')} stay, of live sessions")
     if document["pinned_count"]:
         screen.note(f"{counted(document['pinned_count'], 'file')} stay, of pinned sessions")
 

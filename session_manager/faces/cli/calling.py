@@ -92,6 +92,9 @@ def _say_also(screen: Screen, document: Document) -> None:
     if "reappeared" in document:
         again = counted(len(document["reappeared"]), "session")
         screen.note(f"removed once more: {again} that the gateway had written back")
+    for woken in document.get("woken", ()):
+        whole = "whole" if woken["whole"] else "the next call joins its transcript to what it said before"
+        screen.note(f"woke up while it was removed, and stays: session {woken['id']} of {woken['agentId']} ({whole})")
     for path in document.get("left_alone", ()):
         screen.note(f"left alone, outside its agent's folder: {path}")
     if "at_risk" in document:

@@ -162,16 +162,20 @@ class Attempts(Connection):
             with self.transaction() as c:
                 _drop_old(c, keep_days, _LEAST_DROPPED)
 
-    def open_attempts(self, store_id: str) -> list[Attempt]:
-        """Returns a store's unfinished attempts, oldest first."""
+    def open_attempts(self, store_id: str, agent_id: str, names: Collection[str]) -> list[Attempt]:
+        """Returns the unfinished attempts of a store whose folder holds ``names``, oldest first.
+
+        A folder that was copied, moved between file systems or put back from a backup has another id: an attempt of
+        the agent's belongs to the folder in which the names lie that it knows.
+        """
         with clear_sqlite_errors(self.path):
             rows = self.sql.execute(
-                "SELECT attempt_id, run_id, agent_id, temps, expected, kind, restores FROM attempts"
-                " WHERE store_id = ? AND state = 'intent' ORDER BY attempt_id",
-                (store_id,),
+                "SELECT store_id, attempt_id, run_id, agent_id, temps, expected, kind, restores FROM attempts"
+                " WHERE (store_id = ? OR agent_id = ?) AND state = 'intent' ORDER BY attempt_id",
+                (store_id, agent_id),
             ).fetchall()
             found = []
-            for attempt_id, run_id, agent_id, temps, expected, kind, restores in rows:
+            for made_in, attempt_id, run_id, agent, temps, expected, kind, restores in rows:
                 if kind in (RESTORE, PURGE):
                     removals, runs = _load(self.sql, "removal_id IN (SELECT value FROM json_each(?))", restores)
                 else:
@@ -179,17 +183,20 @@ class Attempts(Connection):
                 decoded = msgspec.json.decode(temps, type=list[Temp])
                 versions = msgspec.json.decode(expected, type=list[Identity])
                 spared = msgspec.json.decode(restores, type=list[str]) if kind == ERASE else []
-                found.append(Attempt(attempt_id, run_id, agent_id, decoded, versions, removals, kind, runs, spared))
+                attempt = Attempt(attempt_id, run_id, agent, decoded, versions, removals, kind, runs, spared)
+                if made_in == store_id or not set(names).isdisjoint(attempt.file_names()):
+                    found.append(attempt)
             return found
 
-    def has_open_attempts(self, store_id: str) -> bool:
+    def has_open_attempts(self, store_id: str, agent_id: str, names: Collection[str]) -> bool:
         """Says whether a killed process left something to finish in a store."""
         with clear_sqlite_errors(self.path):
-            return bool(
-                self.sql.execute(
-                    "SELECT EXISTS (SELECT 1 FROM attempts WHERE store_id = ? AND state = 'intent')", (store_id,)
-                ).fetchone()[0]
-            )
+            rows = self.sql.execute(
+                "SELECT DISTINCT store_id FROM attempts WHERE (store_id = ? OR agent_id = ?) AND state = 'intent'",
+                (store_id, agent_id),
+            ).fetchall()
+        made_in = {row[0] for row in rows}
+        return store_id in made_in or bool(made_in and self.open_attempts(store_id, agent_id, names))
 
 
 def _begin(

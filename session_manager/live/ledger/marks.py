@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from session_manager.live.ledger import chain
-from session_manager.live.ledger.connection import Connection, clear_sqlite_errors
+from session_manager.live.ledger.connection import Connection, as_json, clear_sqlite_errors
 from session_manager.live.ledger.rows import Mark
 from session_manager.live.ledger.run import Run, note_run
 from session_manager.live.liveness import now_ms
@@ -69,6 +69,20 @@ class Marks(Connection):
             sealed = chain.digest(_key(m) for m in marks).hex()
             chain.append(c, "heard", {"run": run.run_id, "state": state, "marks": len(marks), "digest": sealed})
         run.noted = True
+
+    def cancel_ends(self, run: Run, agent_id: str, sessions: Collection[str]) -> None:
+        """Takes back that history is told the end of sessions that turned out to live."""
+        with clear_sqlite_errors(self.path):
+            owed = self.sql.execute(
+                "SELECT session_id FROM marks WHERE agent_id = ? AND status = 'ended'"
+                " AND state IN ('pending', 'delivered') AND session_id IN (SELECT value FROM json_each(?))",
+                (agent_id, as_json(sorted(sessions))),
+            ).fetchall()
+        if owed:
+            with self.transaction() as c:
+                note_run(c, run)
+                cancel_or_reverse(c, run.run_id, agent_id, [session_id for (session_id,) in owed])
+            run.noted = True
 
     def pending(self) -> list[Mark]:
         """Returns the marks that history has still to hear, oldest first."""

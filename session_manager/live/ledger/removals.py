@@ -80,10 +80,28 @@ class Removals(Connection):
             ).fetchall()
             newest: dict[str, int] = {}
             for attempt in attempts:
-                rows = self.sql.execute("SELECT session_id, removal_id FROM removals WHERE attempt_id = ?", attempt)
+                rows = self.sql.execute(
+                    "SELECT session_id, removal_id FROM removals WHERE attempt_id = ? AND state <> 'kept'", attempt
+                )
                 newest.update((session_id, removal_id) for session_id, removal_id in rows if session_id in sessions)
             found = [self._removal(removal_id) for removal_id in newest.values()]
             return [r for r in found if r.state == REMOVED and r.finished]
+
+    def standing(self, agent_id: str, sessions: Collection[str], *states: str) -> list[Removed]:
+        """Returns the removals of some sessions that have files and are in one of ``states``; the oldest first.
+
+        Whatever the store is called by now: a folder that was copied or put back has another id.
+        """
+        if not sessions:
+            return []
+        with clear_sqlite_errors(self.path):
+            rows = self.sql.execute(
+                f"{_COLUMNS}{_FROM} WHERE r.session_id IN (SELECT value FROM json_each(?)) AND a.agent_id = ?"
+                f" AND a.kind = '{REMOVE}' AND a.state <> 'intent' AND r.details IS NOT NULL"
+                " AND r.state IN (SELECT value FROM json_each(?)) ORDER BY r.removal_id",
+                (as_json(list(sessions)), agent_id, as_json(states)),
+            )
+            return [removed for removed in map(_removed, rows) if removed.files]
 
     def _removal(self, removal_id: int) -> Removed:
         return _removed(self.sql.execute(f"{_COLUMNS}{_FROM} WHERE r.removal_id = ?", (removal_id,)).fetchone())

@@ -67,6 +67,11 @@ class Attempt(msgspec.Struct):
     archive_runs: dict[int, str] = {}
     spared: list[str] = []
 
+    def file_names(self) -> set[str]:
+        """Returns all names that the attempt gives to files in the sessions folder, or takes from them."""
+        named = {name for removal in self.removals for pair in removal.files for name in pair}
+        return named | {temp.name for temp in self.temps}
+
     def archive_run(self, removal: Removal) -> str:
         """Returns the run under whose name the second names of a removal's files are kept."""
         return self.archive_runs.get(removal.removal_id, self.run_id)

@@ -1,0 +1,143 @@
+"""Sessions that live while an archive of a removal still holds what they said before.
+
+A message that reaches a session at the moment of its removal wakes it: the gateway writes the entry back, with a new
+time, and begins a new transcript. A gateway without a lock does so from its cache, and whoever puts a backup of the
+index back does it, too. Such a removal is taken back: the files return, and are joined to what was begun since.
+
+Nothing is moved while a run is on, or may be about to begin. Measured: a run that found no transcript writes one when
+the model has answered; gateway 2026.2.17 appends to whatever is there by then, 2026.6.11 ends the run, and the message
+is lost, when a transcript has come back meanwhile. Between the entry and the lock of a run pass 0.1 to 0.8 s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterable, Sequence
+
+import msgspec
+
+from session_manager.core.orphans import Orphan
+from session_manager.core.session import Session
+from session_manager.live.archive import Failures
+from session_manager.live.gateway_lock import StoreLock
+from session_manager.live.ledger import REMOVED, Ledger, Removed, Run
+from session_manager.live.liveness import now_ms
+from session_manager.live.observe import held_transcripts, observe_locks
+from session_manager.live.orphans import session_id_of
+from session_manager.live.recovery import recover_attempt
+from session_manager.live.second_names import SecondNames
+from session_manager.live.volume import Snapshot, Store
+from session_manager.live.whereabouts import is_transcript
+
+# A run shows by its lock or its status within that, on a machine that has much to do, too.
+_SETTLED_MS = 3_000
+
+
+class Woken(msgspec.Struct, frozen=True):
+    """A session whose removal is taken back: ``run_id`` removed it, ``whole`` says whether it has its files again."""
+
+    agent_id: str
+    session_id: str
+    run_id: str
+    whole: bool
+
+    def document(self) -> dict[str, object]:
+        """Returns the element of a result's ``woken``."""
+        return {"agentId": self.agent_id, "id": self.session_id, "removed_by": self.run_id, "whole": self.whole}
+
+
+def half_removed(
+    ledger: Ledger, store: Store, sessions: Iterable[Session], names: Collection[str], second_names: SecondNames
+) -> list[Removed]:
+    """Returns the removals, oldest first, that hold files of living ``sessions``; ``names`` lie in the folder."""
+    living = {session.id for session in sessions}
+    here = set(names)
+
+    def holds_files(removed: Removed) -> bool:
+        return any(
+            target in here or os.path.lexists(second_names.path(removed.run_id, store.agent_id, target))
+            for _, target in removed.files
+        )
+
+    return [removed for removed in ledger.standing(store.agent_id, living, REMOVED) if holds_files(removed)]
+
+
+def strays(
+    ledger: Ledger, store: Store, sessions: Iterable[Session], names: Iterable[str], *states: str
+) -> dict[str, list[str]]:
+    """Returns, by session id, transcripts without an entry of sessions that the ledger has in one of ``states``.
+
+    Gateway 2026.2.17 writes one when the session is removed between its entry's update and its run, and no entry.
+    """
+    living = {session.id for session in sessions}
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if is_transcript(name) and name.removesuffix(".jsonl") not in living:
+            session_id = session_id_of(name)
+            if session_id is not None and session_id not in living:
+                found.setdefault(session_id, []).append(name)
+    known = ledger.standing(store.agent_id, found.keys(), *states)
+    sources = {session_id: {s for r in known if r.session_id == session_id for s, _ in r.files} for session_id in found}
+    mine = {i: sorted(sources[i].intersection(names)) for i, names in found.items()}
+    return {i: names for i, names in mine.items() if names}
+
+
+def idle_strays(ledger: Ledger, snapshot: Snapshot, names: Sequence[str]) -> list[Orphan]:
+    """Returns strays of removed sessions that nobody writes to: what was said after a removal goes with the session."""
+    store, now = snapshot.store, now_ms()
+    found = strays(ledger, store, snapshot.sessions, names, REMOVED)
+    held = set(held_transcripts(store, names, now)) if found else set()
+    orphans = []
+    for session_id, files in found.items():
+        paths = [os.path.join(store.sessions_dir, name) for name in files]
+        with contextlib.suppress(OSError):
+            written = max(os.lstat(path).st_mtime_ns // 1_000_000 for path in paths)
+            if held.isdisjoint(files) and written < now - _SETTLED_MS:
+                size = sum(os.lstat(path).st_size for path in paths)
+                orphans.append(Orphan(store.agent_id, session_id, files, size, written, busy=False))
+    return orphans
+
+
+def take_back(
+    ledger: Ledger, run: Run, lock: StoreLock, snapshot: Snapshot, names: Sequence[str], halves: Sequence[Removed]
+) -> tuple[list[Woken], Failures]:
+    """Takes removals of living sessions back, except those of sessions that are at work now.
+
+    Returns what became of each session, and what could not be moved. Raises LockLost, Refused, Damaged or Failed.
+    """
+    store = snapshot.store
+    observe_locks(store, snapshot.sessions, names, now_ms())
+    living = {session.id: session for session in snapshot.sessions}
+    free = []
+    whole: set[str] = set()
+    failures: Failures = []
+    for removed in halves:
+        session = living[removed.session_id]
+        if not session.busy and not _is_about_to_run(store, session, removed):
+            free.append(removed)
+    if free and snapshot.identity is not None:
+        attempt = ledger.intend_restore(run, store.store_id, store.agent_id, [], [snapshot.identity], free)
+        alive, failures = recover_attempt(store, lock, ledger, attempt)
+        whole = alive - {session_id for session_id, _ in failures if session_id is not None}
+    # What is taken back at once has its mark taken back, too.
+    waiting = {removed.session_id for removed in halves} - {removed.session_id for removed in free}
+    ledger.cancel_ends(run, store.agent_id, waiting)
+    newest = {removed.session_id: removed for removed in halves}
+    woken = [Woken(store.agent_id, i, removed.run_id, i in whole) for i, removed in newest.items()]
+    return woken, failures
+
+
+def _is_about_to_run(store: Store, session: Session, removed: Removed) -> bool:
+    """Says whether a message may have reached a session that its transcript does not show yet."""
+    activity = session.entry_activity or 0
+    if activity < now_ms() - _SETTLED_MS:
+        return False
+    for name in (source for source, _ in removed.files if is_transcript(source)):
+        try:
+            written = os.lstat(os.path.join(store.sessions_dir, name)).st_mtime_ns // 1_000_000
+        except OSError:
+            return True
+        if written < activity:
+            return True
+    return False

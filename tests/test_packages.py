@@ -16,6 +16,8 @@ from mcp_wire import Wire
 from packaging.requirements import Requirement
 from support import ROOT
 
+import session_manager
+
 pytestmark = pytest.mark.system
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -117,6 +119,18 @@ def test_it_installs_in_a_fresh_environment(
         assert (done.returncode, done.stdout) == (70, "")
         assert "pip install 'aria-sessionmanager[mcp]'" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_the_metadata_is_what_an_index_takes(built: Path) -> None:
+    said = run(sys.executable, "-W", "ignore", "-m", "twine", "check", "--strict", *built.iterdir())
+    assert said.count("PASSED") == 2
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        inside = wheel.namelist()
+        metadata = wheel.read(next(name for name in inside if name.endswith("/METADATA"))).decode()
+    assert f"\nVersion: {session_manager.__version__}\n" in metadata
+    assert "\nLicense-Expression: MIT\n" in metadata
+    assert "session_manager/py.typed" in inside
+    assert any(name.endswith("/licenses/LICENSE") for name in inside)
 
 
 def test_an_installed_package_builds_the_skill(built: Path, tmp_path: Path) -> None:

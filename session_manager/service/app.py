@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 
+from session_manager import __version__
 from session_manager.service import problems
 from session_manager.service.api import chat, chat_ws, engine_cleanup, health, jobs, metrics, sessions
 from session_manager.service.api.engine import router as engine_router
@@ -38,7 +39,7 @@ def create_app(config: Config, database_url: str) -> FastAPI:
     app = FastAPI(
         title="aria-api",
         description=DESCRIPTION,
-        version="0.1.0",
+        version=__version__,
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,

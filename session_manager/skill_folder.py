@@ -1,16 +1,19 @@
 """The skill as a folder of its own, in the Agent Skills format: what an agent's machine needs, and nothing else.
 
 ``<place>/aria-sessionmanager/`` holds ``SKILL.md``, ``run_skill.py``, the package without its service and without the
-faces for people, and ``references/``. With msgspec, filelock and httpx it runs wherever it is copied to.
+faces for people, and ``references/``. With msgspec, filelock and httpx it runs wherever it is copied to. A vendored one
+brings them in ``vendor/``, for one kind of Python (``vendor/built-for``).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
 from importlib import metadata
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import msgspec
@@ -28,20 +31,24 @@ _LEFT_OUT = ("service", "skill_folder.py", "__pycache__")
 _ARGUMENTS = "arguments.md"
 
 
-def build(place: str) -> list[str]:
+def build(place: str, *, vendor: bool = False) -> list[str]:
     """Writes the folder into ``place``, which is made if need be, and returns the paths of its files within it.
 
-    One that an earlier build wrote is replaced as a whole. Raises Refused (``folder_in_use`` when something else has
-    its name, ``not_writable``, ``disk_full``) or Failed; then everything is as it was.
+    With ``vendor`` it brings the base packages, as they are installed here. One that an earlier build wrote is replaced
+    as a whole. Raises Refused (``folder_in_use`` when something else has its name, ``not_writable``, ``disk_full``) or
+    Failed; then everything is as it was.
     """
     target = Path(place, NAME)
     skill, runner, references = _sources()
+    packages = list(_vendored()) if vendor else []
     with clear_errors("write the skill to", str(target)):
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_free(target)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{NAME}.") as scratch:
             made = Path(scratch, NAME)
             _write(made, skill, runner, references)
+            if packages:
+                _vendor(made, packages)
             if target.exists():
                 target.rename(Path(scratch, "before"))
             made.rename(target)
@@ -95,6 +102,43 @@ def _write(made: Path, skill: Path, runner: Path, references: Iterable[Path]) ->
     (made / "SKILL.md").write_text(f"{text}\n{link}\n", encoding="utf-8")
     # mkdtemp's folder is for its owner alone; this one is to be read by whoever runs the agent.
     made.chmod(0o755)
+
+
+def _vendored() -> Iterable[tuple[Path, str]]:
+    """Yields the files of the base packages and of what they need: where each is, and its path below ``vendor``."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError as error:
+        raise Failed(
+            "the Python package 'packaging' is missing: pip install 'aria-sessionmanager[cli]'", code="missing_package"
+        ) from error
+    waiting, seen = [NAME], {NAME}
+    while waiting:
+        name = waiting.pop()
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError as error:
+            raise Failed(
+                f"the package {name} is not installed here: python3 -m pip install {name}", code="missing_package"
+            ) from error
+        for requirement in map(Requirement, found.requires or ()):
+            if requirement.name not in seen and (
+                requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            ):
+                seen.add(requirement.name)
+                waiting.append(requirement.name)
+        for file in found.files or () if name != NAME else ():
+            if file.parts[0] != ".." and "__pycache__" not in file.parts:
+                yield Path(str(file.locate())), str(file)
+
+
+def _vendor(made: Path, packages: Iterable[tuple[Path, str]]) -> None:
+    for source, path in packages:
+        _copy(source, made / "vendor" / path)
+    (made / "vendor" / "built-for").write_text(EXTENSION_SUFFIXES[0] + "\n", encoding="utf-8")
+    page = made / "SKILL.md"
+    has = f"compatibility: Pythons of the kind {EXTENSION_SUFFIXES[0]}, with no package (they are in vendor/);"
+    page.write_text(re.sub(r"(?m)^compatibility: [^;\n]*;", has, page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _package_files() -> Iterable[Path]:

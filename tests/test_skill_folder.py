@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import packages
 import pytest
 import typer
 from packaging.requirements import Requirement
-from support import ROOT, StoreBuilder, picture
+from support import CLOSED_API, ROOT, StoreBuilder, picture
 from typer.testing import CliRunner
 
 from session_manager.core.errors import Refused
@@ -77,6 +78,57 @@ def test_the_folder_holds_what_an_agent_needs_and_nothing_else(folder: Path) -> 
     assert folder.stat().st_mode & 0o055 == 0o055
 
 
+def test_the_runner_names_the_base_packages_for_uv() -> None:
+    text = (ROOT / "run_skill.py").read_text()
+    block = re.search(r"(?m)^# /// script\n((?:# .*\n)+)# ///$", text)
+    assert block is not None
+    found = tomllib.loads(re.sub(r"(?m)^# ", "", block[1]))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert found == {"requires-python": project["requires-python"], "dependencies": BASE}
+
+
+@pytest.fixture(scope="module")
+def vendored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built folder, with the packages in it."""
+    place = tmp_path_factory.mktemp("vendored")
+    build(str(place), vendor=True)
+    return place / "aria-sessionmanager"
+
+
+def test_a_vendored_folder_needs_no_package(vendored: Path, tmp_path: Path) -> None:
+    agents = tmp_path / "agents"
+    store = StoreBuilder(agents)
+    store.add("cron:old", 90, "old")
+    store.write()
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    code, document = call(vendored, nothing, "session_manager", "prune_sessions", ARIA_AGENTS_DIR=str(agents))
+    assert (code, document["deleted_ids"]) == (0, ["old"])
+    # History needs the third package and what that needs.
+    code, document = call(
+        vendored, nothing, "session_manager", "prune_sessions", ARIA_AGENTS_DIR=str(agents), ARIA_API_URL=CLOSED_API
+    )
+    assert code == 0
+    assert "missing" not in document.get("pg_error", "")
+    assert (vendored / "vendor" / "built-for").read_text().strip() == EXTENSION_SUFFIXES[0]
+    assert EXTENSION_SUFFIXES[0] in (vendored / "SKILL.md").read_text().partition("\n---\n")[0]
+    assert list((vendored / "vendor").glob("msgspec-*.dist-info/licenses/*"))
+
+
+def test_a_vendored_folder_on_another_python_says_what_it_is_for(vendored: Path, base: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "aria-sessionmanager"
+    shutil.copytree(vendored, copy)
+    (copy / "vendor" / "built-for").write_text(".cpython-399-sparc.so\n")
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    code, document = call(copy, nothing, "session_manager", "list_sessions", ARIA_AGENTS_DIR=str(tmp_path))
+    assert (code, document["code"]) == (70, "missing_package")
+    assert ".cpython-399-sparc.so" in document["error"]
+    assert "pip install" in document["error"]
+    # With the packages of that Python it works all the same.
+    assert call(copy, base, "session_manager", "list_sessions", ARIA_AGENTS_DIR=str(tmp_path))[0] == 0
+
+
 def test_the_page_links_every_reference(folder: Path) -> None:
     text = (folder / "SKILL.md").read_text()
     links = re.findall(r"^- \[[^]]+\]\((references/[^)]+)\)$", text.split("\n## References\n")[1], re.MULTILINE)
@@ -109,7 +161,8 @@ def test_a_copy_works_with_the_base_packages_alone(folder: Path, base: Path, age
     code, deleted = call(copy, base, "session_manager", "delete_session", '{"session_id": "a"}', **env)
     assert (code, deleted["deleted"]) == (0, "a")
     assert call(copy, base, "session_manager", "restore_session", '{"session_id": "a"}', **env)[0] == 0
-    assert call(copy, base, "session_manager", "prune_sessions", **env)[1]["pruned_count"] == 3
+    # What was brought back is left alone for a while.
+    assert call(copy, base, "session_manager", "prune_sessions", **env)[1]["pruned_count"] == 2
     assert call(copy, base, "session_manager", "doctor", **env)[0] == 0
     # History, too, is spoken to with these packages alone; nobody answers.
     code, document = call(copy, base, "session_manager", "doctor", **{**env, "ARIA_API_URL": "http://127.0.0.1:1/api"})

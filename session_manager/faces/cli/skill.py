@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Annotated
 
@@ -26,16 +27,23 @@ def _skill() -> None:
 
 def build(
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the folder of the skill.")] = Path("dist"),
+    vendor: Annotated[
+        bool, typer.Option("--vendor", help="Bring the base packages, for this kind of Python and machine.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Write the skill as a folder in the Agent Skills format, to copy: SKILL.md, run_skill.py, the package."""
     from session_manager.skill_folder import NAME
     from session_manager.skill_folder import build as write
 
-    files = write(str(to))
+    files = write(str(to), vendor=vendor)
     folder = to / NAME
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "files": files}))
+        document = {"folder": str(folder), "files": files}
+        typer.echo(json.dumps(document | ({"built_for": EXTENSION_SUFFIXES[0]} if vendor else {})))
         return
     typer.echo(str(folder))
-    typer.echo(f"{len(files)} files; it needs Python 3.11 with msgspec, filelock and httpx, wherever it goes", err=True)
+    needs = "Python 3.11 or newer with msgspec, filelock and httpx"
+    if vendor:
+        needs = f"a Python of this kind and no package: {EXTENSION_SUFFIXES[0]}"
+    typer.echo(f"{len(files)} files; where you copy it, it needs {needs}", err=True)

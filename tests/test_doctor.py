@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
@@ -443,3 +444,32 @@ def test_a_database_that_hangs_is_told(whole: StoreBuilder, agents: Path, server
             # More probes than there are connections have left room for what works.
             assert service.client.get("/api/sessions").status_code == 200
         assert service.client.get("/readyz").status_code == 200
+
+
+def test_files_that_every_user_can_read_are_told(agents: Path, skill: Skill) -> None:
+    """Only where no folder above is closed: the tests' own is, so it is opened and closed again."""
+    store = StoreBuilder(agents)
+    store.add("cron:a", 1, "a")
+    store.write()
+    closed = [place for place in agents.parents if not place.stat().st_mode & stat.S_IXOTH]
+    modes = {place: stat.S_IMODE(place.stat().st_mode) for place in closed}
+    if any(place.stat().st_uid != os.geteuid() for place in closed):
+        pytest.skip("a folder above is closed by another user")
+    (store.dir / "a.jsonl").chmod(0o600)
+
+    def checks() -> list[dict[str, Any]]:
+        return [c for c in skill("doctor", ARIA_API_URL="").document["checks"] if c["name"] == "privacy main"]
+
+    try:
+        for place in closed:
+            place.chmod(modes[place] | stat.S_IXOTH)
+        assert checks() == []
+        (store.dir / "a.jsonl").chmod(0o644)
+        (check,) = checks()
+        assert (check["ok"], "a.jsonl" in check["what"]) == (True, True)
+        assert str(store.dir) in check["advice"]
+        store.dir.chmod(0o700)
+        assert checks() == []
+    finally:
+        for place in closed:
+            place.chmod(modes[place])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,7 @@ def _agent(
                 yield found
             else:
                 yield _described(name, found, names)
+                yield from _privacy(found, names)
                 yield from _halves(context, found, names, ledger)
             yield from _locks(context, store, names)
         except SessionManagerError as error:
@@ -153,6 +155,30 @@ def _halves(context: Context, snapshot: Snapshot, names: list[str], ledger: Ledg
         what = f"{plural(len(lost), 'removed session')} have a transcript and no entry: {_some(lost)}"
         advice = "restore_session brings one back whole; cleanup_orphans archives what is left over"
         yield Check(f"strays {store.agent_id}", False, what, advice, None, store.agent_id)
+
+
+def _privacy(snapshot: Snapshot, names: list[str]) -> Iterator[Check]:
+    """Yields a warning when other users of this machine can read the index or transcripts."""
+    store = snapshot.store
+    places = [store.sessions_dir]
+    while (parent := os.path.dirname(places[-1])) != places[-1]:
+        places.append(parent)
+    # Nobody gets past a folder that is closed to others, whatever the files in it say.
+    if not all(_mode(place) & stat.S_IXOTH for place in places):
+        return
+    files = [os.path.basename(store.index_path), *(name for name in names if is_transcript(name))]
+    open_files = [name for name in files if _mode(os.path.join(store.sessions_dir, name)) & stat.S_IROTH]
+    if open_files:
+        what = f"every user of this machine can read {plural(len(open_files), 'file')}, such as {open_files[0]}"
+        advice = f"chmod 700 {store.sessions_dir}, as the gateway's user"
+        yield Check(f"privacy {store.agent_id}", True, what, advice, None, store.agent_id)
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.lstat(path).st_mode
+    except OSError:
+        return 0
 
 
 def _some(ids: Collection[str]) -> str:

@@ -292,4 +292,4 @@ def read_file(path: str) -> tuple[bytes, Identity]:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(22, "not a regular file", path)
-        return file.readall(), Identity.of(status)
+        return file.read(), Identity.of(status)

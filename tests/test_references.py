@@ -523,6 +523,7 @@ PROTECTED: dict[str, tuple[str, float | None, dict[str, Any]]] = {
     "pinned": ("cron:a", 120, {"pinnedAt": 1}),
     "elsewhere": ("cron:a", 120, {"sessionFile": "D:\\sessions\\x.jsonl"}),
     "of a durable or unknown type": ("direct:ann", 120, {}),
+    "bound to a conversation": ("subagent:a", 120, {"lastThreadId": "7"}),
     "of unknown age": ("cron:a", None, {}),
     "brought back within": ("cron:a", 120, {}),
     "a sub-agent in a family": ("subagent:a", 120, {}),

@@ -114,11 +114,14 @@ def _reason(session: Session, policy: Policy, current: Set[str]) -> str | None:
 
 
 def durable(session: Session, named: Set[str]) -> str | None:
-    """Says why a session's types keep it, or None when all of them go by age or are ``named``."""
+    """Says why a session's types keep it, or None when all of them go by age or are ``named``.
+
+    One that a person goes on with is kept however its type is named.
+    """
     kinds = session.kinds - PRUNABLE - named
-    if not kinds:
-        return None
-    return UNKNOWN_TYPE if kinds == {UNKNOWN} else DURABLE
+    if kinds:
+        return UNKNOWN_TYPE if kinds == {UNKNOWN} else DURABLE
+    return DURABLE if session.bound or session.threads else None
 
 
 def _kept_by_family(everyone: Sequence[Session], cutoff: int, current: Set[str]) -> set[int]:

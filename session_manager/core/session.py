@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from session_manager.core.backends import SPAWNED, forget_inherited, is_bound, is_held, threads_of
+
 DAY_MS = 86_400_000
 # 2015-01-01: no gateway of this family is older.
 EARLIEST_MS = 1_420_070_400_000
@@ -166,6 +168,12 @@ class Entry(msgspec.Struct, rename="camel"):
     estimated_cost_usd: Any = None
     started_at: Any = None
     session_started_at: Any = None
+    cli_session_bindings: Any = None
+    cli_session_ids: Any = None
+    claude_cli_session_id: Any = None
+    acp: Any = None
+    spawn_mode: Any = None
+    last_thread_id: Any = None
 
 
 def epoch_ms(value: object, now_ms: int) -> int | None:
@@ -265,6 +273,10 @@ class Session(msgspec.Struct):
     transcript is not there yet, or not locked. ``labels`` are those of all its keys where there are several, ``label``
     is that of the most telling. ``usage`` holds the entry's counters as found: total, input and output tokens, cost in
     US dollars, start of the session, start of the last run. ``restored``: it was brought back lately.
+
+    ``held``: another program holds what was said. ``bound``: a person goes on with it, though its type is one of
+    programs; ``threads``, the channel threads that a spawned session has for itself, make it so, too, unless the
+    gateway says otherwise.
     """
 
     agent_id: str
@@ -291,6 +303,9 @@ class Session(msgspec.Struct):
     empty: bool = False
     labels: tuple[str, ...] = ()
     restored: bool = False
+    held: bool = False
+    bound: bool = False
+    threads: tuple[str, ...] = ()
 
     @property
     def last_activity(self) -> int | None:
@@ -310,7 +325,10 @@ def build_sessions(agent_id: str, entries: Iterable[tuple[str, Entry]], now_ms: 
         session_id = trimmed_or_none(entry.session_id)
         if session_id is not None:
             grouped.setdefault(session_id, []).append((key, entry))
-    return [_session(agent_id, session_id, members, now_ms) for session_id, members in grouped.items()]
+    sessions = [_session(agent_id, session_id, members, now_ms) for session_id, members in grouped.items()]
+    if threaded := [session for session in sessions if session.threads]:
+        forget_inherited(threaded, {key: entry for members in grouped.values() for key, entry in members})
+    return sessions
 
 
 def _session(agent_id: str, session_id: str, members: list[tuple[str, Entry]], now_ms: int) -> Session:
@@ -331,6 +349,9 @@ def _session(agent_id: str, session_id: str, members: list[tuple[str, Entry]], n
         session_files=tuple(dict.fromkeys(f for s in each for f in s.session_files)),
         parents=tuple(dict.fromkeys(p for s in each for p in s.parents)),
         labels=tuple(s.label for s in each if s.label is not None),
+        held=any(s.held for s in each),
+        bound=any(s.bound for s in each),
+        threads=tuple(dict.fromkeys(thread for s in each for thread in s.threads)),
     )
 
 
@@ -364,6 +385,9 @@ def _with_one_key(agent_id: str, session_id: str, key: str, entry: Entry, now_ms
             entry.session_started_at,
             entry.started_at,
         ),
+        held=is_held(parsed, entry),
+        bound=is_bound(parsed, entry),
+        threads=threads_of(entry) if parsed.kind in SPAWNED else (),
     )
 
 

@@ -70,14 +70,17 @@ def errors_or_raise(failed: Sequence[tuple[str, SessionManagerError]], any_done:
 def observe(snapshot: Snapshot, names: Sequence[str], now_ms: int, cutoff: Cutoff | None, pins: Pins | None) -> None:
     """Completes a snapshot's sessions by what lies beside the index, and by the policy's pins.
 
-    Times inside transcripts are looked for only with a cut-off.
+    Times inside transcripts, and what the gateway says of spawned sessions, are looked for only with a cut-off.
     """
     if pins is not None:
         for session in snapshot.sessions:
             pins.mark(session)
     observe_locks(snapshot.store, snapshot.sessions, names, now_ms)
     if cutoff is not None:
+        from session_manager.live.bindings import observe_bindings
+
         observe_transcripts(snapshot.store, snapshot.sessions, names, cutoff, now_ms)
+        observe_bindings(snapshot.store, snapshot.sessions, now_ms)
 
 
 def only_observe(context: Context) -> Callable[[Snapshot, Sequence[str]], Sequence[tuple[Session, str]]]:

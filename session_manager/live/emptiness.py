@@ -20,6 +20,8 @@ from session_manager.live.whereabouts import ELSEWHERE, REFUSED, Whereabouts, is
 
 # Lines that say nothing are short, and few stand before the first message.
 LONGEST = 64 * 1024
+# Names the conversation that a Codex server holds (gateway 2026.4.14 and later).
+_HARNESS = ".codex-app-server.json"
 _SILENT = frozenset({"session", "model_change", "thinking_level_change", "custom", "label", "session_info"})
 
 
@@ -29,7 +31,8 @@ def empty_sessions(
     """Returns the ids of those ``asked`` about whose transcripts are here and hold no message.
 
     ``sessions`` are all of the store, ``names`` lie in its folder. A session without a transcript may have one that
-    was not written yet, and one with counted tokens may be kept by another program: those are not empty.
+    was not written yet, and one that a CLI or ACP backend holds, or with counted tokens, has said its words to another
+    program: those are not empty.
     """
     return empty_or_unseen(store, sessions, names, asked)[0]
 
@@ -47,7 +50,10 @@ def empty_or_unseen(
     for session in waiting:
         spots = whereabouts.spots(session)
         kinds = {spot.kind for spot in spots}
-        transcripts = {name for name in files.get(session.id, ()) if is_transcript(name)}
+        mine = files.get(session.id, ())
+        if any(name.endswith(_HARNESS) for name in mine):
+            continue
+        transcripts = set(filter(is_transcript, mine))
         transcripts.update(spot.at for spot in spots if spot.at)
         if REFUSED in kinds or not all(_is_silent(os.path.join(store.sessions_dir, name)) for name in transcripts):
             continue
@@ -59,7 +65,7 @@ def empty_or_unseen(
 
 
 def _was_used(session: Session) -> bool:
-    return any(isinstance(tokens, int | float) and tokens > 0 for tokens in session.usage[:3])
+    return session.held or any(isinstance(tokens, int | float) and tokens > 0 for tokens in session.usage[:3])
 
 
 def _is_silent(path: str) -> bool:

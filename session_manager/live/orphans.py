@@ -246,7 +246,8 @@ def with_traces(
     """Returns the ids of sessions of which anything is left besides the entry, as far as it can be looked at.
 
     A transcript, topic file or sidecar, an archive of one, a file of an earlier generation that the entry mentions
-    (``entries``: session id → its raw entries), or a ``sessionFile`` in another folder that exists.
+    (``entries``: session id → its raw entries), a ``sessionFile`` in another folder that exists, or what a CLI or ACP
+    backend holds.
     """
     found = set(files_by_session(folder.sizes, sessions, store.sessions_dir))
     originals = {original_name(name) for name in folder.of_class(*ARCHIVES.values())}
@@ -261,7 +262,7 @@ def with_traces(
         spots = whereabouts.spots(session)
         abroad = any(map(os.path.lexists, inside(spots))) or any(spot.kind == REFUSED for spot in spots)
         strings = {_last_part(s) for raw in entries.get(session.id, ()) for s in raw.split(b'"')}
-        if abroad or not known.isdisjoint(strings):
+        if session.held or abroad or not known.isdisjoint(strings):
             found.add(session.id)
     return found
 

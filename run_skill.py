@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["msgspec>=0.19,<1", "filelock>=3.16,<5", "httpx>=0.28,<1"]
+# dependencies = ["msgspec>=0.19,<1", "filelock>=3.16,<5", "httpx>=0.28,<1", "pyjson5>=1.6.9,<3"]
 # ///
 """Runs the skill: run_skill.py session_manager <function> ['<json object>' | -]. See --help."""
 

@@ -21,7 +21,7 @@ from benchmarks import floors, stores
 from session_manager.functions import load
 from session_manager.functions.context import Context
 from session_manager.live.liveness import now_ms
-from session_manager.live.volume import Volume
+from session_manager.live.volume import open_volume
 from session_manager.settings import read_settings
 
 Action = Callable[[Path], object]
@@ -32,7 +32,7 @@ def call(agents: Path, function: str, **arguments: Any) -> dict[str, Any]:
     # The live layer is measured, and no aria-api of this machine may hear of made-up sessions.
     settings = read_settings({"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": ""})
     loaded = load(function)
-    return loaded.run(Context(settings, Volume(settings.agents_dir), now_ms), loaded.arguments(**arguments))
+    return loaded.run(Context(settings, open_volume(settings), now_ms), loaded.arguments(**arguments))
 
 
 def list_sessions(agents: Path) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from session_manager.core.errors import Refused, UsageError
+from session_manager.core.errors import UsageError
+from session_manager.gateway.places import Place, find_place, missing, named_place
 
 STATE_DIR_NAME = ".session_manager"
 LEDGER_NAME = "ledger.sqlite"
@@ -32,7 +33,8 @@ class Settings(msgspec.Struct, frozen=True):
     ``api_url`` (no slash at its end) None means that there is no history layer; ``api_timeout`` is what one run may
     spend on it. ``lock_timeout`` and ``api_timeout`` are in seconds, ``keep_days`` in days. ``current`` holds the
     session ids or keys of the caller. ``allow_erase`` is a guard rail, not a wall: whoever can set it may set it.
-    ``agents_dir_from`` names the variable that said where the agents directory is, or the place where it was found.
+    ``agents_dir_from`` names the variable that said where the agents directory is, or the place where it was found, and
+    ``place`` says how the indexes lie in it, or elsewhere.
     ``policy_named``: somebody has said that there is a policy at ``policy_path``, so that it must be there.
     """
 
@@ -49,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True):
     agents_dir_from: str
     policy_path: str
     policy_named: bool
+    place: Place
 
     def __repr__(self) -> str:
         # The token must not get into a log by way of somebody's debugging.
@@ -68,12 +71,12 @@ def kept_path(settings: Settings) -> str:
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """Reads the environment.
 
-    Raises UsageError (``agents_dir_missing``, ``bad_setting``) when a variable is unusable: one that is
-    set but wrong is never passed over in favour of the next place. Raises Refused (``not_readable``) where this user
+    Raises UsageError (``agents_dir_missing``, ``agents_dir_ambiguous``, ``bad_gateway_config``, ``bad_setting``): what
+    is set but wrong is never passed over in favour of the next place. Raises Refused (``not_readable``) where this user
     may not even look.
     """
-    found, found_by = _agents_dir(environ)
-    agents_dir = os.path.realpath(found)
+    place = _place(environ)
+    agents_dir = os.path.realpath(place.agents_dir)
     state_dir = environ.get("ARIA_STATE_DIR") or os.path.join(agents_dir, STATE_DIR_NAME)
     state_dir = os.path.abspath(os.path.expanduser(state_dir))
     policy = environ.get("ARIA_POLICY", "").strip()
@@ -88,9 +91,10 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         current=_callers(environ),
         asked_by=environ.get("ARIA_AGENT_ID") or None,
         allow_erase=_switch(environ, "ARIA_ALLOW_ERASE"),
-        agents_dir_from=found_by,
+        agents_dir_from=place.why,
         policy_path=os.path.abspath(os.path.expanduser(policy)) if policy else os.path.join(state_dir, POLICY_NAME),
         policy_named=bool(policy),
+        place=place,
     )
 
 
@@ -104,49 +108,14 @@ def _callers(environ: Mapping[str, str]) -> frozenset[str]:
     return frozenset(named | stored)
 
 
-def _agents_dir(environ: Mapping[str, str]) -> tuple[str, str]:
-    """Returns the agents directory, and what named it: a variable, or the default place itself."""
+def _place(environ: Mapping[str, str]) -> Place:
     explicit = environ.get("ARIA_AGENTS_DIR")
-    if explicit is not None:
-        return _existing(explicit, "ARIA_AGENTS_DIR"), "ARIA_AGENTS_DIR"
-    # The gateway itself treats an empty OPENCLAW_STATE_DIR as unset.
-    state = environ.get("OPENCLAW_STATE_DIR", "").strip()
-    if state:
-        place = os.path.join(os.path.expanduser(state), "agents")
-        return _existing(place, "OPENCLAW_STATE_DIR"), "OPENCLAW_STATE_DIR"
-    tried = ["/app/agents", os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".openclaw", "agents")]
-    for path in tried:
-        if os.path.isdir(path):
-            return path, "a default place"
-    raise UsageError(
-        f"no agents directory at {' or '.join(tried)}; set ARIA_AGENTS_DIR to the folder that holds <agent>/sessions",
-        code="agents_dir_missing",
-    )
-
-
-def _existing(path: str, variable: str) -> str:
-    place = os.path.expanduser(path)
-    if path and os.path.isdir(place):
-        return place
-    try:
-        os.stat(place)
-    except PermissionError as error:
-        from session_manager.owners import run_as
-
-        raise Refused(
-            f"the agents directory {path!r} cannot be looked into: {error.strerror}; {run_as(place)}",
-            code="not_readable",
-            path=path,
-            variable=variable,
-        ) from error
-    except (OSError, ValueError):
-        pass
-    raise UsageError(
-        f"the agents directory {path!r} does not exist; correct or unset {variable}",
-        code="agents_dir_missing",
-        path=path,
-        variable=variable,
-    )
+    if explicit is None:
+        return find_place(environ)
+    path = os.path.abspath(os.path.expanduser(explicit))
+    if not explicit or not os.path.isdir(path):
+        raise missing(explicit, "ARIA_AGENTS_DIR")
+    return named_place(path, "ARIA_AGENTS_DIR", environ)
 
 
 def _api_url(text: str) -> str | None:

@@ -1,8 +1,8 @@
 """The skill as a folder of its own, in the Agent Skills format: what an agent's machine needs, and nothing else.
 
 ``<place>/aria-sessionmanager/`` holds ``SKILL.md``, ``run_skill.py``, the package without its service and without the
-faces for people, and ``references/``. With msgspec, filelock and httpx it runs wherever it is copied to. A vendored one
-brings them in ``vendor/``, for one kind of Python (``vendor/built-for``).
+faces for people, and ``references/``. With msgspec, filelock, httpx and pyjson5 it runs wherever it is copied to. A
+vendored one brings them in ``vendor/``, for one kind of Python (``vendor/built-for``).
 """
 
 from __future__ import annotations

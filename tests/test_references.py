@@ -270,7 +270,7 @@ def raised() -> set[tuple[str, int]]:
     trees = [
         ast.parse(path.read_text())
         for path in [
-            *(p for room in ("core", "live", "functions", "history") for p in sources_of(room)),
+            *(p for room in ("core", "gateway", "live", "functions", "history") for p in sources_of(room)),
             *sources_of("faces"),
         ]
         if path.parent.name != "cli" and path.name != "mcp_server.py"

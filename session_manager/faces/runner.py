@@ -37,8 +37,9 @@ functions:
 %s
 
 environment:
-  ARIA_AGENTS_DIR    folder that holds <agent>/sessions; else $OPENCLAW_STATE_DIR/agents,
-                     /app/agents, ~/.openclaw/agents
+  ARIA_AGENTS_DIR    folder that holds <agent>/sessions; else where the gateway keeps them, by
+                     OPENCLAW_STATE_DIR, OPENCLAW_HOME, OPENCLAW_PROFILE and session.store of its
+                     config (OPENCLAW_CONFIG_PATH); else /app/agents or ~/.openclaw/agents
   ARIA_STATE_DIR     folder of the ledger and of archives' second names
                      (default <agents dir>/.session_manager)
   ARIA_SESSION_ID    id or key of the calling session, which is never deleted (also OPENCLAW_SESSION_ID,
@@ -139,11 +140,11 @@ def call(function: Function, given: Mapping[str, Any], environ: Mapping[str, str
 
     from session_manager.functions.context import Context
     from session_manager.live.liveness import now_ms
-    from session_manager.live.volume import Volume
+    from session_manager.live.volume import open_volume
     from session_manager.settings import read_settings
 
     settings = read_settings(environ)
-    return function.run(Context(settings, Volume(settings.agents_dir), now_ms), arguments)
+    return function.run(Context(settings, open_volume(settings), now_ms), arguments)
 
 
 def _function(name: str) -> Function:

@@ -33,10 +33,32 @@ def policy_check(context: Context) -> Check:
     return Check("policy", True, f"{path}: {plural(rules, 'rule')}, {plural(pins, 'pin')}{also}")
 
 
+def config_checks(context: Context) -> Iterator[Check]:
+    """Yields the check of the gateway's config, which may put the sessions elsewhere; none where there is no config."""
+    place = context.settings.place
+    if place.config is None:
+        return
+    if place.problem is not None:
+        what = f"it cannot be told where the gateway keeps its sessions, nor what its main key is: {place.problem}"
+        yield Check("gateway_config", False, what, f"correct {place.config}; until then what {place.why} names is used")
+    elif place.elsewhere is not None:
+        what = (
+            f"session.store of {place.config} puts the sessions at {place.elsewhere}: they are not looked at, because "
+            f"{place.why} names {context.settings.agents_dir}"
+        )
+        advice = f"unset {place.why}, and say by OPENCLAW_STATE_DIR where the gateway's state directory is"
+        yield Check("gateway_config", False, what, advice)
+    else:
+        layout = place.layout
+        what = f"{place.config}: sessions at {layout.text}" if layout.root else f"{place.config}: the usual place"
+        what += "" if layout.main_key is None else f"; main sessions are those of the key {layout.main_key}, too"
+        yield Check("gateway_config", True, what)
+
+
 def disk_checks(context: Context) -> Iterator[Check]:
-    """Yields a check for each file system that holds the agents directory, the state directory, or both."""
+    """Yields a check for each file system that holds sessions or the state directory, or both."""
     seen = set()
-    for path in (context.settings.agents_dir, context.settings.state_dir):
+    for path in (context.volume.root, context.settings.state_dir):
         place = path
         while not os.path.isdir(place) and place != os.path.dirname(place):
             place = os.path.dirname(place)

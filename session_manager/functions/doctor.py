@@ -53,9 +53,9 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     Raises the first failure that a function would meet, with the checks as its details.
     """
     from session_manager.functions.diagnosis_history import history_checks, ledger_checks
-    from session_manager.functions.diagnosis_settings import disk_checks, policy_check
+    from session_manager.functions.diagnosis_settings import config_checks, disk_checks, policy_check
 
-    checks = [_agents_dir(context)]
+    checks = [_agents_dir(context), *config_checks(context)]
     if checks[0].ok:
         with _ledger(context) as ledger:
             for agent_id, store in context.volume.stores(None):
@@ -68,12 +68,16 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
 
 def _agents_dir(context: Context) -> Check:
-    root, named_by = context.settings.agents_dir, context.settings.agents_dir_from
+    settings = context.settings
+    layout, passed_over = settings.place.layout, settings.place.passed_over
+    root, named_by = settings.agents_dir if layout.root is None else layout.text, settings.agents_dir_from
     try:
         agents = context.volume.agent_ids()
     except SessionManagerError as error:
         return failed("agents_dir", error, _run_as(error, root))
     what = f"{root}, named by {named_by}: {plural(len(agents), 'agent')}"
+    if passed_over:
+        what += f"; no gateway uses {' or '.join(passed_over)} while that is there"
     if not agents:
         return Check(
             "agents_dir", True, what, "if there should be some, set ARIA_AGENTS_DIR to what holds <agent>/sessions"
@@ -114,7 +118,8 @@ def _agent(
                 yield _described(name, found, names)
                 yield from _privacy(found, names)
                 yield from _halves(context, found, names, ledger)
-            yield from _locks(context, store, names)
+            # Of agents that have one folder its locks are told once.
+            yield from _locks(context, store, names) if store.keeper else ()
         except SessionManagerError as error:
             yield failed(name, error, _run_as(error, store.sessions_dir), agent_id)
 
@@ -189,17 +194,20 @@ def _some(ids: Collection[str]) -> str:
 
 def _described(name: str, snapshot: Snapshot, names: list[str]) -> Check:
     store = snapshot.store
+    if store.shared_as is not None and not store.keeper:
+        shared = f"{plural(len(snapshot.sessions), 'session')} in {store.index_name}, which all agents share"
+        return Check(name, True, shared, None, None, store.agent_id)
     index_bytes = 0 if snapshot.index is None else len(snapshot.index.data)
     live = [n for n in names if parse_archive(n) is None and is_transcript(n)]
     archived = [n for n in names if parse_archive(n) is not None]
     what = (
-        f"sessions.json, {size(index_bytes)}: {plural(len(snapshot.sessions), 'session')}; "
+        f"{store.index_name}, {size(index_bytes)}: {plural(len(snapshot.sessions), 'session')}; "
         f"{plural(len(live), 'transcript')}, {size(_bytes(store, live))}; "
         f"{plural(len(archived), 'archive')}, {size(_bytes(store, archived))}"
     )
     if snapshot.index is None:
         what = f"no index yet; {what}"
-    kept = sorted(n for n in names if n.startswith(("sessions.json.found.", "sessions.json.damaged.")))
+    kept = sorted(n for n in names if n.startswith((f"{store.index_name}.found.", f"{store.index_name}.damaged.")))
     if kept:
         what += f"; {plural(len(kept), 'index')} kept aside ({kept[-1]})".replace("indexs", "indexes")
     # As root everything may be written.

@@ -38,10 +38,9 @@ from session_manager.live.liveness import (
     process_stat,
     read_marker,
 )
-from session_manager.live.volume import INDEX_NAME, Store
+from session_manager.live.volume import Store
 
 KERNEL_LOCK_NAME = OWN_PREFIX + "lock"
-MARKER_NAME = INDEX_NAME + ".lock"
 RENEW_AFTER_S = 8.0
 # The gateway retries after 50, 100, 150 … ms: between two of us that queue, it must find the store free.
 PAUSE_S = 0.02
@@ -57,7 +56,7 @@ class LockLost(Exception):
 
 def has_dead_marker(store: Store) -> bool:
     """Says whether a killed process of ours left its marker on a store."""
-    found = read_marker(os.path.join(store.sessions_dir, MARKER_NAME))
+    found = read_marker(os.path.join(store.sessions_dir, store.marker_name))
     return found is not None and found.ours and not is_held(found, STORE_STALE_MS, now_ms())
 
 
@@ -72,7 +71,7 @@ class StoreLock:
         self._dir = store.sessions_dir
         self._agent_id = store.agent_id
         self._timeout = timeout
-        self._marker = os.path.join(self._dir, MARKER_NAME)
+        self._marker = os.path.join(self._dir, store.marker_name)
         self._kernel_path = os.path.join(self._dir, KERNEL_LOCK_NAME)
         self._kernel = FileLock(self._kernel_path, mode=0o600)
         self._token = os.urandom(16).hex()

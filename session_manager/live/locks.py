@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from session_manager.live.gateway_lock import KERNEL_LOCK_NAME, MARKER_NAME
+from session_manager.live.gateway_lock import KERNEL_LOCK_NAME
 from session_manager.live.liveness import (
     OWNER,
     STORE_STALE_MS,
@@ -41,7 +41,7 @@ class Lock(msgspec.Struct, frozen=True):
 
 def locks(store: Store, names: Iterable[str], now_ms: int) -> list[Lock]:
     """Returns the locks, held or left over, of a store whose folder holds ``names``; those of the whole store first."""
-    found = [_marker(store, MARKER_NAME, STORE_STALE_MS, now_ms)]
+    found = [_marker(store, store.marker_name, STORE_STALE_MS, now_ms)]
     pid = kernel_lock_holder(os.path.join(store.sessions_dir, KERNEL_LOCK_NAME))
     if pid is not None:
         found.append(Lock(KERNEL_LOCK_NAME, OWNER, pid, None, ALIVE, True))
@@ -64,7 +64,7 @@ def _marker(store: Store, name: str, stale_ms: int, now_ms: int) -> Lock | None:
         state = UNSEEN if is_held(marker, stale_ms, now_ms) else STALE
     who = str(marker.holder()["who"])
     age = max(0, now_ms - written_at(marker, now_ms))
-    return Lock(name, who, None if payload is None else payload.pid, age, state, name == MARKER_NAME)
+    return Lock(name, who, None if payload is None else payload.pid, age, state, name == store.marker_name)
 
 
 def kernel_lock_holder(path: str) -> int | None:

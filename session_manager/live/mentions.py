@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 
-from session_manager.live.gateway_lock import KERNEL_LOCK_NAME, MARKER_NAME
+from session_manager.live.gateway_lock import KERNEL_LOCK_NAME
 from session_manager.live.transcripts import original_name
 from session_manager.live.volume import Store
 from session_manager.live.whereabouts import is_transcript
@@ -24,7 +24,7 @@ def mentions(store: Store, names: Iterable[str], session_id: str) -> tuple[list[
     # Some editors write UTF-16.
     wanted = [session_id.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be")]
     for name in sorted(names):
-        if is_transcript(original_name(name)) or name in (KERNEL_LOCK_NAME, MARKER_NAME):
+        if is_transcript(original_name(name)) or name in (KERNEL_LOCK_NAME, store.marker_name):
             continue
         try:
             holds, read = _holds(os.path.join(store.sessions_dir, name), wanted, left)

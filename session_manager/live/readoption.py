@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from session_manager.core.errors import Damaged, Locked, SessionManagerError
-from session_manager.core.session import build_sessions, trimmed_or_none
+from session_manager.core.session import trimmed_or_none
 from session_manager.live.atomic import clear_errors, exchange, rename_new, sync_folder, write_new
 from session_manager.live.gateway_lock import LockLost, StoreLock
 from session_manager.live.index import Index
@@ -27,7 +27,7 @@ from session_manager.live.removal import Remover
 from session_manager.live.steps import step
 from session_manager.live.swap import IndexChanged, Swap, identity_of, look_again, parsed_by, write_temp
 from session_manager.live.transcripts import archive_timestamp
-from session_manager.live.volume import Identity, Snapshot, Store, read_file, read_snapshot
+from session_manager.live.volume import Identity, Snapshot, Store, read_file, read_snapshot, sessions_of
 from session_manager.live.wrapping import texts_inside
 
 _FRESH_STARTS = 20
@@ -71,9 +71,7 @@ def salvage(store: Store, error: Damaged) -> tuple[Snapshot, Broken]:
     except OSError:
         raise error from None
     index = _most_of(data)
-    return Snapshot(store, index, identity, build_sessions(store.agent_id, index.decoded(), now_ms())), Broken(
-        data, identity
-    )
+    return Snapshot(store, index, identity, sessions_of(store, index, now_ms())), Broken(data, identity)
 
 
 def _most_of(data: bytes) -> Index:

@@ -6,13 +6,15 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 from session_manager.core.errors import Damaged, Failed, NotFound, Refused, SessionManagerError, UsageError
+from session_manager.core.layout import USUAL, Layout, tell_main
 from session_manager.core.session import Session, build_sessions, safe_name
 from session_manager.live.index import Index
+from session_manager.settings import Settings
 
 INDEX_NAME = "sessions.json"
 SQLITE_NAME = "openclaw-agent.sqlite"
@@ -21,7 +23,7 @@ _SQLITE_HEADER = b"SQLite format 3\0"
 MISSING_INDEX_PATIENCE_S = 1.0
 _POLL_S = 0.02
 # Gateway 2026.2.17 ``normalizeAgentId``.
-_AGENT_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
+AGENT_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -41,7 +43,9 @@ class Store(msgspec.Struct, frozen=True):
     """One agent's sessions folder. ``index_path`` is the index itself, links resolved.
 
     ``store_id`` names the folder in the ledger however it is mounted: its inode number. ``agents_dir`` holds the other
-    agents' folders; left out, it is two levels up.
+    agents' folders; left out, it is two levels up. ``main_key`` is what a main session's key ends with, beside
+    ``main``. Where all agents share one index, ``shared_as`` tells its keys apart. Where several agents have one folder
+    each has ``mates``, and one of them, the ``keeper``, answers for files that are nobody's.
     """
 
     agent_id: str
@@ -49,6 +53,24 @@ class Store(msgspec.Struct, frozen=True):
     index_path: str
     store_id: str
     agents_dir: str = ""
+    index_name: str = INDEX_NAME
+    main_key: str | None = None
+    shared_as: Layout | None = None
+    mates: bool = False
+    keeper: bool = True
+
+    @property
+    def marker_name(self) -> str:
+        """The name of the lock that gateways take on the index."""
+        return self.index_name + ".lock"
+
+    def of(self, agent_id: str) -> Store:
+        """Returns another agent's part of a shared index."""
+        if self.shared_as is None or agent_id == self.agent_id:
+            return self
+        store_id = agent_id + self.store_id.removeprefix(self.agent_id)
+        keeper = agent_id == self.shared_as.default_agent
+        return msgspec.structs.replace(self, agent_id=agent_id, store_id=store_id, keeper=keeper)
 
 
 class Snapshot(msgspec.Struct):
@@ -60,11 +82,29 @@ class Snapshot(msgspec.Struct):
     sessions: list[Session]
 
 
-class Volume:
-    """The agents directory (``<root>/<agent>/sessions/sessions.json``)."""
+def open_volume(settings: Settings) -> Volume:
+    """Returns the volume that the settings mean."""
+    layout, agents_dir = settings.place.layout, settings.agents_dir
+    if layout.root is None or layout.pattern == USUAL:
+        return Volume(layout.root or agents_dir, layout.main_key, agents_dir)
+    from session_manager.live.configured import ConfiguredVolume
 
-    def __init__(self, root: str) -> None:
+    return ConfiguredVolume(layout, agents_dir)
+
+
+class Volume:
+    """The agents directory (``<root>/<agent>/sessions/sessions.json``).
+
+    ``agents_dir`` is the gateway's own, where that is another folder: its databases are there. Where all agents have
+    one ``shared`` index an agent is there as long as that is.
+    """
+
+    shared = False
+
+    def __init__(self, root: str, main_key: str | None = None, agents_dir: str | None = None) -> None:
         self.root = os.path.realpath(root)
+        self._main_key = main_key
+        self._agents_dir = self.root if agents_dir is None else os.path.realpath(agents_dir)
 
     def agent_ids(self) -> list[str]:
         """Returns the agents that have a store, in order of name; a link to a folder inside is none.
@@ -75,11 +115,11 @@ class Volume:
             with os.scandir(self.root) as found:
                 names = [e.name for e in found if safe_name(e.name) and self._is_agent(e)]
         except OSError as error:
-            what = f"the agents directory {self.root} cannot be read: {error.strerror}"
-            if isinstance(error, PermissionError):
-                raise _not_readable(what, self.root) from error
-            raise Failed(what, code="io_error") from error
-        return sorted(names)
+            raise unlistable("the agents directory", self.root, error) from error
+        return sorted(without_twins({name: self._folder(name) for name in names}))
+
+    def _folder(self, agent_id: str) -> str:
+        return os.path.join(self.root, agent_id, "sessions")
 
     def _is_agent(self, entry: os.DirEntry[str]) -> bool:
         if entry.is_symlink() and self._inside(os.path.realpath(entry.path)):
@@ -88,9 +128,9 @@ class Volume:
             os.lstat(os.path.join(entry.path, "sessions"))
         except PermissionError:
             # It cannot be looked into, which must be said; but not of every closed folder, such as lost+found.
-            return re.fullmatch(_AGENT_ID, entry.name) is not None
+            return re.fullmatch(AGENT_ID, entry.name) is not None
         except OSError:
-            return os.path.exists(_sqlite_path(entry.path))
+            return os.path.exists(_sqlite_path(os.path.join(self._agents_dir, entry.name)))
         return True
 
     def _inside(self, path: str) -> bool:
@@ -107,14 +147,17 @@ class Volume:
         for name in (agent, agent.lower()):
             real = os.path.realpath(os.path.join(self.root, name))
             if os.path.dirname(real) == self.root and os.path.isdir(real):
-                return os.path.basename(real)
+                return self._owner(os.path.basename(real), known)
             if name in known or os.path.isdir(os.path.join(self.root, name)):
                 return name
-        from difflib import get_close_matches
+        raise unknown_agent(agent, known)
 
-        near = get_close_matches(agent, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known agents: {', '.join(known) or 'none'}"
-        raise NotFound(f"there is no agent {agent!r}{hint}", code="agent_not_found", agentId=agent)
+    def _owner(self, name: str, known: list[str]) -> str:
+        """Returns whose sessions folder an agent has: another's, where its own is a link to that."""
+        if name not in known and os.path.islink(folder := self._folder(name)):
+            real = os.path.realpath(folder)
+            return next((each for each in known if os.path.realpath(self._folder(each)) == real), name)
+        return name
 
     def store(self, agent_id: str) -> Store | None:
         """Returns the agent's store, or None when the agent has no sessions folder.
@@ -122,15 +165,20 @@ class Volume:
         Raises Refused: ``outside_agents_dir`` when a symbolic link leads out, ``store_unsupported`` when the
         sessions have moved to SQLite, ``not_readable`` when this user may not look into the agent's folder.
         """
-        agent_dir = os.path.join(self.root, agent_id)
-        if _moved_to_sqlite(agent_dir):
+        self._check_kind(agent_id)
+        return self._store_in(self._folder(agent_id), agent_id)
+
+    def _check_kind(self, agent_id: str) -> None:
+        if _moved_to_sqlite(os.path.join(self._agents_dir, agent_id)):
             raise Refused(
                 f"the sessions of agent {agent_id!r} are kept in SQLite ({SQLITE_NAME}); this version edits "
                 "sessions.json stores only, use the gateway's own `openclaw sessions` commands",
                 code="store_unsupported",
                 agentId=agent_id,
             )
-        sessions_dir = self._contained(os.path.join(agent_dir, "sessions"), agent_id)
+
+    def _store_in(self, folder: str, agent_id: str, index_name: str = INDEX_NAME) -> Store | None:
+        sessions_dir = self._contained(folder, agent_id)
         try:
             status = os.stat(sessions_dir)
         except FileNotFoundError:
@@ -139,8 +187,9 @@ class Volume:
             raise folder_unreadable(agent_id, sessions_dir, error) from error
         if not stat.S_ISDIR(status.st_mode):
             raise Damaged(f"{sessions_dir} of agent {agent_id!r} is not a folder")
-        index_path = self._contained(os.path.join(sessions_dir, INDEX_NAME), agent_id)
-        return Store(agent_id, sessions_dir, index_path, f"{agent_id}:{status.st_ino}", self.root)
+        index_path = self._contained(os.path.join(sessions_dir, index_name), agent_id)
+        store_id = f"{agent_id}:{status.st_ino}"
+        return Store(agent_id, sessions_dir, index_path, store_id, self.root, index_name, self._main_key)
 
     def _contained(self, path: str, agent_id: str) -> str:
         real = os.path.realpath(path)
@@ -153,12 +202,43 @@ class Volume:
         return real
 
     def stores(self, agent: str | None) -> Iterator[tuple[str, Store | SessionManagerError | None]]:
-        """Yields (agent id, its store, or why it has none), for all agents or the named one."""
-        for agent_id in self.agent_ids() if agent is None else [self.resolve_agent(agent)]:
+        """Does ``stores_of`` for all agents or the named one."""
+        return self.stores_of(self.agent_ids() if agent is None else [self.resolve_agent(agent)])
+
+    def stores_of(self, agent_ids: Iterable[str]) -> Iterator[tuple[str, Store | SessionManagerError | None]]:
+        """Yields (agent id, its store, or why it has none)."""
+        for agent_id in agent_ids:
             try:
                 yield agent_id, self.store(agent_id)
             except SessionManagerError as error:
                 yield agent_id, error
+
+
+def unlistable(what: str, path: str, error: OSError) -> SessionManagerError:
+    """Returns the error for a folder of many agents that the system will not show."""
+    sentence = f"{what} {path} cannot be read: {error.strerror}"
+    if isinstance(error, PermissionError):
+        return _not_readable(sentence, path)
+    return Failed(sentence, code="io_error")
+
+
+def unknown_agent(agent: str, known: list[str]) -> NotFound:
+    """Returns the error for a name that no agent has."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(agent, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known agents: {', '.join(known) or 'none'}"
+    return NotFound(f"there is no agent {agent!r}{hint}", code="agent_not_found", agentId=agent)
+
+
+def without_twins(folders: Mapping[str, str]) -> Iterator[str]:
+    """Yields the agents (name -> sessions folder) without those whose folder is but a link to another's."""
+    real = {name: os.path.realpath(folder) for name, folder in folders.items()}
+    seen: set[str] = set()
+    for name in sorted(folders, key=lambda n: (real[n] != folders[n], n)):
+        if real[name] not in seen:
+            yield name
+        seen.add(real[name])
 
 
 def _sqlite_path(agent_dir: str) -> str:
@@ -232,7 +312,18 @@ def read_snapshot(store: Store, now_ms: int) -> Snapshot:
 
         what = trouble(data) or f"is no readable JSON object ({error})"
         raise _damaged(store, what if data else "has 0 bytes") from error
-    return Snapshot(store, index, identity, build_sessions(store.agent_id, index.decoded(), now_ms))
+    return Snapshot(store, index, identity, sessions_of(store, index, now_ms))
+
+
+def sessions_of(store: Store, index: Index, now_ms: int) -> list[Session]:
+    """Returns the sessions that an index holds of a store's agent."""
+    entries = index.decoded()
+    if (layout := store.shared_as) is not None:
+        entries = ((k, index.entry(k)) for k in index.entries if layout.agent_of(k) == store.agent_id)
+    sessions = build_sessions(store.agent_id, entries, now_ms)
+    if store.main_key is not None:
+        tell_main(sessions, store.main_key)
+    return sessions
 
 
 def _read_patiently(store: Store) -> tuple[bytes, Identity] | None:
@@ -245,7 +336,8 @@ def _read_patiently(store: Store) -> tuple[bytes, Identity] | None:
                 names = os.listdir(store.sessions_dir)
             except OSError as error:
                 raise folder_unreadable(store.agent_id, store.sessions_dir, error) from error
-            evidence = [n for n in names if n.startswith(INDEX_NAME) or n.endswith(".jsonl")]
+            own = store.shared_as is not None or not store.mates
+            evidence = [n for n in names if n.startswith(store.index_name) or (own and n.endswith(".jsonl"))]
             if not evidence:
                 return None
             if time.monotonic() > deadline:
@@ -258,7 +350,7 @@ def _read_patiently(store: Store) -> tuple[bytes, Identity] | None:
             raise _not_readable(what, store.index_path, agentId=store.agent_id) from error
         except OSError as error:
             what = f"cannot be read: {error.strerror}"
-            raise _damaged(store, what, f"mend that, or restore {INDEX_NAME} from a backup") from error
+            raise _damaged(store, what, f"mend that, or restore {store.index_name} from a backup") from error
 
 
 def folder_unreadable(agent_id: str, path: str, error: OSError) -> SessionManagerError:

@@ -53,7 +53,7 @@ class Config(msgspec.Struct, frozen=True):
     @property
     def agents_dir(self) -> str | None:
         """The volume to sync, None when there is none."""
-        return None if self.live is None else self.live.agents_dir
+        return None if self.live is None else self.live.place.layout.root or self.live.agents_dir
 
     def volume_settings(self) -> Settings:
         """Returns where the skill keeps what. Raises Refused (``no_volume``) when there is no volume."""

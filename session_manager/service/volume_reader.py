@@ -50,16 +50,19 @@ class VolumeRead(msgspec.Struct):
     errors: list[dict[str, Any]]
 
 
-def read_volume(agents_dir: str, known: Mapping[str, str]) -> VolumeRead:
+def read_volume(volume: Volume, known: Mapping[str, str]) -> VolumeRead:
     """Reads every index whose version is not the ``known`` one of its agent.
 
     An index that cannot be read is an error of that agent, and says nothing about its sessions. Raises Failed when
     the directory itself cannot be read.
     """
     read = VolumeRead({}, [], 0, 0, [])
-    absent = set(known)
-    for agent_id, store in Volume(agents_dir).stores(None):
-        absent.discard(agent_id)
+    agents = volume.agent_ids()
+    absent = set(known).difference(agents)
+    if volume.shared:
+        # Whose keys have all left the index has a part in it still, and that is empty.
+        agents, absent = [*agents, *sorted(absent)], set()
+    for agent_id, store in volume.stores_of(agents):
         try:
             if isinstance(store, SessionManagerError):
                 raise store

@@ -20,12 +20,12 @@ def _types(incomplete: str) -> Iterable[str]:
 
 
 def _agents(incomplete: str) -> Iterable[str]:
-    from session_manager.live.volume import Volume
+    from session_manager.live.volume import open_volume
     from session_manager.settings import read_settings
 
     with contextlib.suppress(SessionManagerError):
-        volume = Volume(read_settings(os.environ).agents_dir)
-        return [name for name in volume.agent_ids() if name.startswith(incomplete)]
+        agents = open_volume(read_settings(os.environ)).agent_ids()
+        return [name for name in agents if name.startswith(incomplete)]
     return []
 
 

@@ -43,7 +43,7 @@ def build(
         typer.echo(json.dumps(document | ({"built_for": EXTENSION_SUFFIXES[0]} if vendor else {})))
         return
     typer.echo(str(folder))
-    needs = "Python 3.11 or newer with msgspec, filelock and httpx"
+    needs = "Python 3.11 or newer with msgspec, filelock, httpx and pyjson5"
     if vendor:
         needs = f"a Python of this kind and no package: {EXTENSION_SUFFIXES[0]}"
     typer.echo(f"{len(files)} files; where you copy it, it needs {needs}", err=True)

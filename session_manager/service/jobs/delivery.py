@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from session_manager.live.delivery import Deliverer, Delivery, Heard, Name, Status, Tell
 from session_manager.live.ledger import start_run
 from session_manager.live.liveness import now_ms
-from session_manager.live.volume import Volume
+from session_manager.live.volume import open_volume
 from session_manager.service.api.schemas import SessionRef
 from session_manager.service.config import Config
 from session_manager.service.db.delivery import mark
@@ -82,7 +82,7 @@ async def deliver_marks(engine: AsyncEngine, config: Config) -> Delivered:
 
 def _deliver(settings: Settings, tell: Tell) -> Delivery:
     run = start_run("delivery", settings)
-    return Deliverer(settings, Volume(settings.agents_dir), now_ms, run, lambda: tell).deliver()
+    return Deliverer(settings, open_volume(settings), now_ms, run, lambda: tell).deliver()
 
 
 class _Here:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from session_manager.live.volume import open_volume
 from session_manager.service import metrics
 from session_manager.service.config import Config
 from session_manager.service.db import sync as queries
@@ -57,7 +58,7 @@ async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> Syn
     (``no_volume``) when the service has no agents directory, Failed when that directory cannot be read, and what the
     database raises; history is then as it was.
     """
-    agents_dir = config.volume_settings().agents_dir
+    volume = open_volume(config.volume_settings())
     began = time.monotonic()
     async with engine.begin() as connection:
         await connection.execute(LIMITS)
@@ -65,7 +66,7 @@ async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> Syn
             return SyncResult(ran=False)
         read_at = await queries.database_time(connection)
         known = await queries.identities(connection, config.volume)
-        read: VolumeRead = await asyncio.to_thread(read_volume, agents_dir, known)
+        read: VolumeRead = await asyncio.to_thread(read_volume, volume, known)
         applied = queries.Applied()
         if read.versions:
             applied = await queries.apply(connection, config.volume, read_at, read.versions, read.rows)

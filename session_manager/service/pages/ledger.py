@@ -26,8 +26,9 @@ class LedgerView(msgspec.Struct, frozen=True):
 
 def read_ledger(settings: Settings) -> LedgerView:
     """Reads the ledger; where there is none, nothing was ever removed."""
-    if not os.path.isdir(settings.agents_dir):
-        return LedgerView(problem=f"the agents directory {settings.agents_dir} is not there")
+    root = settings.place.layout.root or settings.agents_dir
+    if not os.path.isdir(root):
+        return LedgerView(problem=f"the agents directory {root} is not there")
     try:
         ledger = Ledger.open_existing(msgspec.structs.replace(settings, lock_timeout=_PATIENCE_S), "ro")
         if ledger is None:

@@ -1,0 +1,1 @@
+"""Where a gateway keeps its sessions, found by its own rules."""

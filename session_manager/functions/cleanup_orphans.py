@@ -249,7 +249,7 @@ class Cleanup:
         """Returns what may go of a plan. Raises Refused (``too_many_orphans``)."""
         orphans = [j.subject for j in plan.orphans if j.reason is None and isinstance(j.subject, Orphan)]
         sessions = [j.subject for j in plan.entries if j.reason is None and isinstance(j.subject, Session)]
-        going, total = sum(len(o.files) for o in orphans), len(plan.folder.transcripts())
+        going, total = sum(len(o.files) for o in orphans), plan.transcripts
         if too_many(going, total) and not self._arguments.force:
             agent_id = orphans[0].agent_id
             raise Refused(

@@ -148,6 +148,10 @@ class Erasing:
                 self.result.done.append(agent_id)
                 continue
             try:
+                store = self._context.volume.store(agent_id) if self._context.volume.shared else None
+                if store is not None:
+                    self._remover.locked(store, partial(self._erase_in, store))
+                    continue
                 erased = erase_lost(self._remover.ledger, self._remover.run, agent_id, self._session_id)
             except SessionManagerError as error:
                 failed.append((agent_id, error))

@@ -21,6 +21,7 @@ from session_manager.functions.reading import (
     names_referred_to,
     observe,
 )
+from session_manager.functions.sharing import names_of
 from session_manager.live.observe import listing
 from session_manager.live.orphans import Folder, Mentions, classify, orphans_in, with_traces
 from session_manager.live.volume import Identity, Snapshot, Store, read_file, read_snapshot
@@ -96,11 +97,15 @@ def _mentions_of_damaged(store: Store) -> Mentions:
 
 
 class Plan(msgspec.Struct):
-    """What lies in one agent's folder, and what may go: ``reason`` None in ``orphans`` and ``entries``."""
+    """What of a folder is an agent's, and what may go: ``reason`` None in ``orphans`` and ``entries``.
+
+    ``transcripts`` counts all that lie there, whosever they are.
+    """
 
     folder: Folder
     orphans: list[Judged]
     entries: list[Judged]
+    transcripts: int
 
 
 class Planner:
@@ -120,7 +125,8 @@ class Planner:
         cutoff, current = self._policy.cutoff(now), self._context.settings.current
         observe(snapshot, names, now, None, self._context.pins)
         folder = self.classify(snapshot, names)
-        orphans = judge_orphans(orphans_in(store, folder, names, cutoff, now), cutoff, current, self._context.pins)
+        found_orphans = orphans_in(store, folder, names, cutoff, now) if store.keeper else []
+        orphans = judge_orphans(found_orphans, cutoff, current, self._context.pins)
         raws = (
             {s.id: [snapshot.index.raw(key)[1] for key in s.keys] for s in sessions if not _has_file(folder, s)}
             if snapshot.index
@@ -128,7 +134,9 @@ class Planner:
         )
         found = with_traces(store, folder, sessions, raws)
         kin = self._everyone.kin(self._agent_id)
-        return Plan(folder, orphans, judge_entries(sessions, found, self._policy, now, current, kin))
+        entries = judge_entries(sessions, found, self._policy, now, current, kin)
+        part = folder.only(names_of(store, names, sessions, self._everyone.shared(store)))
+        return Plan(part, orphans, entries, len(folder.transcripts()))
 
     def classify(self, snapshot: Snapshot, names: Sequence[str]) -> Folder:
         """Classes the folder only."""

@@ -12,7 +12,8 @@ from session_manager.core.errors import SessionManagerError, failure, with_error
 from session_manager.core.session import DAY_MS
 from session_manager.functions.context import Agents, AllRows, Context, named, named_when_interrupted
 from session_manager.functions.policy import with_policy
-from session_manager.functions.reading import errors_or_raise, stores_of
+from session_manager.functions.reading import errors_or_raise
+from session_manager.functions.sharing import archives_of, stores_ever
 from session_manager.live.atomic import clear_errors
 from session_manager.live.ledger import Ledger, start_run
 from session_manager.live.observe import listing
@@ -53,14 +54,14 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     if arguments.dry_run:
         ledger = Ledger.open_existing(context.settings, "ro")
         with ledger or contextlib.nullcontext():
-            call.each(lambda store: call.preview(store, ledger))
+            call.each(lambda store: call.preview(store, ledger), ledger)
         return with_errors(call.document(), call.errors)
 
     from session_manager.live.removal import Remover
 
     run_info = start_run("purge_archives", context.settings)
     with named_when_interrupted(run_info, call.so_far), Remover(context.settings, run_info) as remover:
-        call.each(lambda store: call.purge(remover, store))
+        call.each(lambda store: call.purge(remover, store), remover.existing_ledger)
     document = {**call.document(), "run_id": run_info.shown_id}
     if call.recovered:
         document["recovered"] = call.recovered
@@ -81,11 +82,11 @@ class Call:
         self.recovered: list[dict[str, object]] = []
         self.errors: list[dict[str, object]] = []
 
-    def each(self, act: Callable[[Store], None]) -> None:
-        """Does ``act`` for every agent that has a store; one agent's failure does not keep the others waiting."""
+    def each(self, act: Callable[[Store], None], ledger: Ledger | None) -> None:
+        """Does ``act`` for every agent that has a store, or had; one's failure does not keep the others waiting."""
         failed: list[tuple[str, SessionManagerError]] = []
         agents = 0
-        for agent_id, store in stores_of(self._context, self._arguments.agent):
+        for agent_id, store in stores_ever(self._context, self._arguments.agent, ledger):
             agents += 1
             try:
                 if isinstance(store, SessionManagerError):
@@ -99,10 +100,10 @@ class Call:
     def plan(self, store: Store, ledger: Ledger | None) -> PurgePlan:
         """Decides what goes of one store. Raises Damaged: archives are what a lost index is rebuilt from."""
         living = {session.id for session in read_snapshot(store, self._context.clock()).sessions}
-        removed = ledger.archived(store.agent_id) if ledger is not None else []
+        names, removed = archives_of(store, listing(store), ledger)
         with clear_errors("look for second names in", self._second_names.root):
             second = self._second_names.of_agent(store.agent_id)
-        plan = plan_purge(store, listing(store), second, removed, self._cutoff, self._context.pins, living)
+        plan = plan_purge(store, names, second, removed, self._cutoff, self._context.pins, living)
         if self._only is None:
             return plan
         removals = [i for i in plan.removal_ids if removal_name(store.agent_id, i) in self._only]

@@ -15,6 +15,7 @@ from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.functions.context import Context, named
 from session_manager.live.observe import Cutoff, listing, observe_locks, observe_transcripts
+from session_manager.live.transcripts import files_by_session
 from session_manager.live.volume import Snapshot, Store, read_snapshot
 from session_manager.live.whereabouts import paths_inside
 
@@ -136,7 +137,20 @@ def read_view(
                 view.failed.append((agent_id, error))
             else:
                 view.agents.append(AgentRead(agent_id, store, snapshot.sessions, names))
+    if agents is None and any(read.store is not None and read.store.mates for read in view.agents):
+        _tell_names_apart(view)
     return view
+
+
+def _tell_names_apart(view: View) -> None:
+    """Leaves each agent only its own of the names in a folder that it shares with others."""
+    from session_manager.functions.sharing import files_of, names_of
+
+    reads = [(read, read.store) for read in view.agents if read.store is not None and read.store.mates]
+    files = {read.agent_id: files_of(store, read.names, read.sessions) for read, store in reads}
+    for read, store in reads:
+        others = set().union(*(files[other.agent_id] for other, _ in reads if other is not read))
+        read.names = names_of(store, read.names, read.sessions, others)
 
 
 def measure_view(view: View, only: Selection, *, sizes: bool = False) -> None:
@@ -162,7 +176,7 @@ def kin_by_agent(view: View) -> dict[str, list[Session]]:
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """A transcript that an entry names in another folder of the agents directory than its own agent's."""
+    """A transcript that an entry names in another folder than its agent's, or a file where others keep theirs, too."""
 
     agent_id: str
     session_id: str
@@ -171,14 +185,24 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 def foreign_references(agents: Iterable[AgentRead]) -> list[Reference]:
-    """Returns what entries name in other folders of the agents directory than their own agent's."""
-    return [
-        Reference(agent.agent_id, session_id, *os.path.split(path))
-        for agent in agents
-        if agent.store is not None
-        for session_id, paths in paths_inside(agent.store, agent.sessions, agent.names, agent.sessions).items()
-        for path in paths
-    ]
+    """Returns what entries name in other folders of the agents directory than their own agent's.
+
+    Where agents have one folder, that is another agent's, too: all their files are references then.
+    """
+    found = []
+    for agent in agents:
+        store = agent.store
+        if store is None:
+            continue
+        if store.mates:
+            own = files_by_session(agent.names, agent.sessions, store.sessions_dir)
+            paths = ((i, os.path.join(store.sessions_dir, name)) for i, names in own.items() for name in names)
+            found += [Reference(agent.agent_id, i, *os.path.split(path)) for i, path in paths]
+        elsewhere = paths_inside(store, agent.sessions, agent.names, agent.sessions)
+        found += [
+            Reference(agent.agent_id, i, *os.path.split(path)) for i, paths in elsewhere.items() for path in paths
+        ]
+    return found
 
 
 def names_referred_to(references: Iterable[Reference], store: Store, gone: Collection[tuple[str, str]]) -> set[str]:

@@ -190,7 +190,8 @@ def _decide(
     """Picks the transcripts that get an entry: orphans and topic files that say whose they are, and are idle."""
     store, now = snapshot.store, context.clock()
     folder = planner.classify(snapshot, names)
-    files = {name: session_id_of(name) or "" for name in folder.of_class(ORPHAN, TOPIC)}
+    # Of agents that have one folder it is the keeper's to adopt what is nobody's.
+    files = {name: session_id_of(name) or "" for name in folder.of_class(ORPHAN, TOPIC) if store.keeper}
     busy = held_ids(store, names, set(files.values()), now)
     taken = set(snapshot.index.entries) if snapshot.index else set()
     living = {s.id for s in snapshot.sessions}

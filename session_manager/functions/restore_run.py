@@ -41,12 +41,13 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     Raises UsageError, NotFound (``run_not_found``), Refused (``key_taken``, ``file_exists``, ``not_restorable``)
     with all ``conflicts``, or the failure of the only agent concerned.
     """
-    agent = context.volume.resolve_agent(arguments.agent) if arguments.agent is not None else None
-
+    from session_manager.functions.sharing import resolve_ever
     from session_manager.live.ledger import start_run
     from session_manager.live.removal import Remover
 
     with Remover(context.settings, start_run("restore_run", context.settings)) as remover:
+        named = arguments.agent
+        agent = None if named is None else resolve_ever(context, remover.existing_ledger, named)
         before, agents = _known(remover, arguments.run_id, agent)
 
         def so_far() -> dict[str, object]:
@@ -89,7 +90,7 @@ def _restore(
 
 
 def _known(remover: Remover, run_id: str, agent: str | None) -> tuple[int, list[str]]:
-    """Returns how many of a run's sessions were restored before, and its agents. Raises NotFound."""
+    """Returns how many of a run's sessions were restored before, and its agents, the last first. Raises NotFound."""
     ledger = remover.existing_ledger
     removed = [] if ledger is None else ledger.removals(run_id=run_id, agent_id=agent)
     if not removed:
@@ -97,7 +98,7 @@ def _known(remover: Remover, run_id: str, agent: str | None) -> tuple[int, list[
             f"no removal by a run {run_id!r} is known: list_deleted shows the runs, prune and delete return theirs",
             code="run_not_found",
         )
-    return sum(r.state == "restored" for r in removed), sorted({r.agent_id for r in removed})
+    return sum(r.state == "restored" for r in removed), list(dict.fromkeys(r.agent_id for r in removed))
 
 
 def _pinned(context: Context, remover: Remover, run_id: str, agents: Sequence[str]) -> dict[str, Any]:

@@ -46,13 +46,13 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """
     wanted = tidied(arguments.session_id)
     check_session_id(wanted)
-    agent = context.volume.resolve_agent(arguments.agent) if arguments.agent is not None else None
-
+    from session_manager.functions.sharing import resolve_ever
     from session_manager.live.ledger import start_run
     from session_manager.live.removal import Remover
 
     with Remover(context.settings, start_run("restore_session", context.settings)) as remover:
         ledger = remover.existing_ledger
+        agent = None if arguments.agent is None else resolve_ever(context, ledger, arguments.agent)
         removed = []
         if ledger is not None:
             removed = ledger.removals(session=wanted, agent_id=agent)

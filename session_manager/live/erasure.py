@@ -72,7 +72,7 @@ def find_traces(
     Files that belong to one of ``sessions`` (those in the index), that others refer to (``shared``), or that belong to
     another removal are spared. Raises Refused, Damaged or Failed.
     """
-    known = _known(ledger, second_names, store.agent_id, session_id)
+    known = _known(ledger, second_names, store, session_id)
     ids, here = {session_id, *(session.id for session in sessions)}, set(names)
     with clear_errors("look for second names in", second_names.root):
         second = second_names.of_agent(store.agent_id)
@@ -98,15 +98,18 @@ def find_traces(
     return traces
 
 
-def _known(ledger: Ledger | None, second_names: SecondNames, agent_id: str, session_id: str) -> _Known:
+def _known(ledger: Ledger | None, second_names: SecondNames, store: Store, session_id: str) -> _Known:
     known = _Known(set(), set(), set(), set())
     if ledger is None:
         return known
+    agent_id, own = store.agent_id, set()
     for removal in ledger.removals(agent_id=agent_id, session=session_id):
+        own.add(removal.removal_id)
         known.sources.update(source for source, _ in removal.files)
         known.archives.update(target for _, target in removal.files)
         known.folders.add(os.path.dirname(second_names.path(removal.run_id, agent_id, PART)))
-    known.foreign.update(n for r in ledger.archived(agent_id) if r.session_id != session_id for n in r.archives)
+    archived = ledger.archived(None if store.mates else agent_id)
+    known.foreign.update(n for r in archived if r.removal_id not in own for n in r.archives)
     return known
 
 

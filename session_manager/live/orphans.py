@@ -20,7 +20,6 @@ from session_manager.core.session import EARLIEST_MS, Session
 from session_manager.live.atomic import OWN_PREFIX
 from session_manager.live.observe import held_transcripts, last_timestamp
 from session_manager.live.transcripts import (
-    LOCK_SUFFIX,
     files_by_session,
     original_name,
     owner,
@@ -37,7 +36,6 @@ PARTIAL = "partial"
 ORPHAN = "true_orphan"
 OTHER = "other"
 ARCHIVES = {"reset": "reset_archive", "deleted": "deleted_archive", "bak": "backup_archive"}
-_MARKER = INDEX_NAME + LOCK_SUFFIX
 CLASSES = (LIVE, PREVIOUS, *ARCHIVES.values(), TOPIC, SIDECAR, PARTIAL, ORPHAN, OTHER)
 
 _ID = r"(?i)^[a-z0-9][a-z0-9._-]{0,127}\Z"
@@ -78,6 +76,12 @@ class Folder(msgspec.Struct):
             count, size = found[kind]
             found[kind] = (count + 1, size + self.sizes[name])
         return found
+
+    def only(self, names: Collection[str]) -> Folder:
+        """Returns the part of a folder that some names are."""
+        kept = self.classes.keys() & set(names)
+        classes, sizes = {n: self.classes[n] for n in kept}, {n: self.sizes[n] for n in kept}
+        return Folder(self.sessions_dir, classes, sizes, {n: self.mtimes[n] for n in kept if n in self.mtimes})
 
     def transcripts(self) -> list[str]:
         """Returns the names of all transcripts that are no archives and no sidecars, whosever they are."""
@@ -138,7 +142,7 @@ def classify(
     """
     folder = Folder(store.sessions_dir, {}, {}, {})
     for name in names:
-        if name.startswith(OWN_PREFIX) or name == _MARKER:
+        if name.startswith(OWN_PREFIX) or name == store.marker_name:
             continue
         try:
             status = os.lstat(os.path.join(store.sessions_dir, name))

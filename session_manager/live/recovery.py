@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
-from session_manager.live.atomic import OWN_PREFIX, clear_errors, rename_new, sync_folder
+from session_manager.live.atomic import clear_errors, rename_new, sync_folder
 from session_manager.live.erasure import end_erasure
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.index import Index
@@ -25,7 +25,7 @@ from session_manager.live.observe import listing
 from session_manager.live.purging import end_purge
 from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
-from session_manager.live.swap import TEMP_SUFFIX, Swap, identity_of, is_ours
+from session_manager.live.swap import Swap, identity_of, is_ours, is_temp
 from session_manager.live.transcripts import archive_timestamp, files_by_session
 from session_manager.live.volume import Identity, Snapshot, Store, read_file, read_snapshot
 
@@ -44,7 +44,7 @@ class Recovered(msgspec.Struct):
         finished = {r.session_id for r in self.finished}
         return {
             "run_id": self.attempt.run_id,
-            "agentId": store.agent_id,
+            "agentId": self.attempt.agent_id,
             "what": self.attempt.kind,
             "finished": sorted(finished),
             "undone": sorted({r.session_id for r in self.attempt.removals} - finished),
@@ -66,7 +66,7 @@ def recover(store: Store, lock: StoreLock, ledger: Ledger | None) -> tuple[list[
     read: then everything stays as it is.
     """
     names = listing(store)
-    attempts = ledger.open_attempts(store.store_id, store.agent_id, names) if ledger is not None else []
+    attempts = open_attempts(store, names, ledger)
     done: list[Recovered] = []
     failures: Failures = []
     if swapping := [attempt for attempt in attempts if attempt.kind in (REMOVE, RESTORE)]:
@@ -75,17 +75,28 @@ def recover(store: Store, lock: StoreLock, ledger: Ledger | None) -> tuple[list[
         swapping[-1].temps += [Temp(name, Identity(0, 0, 0)) for name in _own_files(store) if name not in known]
     for attempt in attempts:
         assert ledger is not None
-        kept, failed = recover_attempt(store, lock, ledger, attempt)
+        kept, failed = recover_attempt(store.of(attempt.agent_id), lock, ledger, attempt)
         failures += failed
         done.append(Recovered(attempt, kept))
     done += [Recovered(None, set(), name) for name in _sweep(store)]
     return done, failures
 
 
+def open_attempts(store: Store, names: Collection[str], ledger: Ledger | None) -> list[Attempt]:
+    """Returns the unfinished attempts on a store's index, oldest first: where agents share it, those of all of them."""
+    if ledger is None:
+        return []
+    if store.shared_as is None:
+        return ledger.open_attempts(store.store_id, store.agent_id, names)
+    parts = [store.of(agent_id) for agent_id in {begun.agent_id for begun in ledger.unfinished()}]
+    found = [attempt for part in parts for attempt in ledger.open_attempts(part.store_id, part.agent_id, names)]
+    return sorted(found, key=lambda attempt: attempt.attempt_id)
+
+
 def _own_files(store: Store) -> list[str]:
     folder = os.path.dirname(store.index_path)
     with clear_errors("tidy up", folder):
-        names = [n for n in os.listdir(folder) if n.startswith(OWN_PREFIX) and n.endswith(TEMP_SUFFIX)]
+        names = [name for name in os.listdir(folder) if is_temp(store, name)]
     return [n for n in names if not os.path.islink(path := os.path.join(folder, n)) and os.path.isfile(path)]
 
 

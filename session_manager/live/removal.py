@@ -20,7 +20,7 @@ from session_manager.core.errors import Locked, SessionManagerError
 from session_manager.core.progress import stage
 from session_manager.core.session import Session
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
-from session_manager.live.atomic import OWN_PREFIX, clear_errors, sync_folder
+from session_manager.live.atomic import clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock, has_dead_marker
 from session_manager.live.ledger import Attempt, Ledger, Removal, Run, Temp
 from session_manager.live.liveness import now_ms
@@ -29,11 +29,11 @@ from session_manager.live.obstacles import Place
 from session_manager.live.orphan_removal import archive_orphans
 from session_manager.live.plan import plan
 from session_manager.live.reappeared import REASON, ghosts
-from session_manager.live.recovery import put_back, recover, try_recover
+from session_manager.live.recovery import open_attempts, put_back, recover, try_recover
 from session_manager.live.second_names import AtRisk, SecondNames
 from session_manager.live.steps import step
-from session_manager.live.swap import TEMP_SUFFIX, IndexChanged, Swap, identity_of, look_again, parsed_by, write_temp
-from session_manager.live.volume import Identity, Snapshot, Store, Volume, read_snapshot
+from session_manager.live.swap import IndexChanged, Swap, identity_of, is_temp, look_again, parsed_by, write_temp
+from session_manager.live.volume import Identity, Snapshot, Store, open_volume, read_snapshot
 from session_manager.live.waking import Woken, half_removed, idle_strays, take_back
 from session_manager.settings import Settings
 
@@ -98,7 +98,7 @@ class Remover:
     def _living(self, agent_id: str) -> set[str] | None:
         """Returns the ids of an agent's live sessions, None where they cannot be told."""
         with contextlib.suppress(OSError, SessionManagerError):
-            store = Volume(self._settings.agents_dir).store(agent_id)
+            store = open_volume(self._settings).store(agent_id)
             return set() if store is None else {s.id for s in read_snapshot(store, now_ms()).sessions}
         return None
 
@@ -126,9 +126,11 @@ class Remover:
 
     def has_unfinished(self, store: Store, names: Collection[str]) -> bool:
         """Says whether a killed process left something to finish or to tidy up in a store (``names`` lie there)."""
-        if any(n.startswith(OWN_PREFIX) and n.endswith(TEMP_SUFFIX) for n in names) or has_dead_marker(store):
+        if any(is_temp(store, name) for name in names) or has_dead_marker(store):
             return True
         ledger = self.existing_ledger
+        if store.shared_as is not None:
+            return bool(open_attempts(store, names, ledger))
         return ledger is not None and ledger.has_open_attempts(store.store_id, store.agent_id, names)
 
     def removed(self, session: str, agent_id: str | None) -> list[tuple[str, str]]:
@@ -250,7 +252,8 @@ class Remover:
         that could not be moved.
         """
         ended, failures = recover(store, lock, self.existing_ledger)
-        mine = [e for e in ended if e.attempt is not None and e.attempt.run_id == self.run.run_id]
+        me = (self.run.run_id, store.agent_id)
+        mine = [e for e in ended if e.attempt is not None and (e.attempt.run_id, e.attempt.agent_id) == me]
         own = [r for e in mine for r in e.finished]
         return own, [e.document(store) for e in ended if e not in mine], failures
 

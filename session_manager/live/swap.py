@@ -27,7 +27,7 @@ from session_manager.live.liveness import now_ms
 from session_manager.live.merge import merge
 from session_manager.live.steps import step
 from session_manager.live.transcripts import files_by_session
-from session_manager.live.volume import Identity, Store, read_file, read_snapshot
+from session_manager.live.volume import INDEX_NAME, Identity, Store, read_file, read_snapshot
 
 TEMP_SUFFIX = ".index"
 # Every round keeps what was displaced until all is in place: so many, but not more of them than these bytes.
@@ -220,11 +220,21 @@ def write_temp(store: Store, text: bytes, *, durable: bool = True, like: os.stat
     Mode and owner are those of the index, or of ``like``.
     """
     folder = os.path.dirname(store.index_path)
-    name = f"{OWN_PREFIX}{os.getpid()}.{os.urandom(6).hex()}.{_digest(text)}{TEMP_SUFFIX}"
+    name = f"{_temp_prefix(store)}{os.getpid()}.{os.urandom(6).hex()}.{_digest(text)}{TEMP_SUFFIX}"
     with clear_errors("write the new index in", folder):
         return Temp(
             name, write_new(os.path.join(folder, name), text, like or os.stat(store.index_path), durable=durable)
         )
+
+
+def is_temp(store: Store, name: str) -> bool:
+    """Says whether a name is that of a temporary file of ours for a store's index; its folder may hold others."""
+    prefix = _temp_prefix(store)
+    return name.startswith(prefix) and name.endswith(TEMP_SUFFIX) and name.removeprefix(prefix).count(".") == 3
+
+
+def _temp_prefix(store: Store) -> str:
+    return OWN_PREFIX if store.index_name == INDEX_NAME else f"{OWN_PREFIX}{store.index_name}."
 
 
 def is_ours(names: Iterable[str], text: bytes) -> bool:

@@ -25,14 +25,14 @@ _OWED = (
 class Endings(Connection):
     """The part of the ledger that knows no way back."""
 
-    def archived(self, agent_id: str) -> list[Archived]:
-        """Returns an agent's removals that were neither taken back nor purged or erased, oldest first."""
+    def archived(self, agent_id: str | None) -> list[Archived]:
+        """Returns removals of an agent, or of all, that were neither taken back nor purged or erased, oldest first."""
         with clear_sqlite_errors(self.path):
             rows = self.sql.execute(
                 "SELECT r.removal_id, r.session_id, a.run_id, a.store_id, a.created_at, a.state <> 'intent', r.details"
-                " FROM removals r JOIN attempts a USING (attempt_id) WHERE a.agent_id = ? AND a.kind = ?"
-                " AND r.state = ? AND r.details IS NOT NULL ORDER BY r.removal_id",
-                (agent_id, REMOVE, REMOVED),
+                " FROM removals r JOIN attempts a USING (attempt_id) WHERE (? IS NULL OR a.agent_id = ?)"
+                " AND a.kind = ? AND r.state = ? AND r.details IS NOT NULL ORDER BY r.removal_id",
+                (agent_id, agent_id, REMOVE, REMOVED),
             )
             decode = msgspec.json.Decoder(Details).decode
             return [_archived(decode(text), *row) for *row, text in rows]

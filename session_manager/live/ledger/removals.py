@@ -50,6 +50,11 @@ class Removals(Connection):
             )
             return [str(key) for (key,) in rows]
 
+    def agents(self) -> list[str]:
+        """Returns the agents of which anything was ever removed."""
+        with clear_sqlite_errors(self.path):
+            return [str(agent_id) for (agent_id,) in self.sql.execute("SELECT DISTINCT agent_id FROM attempts")]
+
     def removals(
         self,
         *,

@@ -81,6 +81,8 @@ class Machine(RuleBasedStateMachine):
         self.saved: set[str] = set()
         self.ghosts: set[str] = set()
         self.orphans: set[str] = set()
+        # Sessions that a message woke after their removal, with the life that was removed: a call makes them one.
+        self.woken: dict[str, Life] = {}
         # None: both will do. A session that a gateway resumed is history's own business.
         self.status: dict[str, str | None] = {}
         self.runs: list[str] = []
@@ -199,6 +201,7 @@ class Machine(RuleBasedStateMachine):
         """All keys of a session get a new one, the old transcript stays as an archive of the gateway's."""
         ids = self._known()
         life = self._of(ids[n % len(ids)])
+        self.woken.pop(life.session_id, None)
         for name in life.files:
             new = f"{name}.reset.2026-02-15T18-00-00.123Z"
             (self.store.dir / name).rename(self.store.dir / new)
@@ -244,8 +247,8 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self._gone())
     @rule(n=which)
-    def resume(self, n: int) -> None:
-        """A removed session is talked to again by its id: the gateway begins a new transcript of the same name."""
+    def message_after_the_removal(self, n: int) -> None:
+        """It wakes the session: the gateway writes an entry, and begins a new transcript of the same name."""
         gone = self._gone()
         life = gone[n % len(gone)]
         name = f"{life.session_id}.jsonl"
@@ -257,6 +260,24 @@ class Machine(RuleBasedStateMachine):
         self._gateway_writes({key: entry})
         self.index[key] = entry
         self.status[life.session_id] = None
+        self.woken[life.session_id] = life
+
+    def _learn_joined(self) -> None:
+        """Takes over which woken sessions have been made one conversation, live or removed once more."""
+        actual = self.store.read()
+        for session_id, earlier in list(self.woken.items()):
+            name = f"{session_id}.jsonl"
+            waiting = next((life for life in self.limbo if life.session_id == session_id), None)
+            entries, files = (self.index, self.files) if waiting is None else (waiting.entries, waiting.files)
+            paths = [*self.store.dir.glob(f"{name}*"), *second_names(self.store.dir.parents[1]).values()]
+            contents = {path.read_bytes() for path in paths if path.name.startswith(name)}
+            joined = [text for text in contents if _is_joined(text, earlier.files[name], files[name])]
+            if not joined:
+                continue
+            del self.woken[session_id]
+            earlier.removed = earlier.reaped = False
+            files |= {**earlier.files, name: joined[0]}
+            entries |= {k: e for k, e in earlier.entries.items() if k not in entries and actual.get(k) == e}
 
     @precondition(lambda self: not self.unended)
     @rule()
@@ -303,6 +324,7 @@ class Machine(RuleBasedStateMachine):
 
     def _resolve(self) -> dict[str, str]:
         """Takes over what became of everything in limbo: session id -> live, removed or ghost."""
+        self._learn_joined()
         actual, names = self.store.read(), self.store.names()
         found = {}
         for life in self.limbo:
@@ -450,6 +472,8 @@ class Machine(RuleBasedStateMachine):
         ids = sorted({life.session_id for life in self.lives} - {life.session_id for life in self.limbo})
         if not ids:
             return
+        if self.woken:
+            self._prune_nothing()
         session_id = ids[n % len(ids)]
         newest = [life for life in self.lives if life.session_id == session_id][-1]
         if newest.removed:
@@ -467,6 +491,8 @@ class Machine(RuleBasedStateMachine):
         if self.limbo:
             # Which lives are the run's is known again when the limbo is over.
             return
+        if self.woken:
+            self._prune_nothing()
         lives = [life for life in self.lives if run_id in life.runs]
         self._restore(lives, "restore_run", {"run_id": run_id}, kill_at, mood)
 
@@ -498,6 +524,7 @@ class Machine(RuleBasedStateMachine):
         call = self._call("prune_sessions", NOTHING_OLD, 0, "ok")
         assert (call.exit_code, call.document["deleted_ids"]) == (0, []), call
         self._resolve()
+        assert not self.woken, call
         self.is_whole()
 
     def _bring_all_back(self) -> None:
@@ -540,6 +567,18 @@ class Machine(RuleBasedStateMachine):
         others = {n for n in names if ".deleted." not in n}
         assert others == {*self.files, "sessions.json"}
         assert all((self.store.dir / n).read_bytes() == b for n, b in self.files.items())
+
+
+def _is_joined(text: bytes, earlier: bytes, later: bytes) -> bool:
+    """Says whether a transcript is the earlier part and then all that the later one says."""
+    if not text.startswith(earlier):
+        return False
+
+    def said(part: bytes) -> list[Any]:
+        lines = [json.loads(line) for line in part.splitlines()]
+        return [(line["timestamp"], line["message"]) for line in lines if line["type"] == "message"]
+
+    return said(text[len(earlier) :]) == said(later)
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))

@@ -32,6 +32,8 @@ from session_manager.live.whereabouts import is_transcript
 
 # A run shows by its lock or its status within that, on a machine that has much to do, too.
 _SETTLED_MS = 3_000
+# After its last line a run's end is noted in the entry.
+_ENDING_MS = 1_000
 
 
 class Woken(msgspec.Struct, frozen=True):
@@ -134,10 +136,7 @@ def _is_about_to_run(store: Store, session: Session, removed: Removed) -> bool:
     if activity < now_ms() - _SETTLED_MS:
         return False
     for name in (source for source, _ in removed.files if is_transcript(source)):
-        try:
-            written = os.lstat(os.path.join(store.sessions_dir, name)).st_mtime_ns // 1_000_000
-        except OSError:
-            return True
-        if written < activity:
-            return True
-    return False
+        with contextlib.suppress(OSError):
+            if os.lstat(os.path.join(store.sessions_dir, name)).st_mtime_ns // 1_000_000 >= activity - _ENDING_MS:
+                return False
+    return True

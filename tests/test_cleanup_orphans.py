@@ -356,8 +356,8 @@ def test_an_index_that_breaks_meanwhile_brings_everything_back(
 # Killed.
 
 KILL_AT = [sys.executable, str(ROOT / "tests/kill_at.py")]
-STEPS = ["orphan intent written", "file archived", "file archived", "orphans archived", "second name kept",
-         "second name kept", "orphans' folder synced", "orphans' end noted", "marks sent"]  # fmt: skip
+STEPS = ["orphan intent written", "second name kept", "second name kept", "second names kept", "file archived",
+         "file archived", "orphans archived", "orphans' folder synced", "orphans' end noted", "marks sent"]  # fmt: skip
 
 
 def run_until(skill: Skill, limit: int, log: Path, arguments: dict[str, Any]) -> tuple[int, list[str]]:

@@ -182,8 +182,12 @@ def check_outcome(
     if exit_code:
         check_error(document)
     if exit_code in (0, 3):
-        assert set(document.get("deleted_ids", [document.get("deleted")])) == going
-        assert {e["sessionId"] for e in store.read().values()} == {"a", "b", "young"} - going
+        gone = set(document.get("deleted_ids", [document.get("deleted")]))
+        # A session whose transcript could not be archived stays as it was.
+        stays = {e["id"] for e in document.get("errors", []) if "stays as it was" in e["error"]}
+        assert gone == going - stays
+        assert {e["sessionId"] for e in store.read().values()} == {"a", "b", "young"} - gone
+        assert not stays or not [n for n in store.names() for s in stays if n.startswith(s) and ".deleted." in n]
     if exit_code == 3:
         assert document["code"] == "partial"
         assert {e["code"] for e in document["errors"]} == {expected[1]}
@@ -317,21 +321,6 @@ def test_no_marker_is_left_when_taking_the_lock_fails_half_way(agents: Path, mon
     assert before.items() <= picture(agents).items()
     assert in_process(agents, "prune_sessions", {}).exit_code == 0
     assert ours(agents) == []
-
-
-def test_a_transcript_that_cannot_be_moved_is_reported_and_moved_later(agents: Path) -> None:
-    store = build(agents)
-    fault = Fault(2, False, OSError(errno.EPERM, os.strerror(errno.EPERM)))
-    answer = faulted(agents, "exchange and rename", fault, ("delete_session", {"session_id": "a"}))
-    assert (answer.exit_code, answer.document["code"]) == (3, "partial")
-    assert [(e["agentId"], e["id"], e["code"]) for e in answer.document["errors"]] == [("main", "a", "not_writable")]
-    assert "a-topic-1.jsonl" in answer.document["error"]
-    assert answer.document["pg_pending"] is True
-    assert "a-topic-1.jsonl" in store.names()
-    later = in_process(agents, "prune_sessions", {})
-    assert later.document["deleted_ids"] == ["b"]
-    assert [r["finished"] for r in later.document["recovered"]] == [["a"]]
-    assert "a-topic-1.jsonl" not in store.names()
 
 
 # --- real permissions, as an ordinary user ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Forks
 from scene import Scene
 from support import ROOT, Skill
 
@@ -23,14 +24,15 @@ STEPS = [
     "intent written",
     "index swapped",
     "index verified",
-    "file archived",
-    "file archived",
-    "file archived",
-    "files archived",
     "second name kept",
     "second name kept",
     "second name kept",
     "second names kept",
+    "file archived",
+    "file archived",
+    "file archived",
+    "files archived",
+    "second names checked",
     "displaced index removed",
     "folder synced",
     "end noted",
@@ -82,8 +84,22 @@ def test_killed_at_a_step(
         assert removed == ({"old-0"} if function == "delete_session" else {"old-0", "old-1"})
 
 
-@pytest.mark.parametrize("second", range(1, 10))
-@pytest.mark.parametrize("first", [2, 3, 5, 9])
+@pytest.mark.parametrize("limit", range(1, len(STEPS) + 1))
+def test_killed_at_a_step_and_no_call_before_the_gateway_deletes_archives(
+    limit: int, agents: Path, fork: Forks
+) -> None:
+    """Gateways 2026.4 to 2026.6 delete every archive in the folder after a day; what was said is kept all the same."""
+    scene = Scene(agents, 2)
+    fork("prune_sessions", CALLS["prune_sessions"], kill_at=limit)
+    scene.reap()
+    assert fork("prune_sessions", {"max_age_minutes": 1_000_000}).exit_code == 0
+    for session_id in scene.assert_whole():
+        assert fork("restore_session", {"session_id": session_id}).exit_code == 0
+    assert scene.assert_whole() == set()
+
+
+@pytest.mark.parametrize("second", range(1, 12))
+@pytest.mark.parametrize("first", [2, 3, 6, 10])
 def test_killed_again_while_recovering(first: int, second: int, agents: Path, skill: Skill, tmp_path: Path) -> None:
     scene = Scene(agents, 2)
     assert run_until(skill, first, tmp_path / "steps", "prune_sessions", CALLS["prune_sessions"])[0] == -signal.SIGKILL

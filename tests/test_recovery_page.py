@@ -241,6 +241,14 @@ def test_a_restore_takes_the_second_name(scene: Scene) -> None:
     assert (store.dir / "report-0215.jsonl").read_bytes() == transcript
 
 
+def test_a_shorter_name_lets_a_session_go(scene: Scene) -> None:
+    _, store = made = scene("A transcript cannot be archived")
+    store.transcript(f"report-0215-topic-{'7' * 220}.jsonl", "report-0215", 1_700_000_000_000)
+    made[0].play()
+    assert "agent:main:cron:report" not in store.read()
+    assert len(list(store.dir.glob("report-0215*.jsonl.deleted.*"))) == 2
+
+
 def test_a_copy_on_another_machine_can_restore(scene: Scene) -> None:
     console, store = scene("Moving to another machine")
     transcript = (store.dir / "report-0215.jsonl").read_bytes()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import CLOSED_API, Skill, StoreBuilder, small_file_system
+from support import CLOSED_API, Skill, StoreBuilder, ledger_sql, small_file_system
 
 from session_manager.functions import load
 from session_manager.functions.context import Context
@@ -95,6 +96,56 @@ def test_where_no_link_can_be_it_is_a_copy(agents: Path, monkeypatch: pytest.Mon
         assert path.read_bytes() == archive.read_bytes()
         assert path.stat().st_mtime_ns == archive.stat().st_mtime_ns
         assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_copy_is_made_again_of_what_has_grown_since(
+    agents: Path, monkeypatch: pytest.MonkeyPatch, at: Callable[[str, Callable[[], object]], None]
+) -> None:
+    """It is made of the live file, before that is archived; a gateway may be writing the last line."""
+    store = build(agents)
+    no_links(monkeypatch)
+
+    def grow() -> None:
+        with open(store.dir / "s0.jsonl", "a") as file:
+            file.write('{"type": "message"}\n')
+
+    at("second names kept", grow)
+    assert "at_risk" not in call(agents, "prune_sessions", {})
+    found = kept(agents / ".session_manager")
+    assert found.keys() == archives(store).keys()
+    assert {n: p.read_bytes() for n, p in found.items()} == {n: p.read_bytes() for n, p in archives(store).items()}
+    assert any(p.read_text().endswith('{"type": "message"}\n') for p in found.values())
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_has_the_second_name_of_another_file_stays(
+    agents: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: Callable[[str, Callable[[], object]], None],
+    links: bool,
+) -> None:
+    """As on a file system that takes two spellings for one name: the second session's does not displace the first's."""
+    store = build(agents)
+    if not links:
+        no_links(monkeypatch)
+    made: list[Path] = []
+
+    def take() -> None:
+        ((run_id, details),) = ledger_sql(
+            agents, "SELECT run_id, details FROM removals JOIN attempts USING (attempt_id) WHERE session_id = 's1'"
+        )
+        ((_, target),) = json.loads(details)["files"]
+        folder = agents / ".session_manager" / "archives" / run_id / "main"
+        folder.mkdir(parents=True)
+        made.append(folder / target)
+        made[0].write_text("another conversation\n")
+
+    at("intent written", take)
+    document = call(agents, "prune_sessions", {})
+    assert (document["pruned_count"], document["at_risk"]["files"]) == (2, 1)
+    assert "another file" in document["at_risk"]["error"]
+    assert made[0].read_text() == "another conversation\n"
+    assert len(archives(store)) == 3
 
 
 def test_copies_are_bounded_and_what_has_none_is_said(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,15 +247,13 @@ def test_old_names_go_a_few_at_a_time(agents: Path, skill: Skill, monkeypatch: p
 
 def test_what_the_gateway_revived_keeps_no_second_name(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It shows a sign of life after its files were archived, and gets everything back."""
-    import json
-
     from session_manager.live import steps
 
     store = build(agents)
     entries = dict(store.entries)
 
     def watch(name: str) -> None:
-        if name == "second names kept":
+        if name == "second names checked":
             key = "agent:main:cron:job-0"
             left = {**store.read(), key: {**entries[key], "updatedAt": now_ms()}}
             other = store.dir / "sessions.json.1.tmp"

@@ -150,6 +150,10 @@ def _remove(context: Context, remover: Any, everyone: View, scope: View, argumen
         except SessionManagerError as error:
             refused.append((read.agent_id, error))
             continue
+        asked_for = {session.id for session in _matching(outcome.snapshot.sessions, arguments.session_id)}
+        asked_for -= {removal.session_id for removal in outcome.removed}
+        refused += [(read.agent_id, e) for i, e in outcome.failures if i in asked_for]
+        outcome.failures = [(i, e) for i, e in outcome.failures if i not in asked_for]
         result.errors += note(result.notes, store, outcome)
         if outcome.alive:
             refused.append((read.agent_id, _became_active(arguments)))

@@ -28,21 +28,37 @@ Failures = list[tuple[str | None, SessionManagerError]]
 
 
 def archive_files(
-    store: Store, lock: StoreLock, ledger: Ledger, removals: Iterable[Removal], spared: Collection[str]
+    store: Store,
+    lock: StoreLock,
+    ledger: Ledger,
+    second_names: SecondNames,
+    attempt: Attempt,
+    removals: Iterable[Removal],
+    spared: Collection[str],
 ) -> Failures:
     """Archives the files of ``removals`` (from → to as the ledger has it), except the names in ``spared``.
 
-    What is archived already, or gone, is no failure. Returns (session id, error) for files that could not be
-    moved; raises LockLost.
+    They get their second names before; ``SecondNames.keep`` says afterwards which have none. What is archived already,
+    or gone, is no failure. Returns (session id, error) for files that could not be moved; raises LockLost.
     """
     failures: Failures = []
+    going = list(_files(removals, spared))
+    by_run: dict[str, list[tuple[str, str]]] = {}
+    for removal, position in going:
+        by_run.setdefault(attempt.archive_run(removal), []).append(removal.files[position])
+    for run_id, files in by_run.items():
+        second_names.keep_ahead(store, lock, run_id, files)
+        step("second names kept")
     with opened_folder(store.sessions_dir) as folder:
-        going = tracked(list(_files(removals, spared)), "archiving transcripts")
-        for count, (removal, position) in enumerate(going, 1):
+        for count, (removal, position) in enumerate(tracked(going, "archiving transcripts"), 1):
             if count % _CHECK_EVERY == 0:
                 lock.check()
             try:
-                _archive(store, folder, ledger, removal, position)
+                while not _archived(folder, *removal.files[position]):
+                    source, _ = removal.files[position]
+                    removal.files[position] = archive_names([source], os.listdir(store.sessions_dir), now_ms())[0]
+                    ledger.note_files(removal)
+                    second_names.keep_ahead(store, lock, attempt.archive_run(removal), [removal.files[position]])
             except OSError as error:
                 path = os.path.join(store.sessions_dir, removal.files[position][0])
                 failures.append((removal.session_id, explain(error, "archive", path)))
@@ -57,17 +73,15 @@ def _files(removals: Iterable[Removal], spared: Collection[str]) -> Iterator[tup
                 yield removal, position
 
 
-def _archive(store: Store, folder: int, ledger: Ledger, removal: Removal, position: int) -> None:
-    while True:
-        source, target = removal.files[position]
-        try:
-            rename_new(source, target, folder)
-            return
-        except FileNotFoundError:
-            return
-        except FileExistsError:
-            removal.files[position] = archive_names([source], os.listdir(store.sessions_dir), now_ms())[0]
-            ledger.note_files(removal)
+def _archived(folder: int, source: str, target: str) -> bool:
+    """Archives a file unless it has gone; False when something has the archive's name. Raises OSError."""
+    try:
+        rename_new(source, target, folder)
+    except FileNotFoundError:
+        return True
+    except FileExistsError:
+        return False
+    return True
 
 
 def bring_back_files(

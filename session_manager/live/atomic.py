@@ -51,6 +51,8 @@ def explain(error: OSError, what: str, path: str) -> SessionManagerError:
         from session_manager.owners import run_as
 
         return Refused(f"{sentence}; {run_as(path)}", code="not_writable")
+    if error.errno == errno.ENAMETOOLONG:
+        return Refused(f"{sentence}; give the file a shorter name and call again", code="name_too_long")
     return Failed(sentence, code="io_error")
 
 

@@ -53,24 +53,25 @@ def archive_orphans(
             lock.check()
             again = {o.id: o.files for o in choose(read_snapshot(store, now_ms()), listing(store))}
             spared = {o.id for o in chosen if again.get(o.id) != o.files}
-            failures = archive_files(store, lock, ledger, (r for r in removals if r.session_id not in spared), ())
+            going = [r for r in removals if r.session_id not in spared]
+            failures = archive_files(store, lock, ledger, remover.second_names, attempt, going, ())
             step("orphans archived")
             sessions = read_snapshot(store, now_ms()).sessions
             referred = files_by_session((n for r in removals for n, _ in r.files), sessions, store.sessions_dir)
             in_use = {name for files in referred.values() for name in files}
             spared |= {r.session_id for r in removals if not in_use.isdisjoint(n for n, _ in r.files)}
-            remover.keep_second_names(store, lock, attempt, removals)
             kept = spared | {session_id for session_id, _ in failures if session_id is not None}
+            remover.keep_second_names(store, lock, attempt, [r for r in removals if r.session_id not in kept])
             back = [r for r in removals if r.session_id in kept]
-            failures += bring_back_files(store, remover.second_names, attempt, back)[0]
+            unreturned = bring_back_files(store, remover.second_names, attempt, back)[0]
             sync_folder(store.sessions_dir)
             forget_second_names(store, remover.second_names, attempt, back)
             step("orphans' folder synced")
-        ledger.finish(attempt, kept)
+        ledger.finish(attempt, kept, complete=not unreturned)
         step("orphans' end noted")
     except LockLost:
         raise
     except BaseException:
         try_recover(store, lock, ledger, attempt)
         raise
-    return [r for r in removals if r.session_id not in kept], spared, failures
+    return [r for r in removals if r.session_id not in kept], spared, failures + unreturned

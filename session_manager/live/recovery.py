@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
+from session_manager.core.errors import Locked, SessionManagerError
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
 from session_manager.live.atomic import clear_errors, rename_new, sync_folder
 from session_manager.live.erasure import end_erasure
@@ -161,8 +162,14 @@ def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Atte
         gone = [r for r in attempt.removals if r.session_id not in alive]
         spared = {name for files in in_use.values() for name in files}
         spared |= _never_brought_back(store, second_names, attempt, gone)
-        failures += archive_files(store, lock, ledger, gone, spared)
+        unmoved = archive_files(store, lock, ledger, second_names, attempt, gone, spared)
         step("archives recovered")
+        # Of what a restore brought back and cannot put away again the entries may be another session's.
+        rolled_back = roll_back(store, second_names, swap, attempt, unmoved if attempt.kind == REMOVE else [])
+        failures += unmoved if attempt.kind != REMOVE else []
+        alive |= rolled_back.alive
+        living += [r for r in gone if r.session_id in rolled_back.alive]
+        gone = [r for r in gone if r.session_id not in rolled_back.alive]
         # A gateway without a lock may have written an entry back since: what lives keeps its files.
         if woken := _woken(store, attempt, gone):
             alive |= woken
@@ -178,9 +185,9 @@ def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Atte
             # As after every rewrite: no gateway's cache shall outlive it under the same mtime.
             os.utime(store.index_path)
         step("files recovered")
-    ledger.finish(attempt, alive, complete=not failures)
+    ledger.finish(attempt, alive, complete=not failures and not rolled_back.half)
     step("recovery noted")
-    return alive, failures
+    return alive, failures + rolled_back.failures
 
 
 def _woken(store: Store, attempt: Attempt, gone: Sequence[Removal]) -> set[str]:
@@ -243,6 +250,40 @@ def put_back(swap: Swap, attempt: Attempt, snapshot: Snapshot, alive: set[str]) 
     if missing:
         text = snapshot.index.edited((), missing, places_of(living))
         swap.install(snapshot.index, snapshot.identity, text)
+
+
+class RolledBack(msgspec.Struct):
+    """What became of sessions whose files could not all be archived, in words.
+
+    ``alive`` are wholly live again; ``half`` are those where that could not be now.
+    """
+
+    failures: Failures
+    alive: set[str]
+    half: set[str]
+
+
+def roll_back(store: Store, second_names: SecondNames, swap: Swap, attempt: Attempt, unmoved: Failures) -> RolledBack:
+    """Takes the removal of sessions back whose files could not be moved (``unmoved``): files first, then keys.
+
+    Raises Damaged, LockLost and OSError; the next call goes on then, as it does with those that stay half removed.
+    """
+    ids = {session_id for session_id, _ in unmoved if session_id is not None}
+    if not ids:
+        return RolledBack([], set(), set())
+    stuck = [r for r in attempt.removals if r.session_id in ids]
+    unreturned = {session_id for session_id, _ in bring_back_files(store, second_names, attempt, stuck)[0]}
+    with contextlib.suppress(OSError, Locked):
+        put_back(swap, attempt, read_snapshot(store, now_ms()), ids - unreturned)
+    alive = (ids - unreturned) & {session.id for session in read_snapshot(store, now_ms()).sessions}
+    swap.alive -= ids - alive
+    step("removals rolled back")
+    return RolledBack([(i, _told(i, error, alive)) for i, error in unmoved], alive, ids - alive)
+
+
+def _told(session_id: str | None, error: SessionManagerError, alive: set[str]) -> SessionManagerError:
+    what = "stays as it was" if session_id in alive else "is half removed, and the next call goes on with it"
+    return type(error)(f"session {session_id} {what}: {error.message}", code=error.code)
 
 
 def places_of(removals: Iterable[Removal]) -> dict[str, int]:

@@ -29,10 +29,11 @@ from session_manager.live.obstacles import Place
 from session_manager.live.orphan_removal import archive_orphans
 from session_manager.live.plan import plan
 from session_manager.live.reappeared import REASON, ghosts
-from session_manager.live.recovery import open_attempts, put_back, recover, try_recover
+from session_manager.live.recovery import open_attempts, put_back, recover, roll_back, try_recover
 from session_manager.live.second_names import AtRisk, SecondNames
 from session_manager.live.steps import step
 from session_manager.live.swap import IndexChanged, Swap, identity_of, is_temp, look_again, parsed_by, write_temp
+from session_manager.live.unmovable import set_aside
 from session_manager.live.volume import Identity, Snapshot, Store, open_volume, read_snapshot
 from session_manager.live.waking import Woken, half_removed, idle_strays, take_back
 from session_manager.settings import Settings
@@ -269,6 +270,9 @@ class Remover:
         store = snapshot.store
         assert snapshot.index is not None
         assert snapshot.identity is not None
+        chosen, unmovable = set_aside(snapshot, names, chosen)
+        if not chosen:
+            return [], set(), unmovable
         removals = plan(snapshot, names, chosen, shared)
         text = snapshot.index.without({key for r in removals for key in r.keys})
         temp, attempt = self.intend(lock, store, snapshot.identity, text, removals)
@@ -286,12 +290,14 @@ class Remover:
             alive, failures = try_recover(store, lock, self.ledger, attempt)
             removed = [r for r in removals if r.session_id not in alive]
             if removed and isinstance(error, IndexChanged):
-                return removed, alive & swap.alive, failures
+                return removed, alive & swap.alive, failures + unmovable
             if not removed or not isinstance(error, SessionManagerError):
                 raise
             # The index had been written by then: what is gone is reported as gone, beside what went wrong.
-            return removed, alive & swap.alive, [*failures, (None, error)]
-        return [r for r in removals if r.session_id not in swap.alive], swap.alive, failures
+            return removed, alive & swap.alive, [*failures, *unmovable, (None, error)]
+        # What could not be moved is no sign of life.
+        alive = swap.alive - {session_id for session_id, _ in failures}
+        return [r for r in removals if r.session_id not in swap.alive], alive, failures + unmovable
 
     def intend(
         self, lock: StoreLock, store: Store, read: Identity, text: bytes, removals: list[Removal]
@@ -322,15 +328,16 @@ class Remover:
         self._spare_busy(snapshot, attempt, swap)
         step("index verified")
         going = [r for r in attempt.removals if r.session_id not in swap.alive]
-        failures = archive_files(store, lock, self.ledger, going, in_use)
+        unmoved = archive_files(store, lock, self.ledger, self.second_names, attempt, going, in_use)
         step("files archived")
-        # Needs no second look: what turns out to be alive loses its second names again.
-        self.keep_second_names(store, lock, attempt, going)
-        step("second names kept")
+        rolled_back = roll_back(store, self.second_names, swap, attempt, unmoved)
+        self.keep_second_names(store, lock, attempt, [r for r in going if r.session_id not in swap.alive])
+        step("second names checked")
         time.sleep(max(0.0, settled_at - time.monotonic()))
         look_again(store, swap)
         back = [r for r in going if r.session_id in swap.alive]
-        failures += bring_back_files(store, self.second_names, attempt, back)[0]
+        woken = [r for r in back if r.session_id not in rolled_back.alive]
+        failures = bring_back_files(store, self.second_names, attempt, woken)[0]
         swap.clean()
         step("displaced index removed")
         if os.path.dirname(store.index_path) != store.sessions_dir:
@@ -339,13 +346,13 @@ class Remover:
         forget_second_names(store, self.second_names, attempt, back)
         step("folder synced")
         stage(f"noting what has gone of {store.agent_id}")
-        self.ledger.finish(attempt, swap.alive, complete=not failures)
+        self.ledger.finish(attempt, swap.alive, complete=not failures and not rolled_back.half)
         step("end noted")
         # A gateway of 2026.2.17 that read the old text just before the swap and took the time just after it has
         # cached it under the new mtime, and would write it back: a newer mtime makes it read again.
         with contextlib.suppress(OSError):
             os.utime(store.index_path)
-        return failures
+        return failures + rolled_back.failures
 
     def _spare_busy(self, snapshot: Snapshot, attempt: Attempt, swap: Swap) -> None:
         """Puts back sessions whose transcript was locked by a run that began after the decision."""

@@ -1,9 +1,10 @@
 """Second names of archived files: ``<state dir>/archives/<run id>/<agent>/<archive name>``.
 
 Gateways 2026.4 to 2026.6 delete archives in the sessions folder after a day. A hard link in the state directory takes
-no room and outlives that; where the file systems differ, or know no links, it is a copy. A file's place follows from
-the run, the agent and the archive name, all of which are in the ledger before the file is made, and the run's age is in
-its id: nothing in here can be lost sight of.
+no room and outlives that; where the file systems differ, or know no links, it is a copy. It is made before the file is
+archived, so that there is no moment in which an archive has one name only; a copy of what has grown since is made
+again. A file's place follows from the run, the agent and the archive name, all of which are in the ledger before the
+file is made, and the run's age is in its id: nothing in here can be lost sight of.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import functools
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from io import FileIO
+from typing import BinaryIO
 
 import msgspec
 
@@ -62,40 +64,71 @@ class SecondNames:
     def __init__(self, state_dir: str) -> None:
         self.root = os.path.join(state_dir, FOLDER)
         self._kept = 0
+        self._copying = _Copying(None)
 
     def path(self, run_id: str, agent_id: str, name: str) -> str:
         """Returns where the second name of the archive ``name`` is, whether it exists or not."""
         return os.path.join(self.root, run_id, agent_id, name)
 
+    def keep_ahead(self, store: Store, lock: StoreLock, run_id: str, files: Sequence[tuple[str, str]]) -> None:
+        """Gives live files (live name, archive name) the second names of the archives that they are about to become.
+
+        An archive that is there already is another file. Where it fails ``keep`` tries again, and says so. Raises
+        LockLost.
+        """
+        self._keep(store, lock, run_id, files)
+        self._kept += len(files)
+
     def keep(self, store: Store, lock: StoreLock, attempt: Attempt, removals: Iterable[Removal]) -> AtRisk:
-        """Gives the archived files of ``removals`` their second names; says which could not have one.
+        """Sees to it that the archived files of ``removals`` have their second names; says which cannot have one.
 
         What has one already, or is not there, is passed over. Raises LockLost.
         """
         at_risk = AtRisk()
-        by_run: dict[str, list[str]] = {}
+        by_run: dict[str, list[tuple[str, str]]] = {}
         for removal in removals:
             if removal.files:
-                by_run.setdefault(attempt.archive_run(removal), []).extend(target for _, target in removal.files)
-        copying = _Copying(lock)
-        for run_id, names in by_run.items():
-            folder = os.path.join(self.root, run_id, store.agent_id)
-            try:
-                self._make(folder)
-                with opened_folder(store.sessions_dir) as source, opened_folder(folder) as target:
-                    for count, name in enumerate(tracked(names, "keeping second names")):
-                        if count % _CHECK_EVERY == _CHECK_EVERY - 1:
-                            lock.check()
-                        _keep(source, target, name, copying, at_risk)
-                        step("second name kept")
-                    os.fsync(target)
-                sync_folder(os.path.dirname(folder))
-            except OSError as error:
-                # Names that are there already are counted, too: rather too many than too few.
-                sentence = explain(error, "keep second names in", folder).message
-                at_risk.add(AtRisk(max(1, len(names) - at_risk.files), sentence))
-            self._kept += len(names)
+                names = by_run.setdefault(attempt.archive_run(removal), [])
+                names += [(target, target) for _, target in removal.files]
+        for run_id, files in by_run.items():
+            at_risk.add(self._keep(store, lock, run_id, files))
         return at_risk
+
+    def _keep(self, store: Store, lock: StoreLock, run_id: str, files: Sequence[tuple[str, str]]) -> AtRisk:
+        at_risk = AtRisk()
+        if not files:
+            return at_risk
+        copying = self._copying_under(lock)
+        folder = os.path.join(self.root, run_id, store.agent_id)
+        try:
+            self._make(folder)
+            made = False
+            with opened_folder(store.sessions_dir) as source, opened_folder(folder) as target:
+                for count, (here, name) in enumerate(tracked(files, "keeping second names")):
+                    if count % _CHECK_EVERY == _CHECK_EVERY - 1:
+                        lock.check()
+                    try:
+                        if not _keep(source, here, target, name, copying):
+                            continue
+                    except OSError as error:
+                        at_risk.add(AtRisk(1, explain(error, "keep a second name of", name).message))
+                    made = True
+                    step("second name kept")
+                if made:
+                    os.fsync(target)
+            if made:
+                sync_folder(os.path.dirname(folder))
+        except OSError as error:
+            # Names that are there already are counted, too: rather too many than too few.
+            sentence = explain(error, "keep second names in", folder).message
+            at_risk.add(AtRisk(max(1, len(files) - at_risk.files), sentence))
+        return at_risk
+
+    def _copying_under(self, lock: StoreLock) -> _Copying:
+        """Returns what copies while ``lock`` is held: one budget for all of that time."""
+        if self._copying.lock is not lock:
+            self._copying = _Copying(lock)
+        return self._copying
 
     def bring_back(self, store: Store, run_id: str, name: str, source: str) -> bool:
         """Gives a file whose archive ``name`` is gone its live name ``source`` back; False when there is no second.
@@ -121,13 +154,18 @@ class SecondNames:
         return True
 
     def may_be(self, store: Store, run_id: str, name: str, source: str) -> bool:
-        """Says whether the live file ``source`` is what the second name of ``name`` is; True where there is none."""
+        """Says whether all that the second name of ``name`` holds is in the live file ``source``, from its beginning.
+
+        True where there is no second name.
+        """
         try:
-            second = os.stat(self.path(run_id, store.agent_id, name), follow_symlinks=False)
-            live = os.stat(os.path.join(store.sessions_dir, source), follow_symlinks=False)
+            with (
+                opened_folder(os.path.dirname(self.path(run_id, store.agent_id, name))) as folder,
+                opened_folder(store.sessions_dir) as sessions,
+            ):
+                return _holds(sessions, source, folder, name)
         except FileNotFoundError:
             return True
-        return _alike(second, live)
 
     def of_agent(self, agent_id: str) -> dict[str, list[str]]:
         """Returns the paths of an agent's second names, by name. Raises OSError."""
@@ -201,31 +239,42 @@ def _own_part() -> str:
     return f".session_manager.{os.getpid()}.{os.urandom(6).hex()}{PART}"
 
 
-def _keep(source: int, target: int, name: str, copying: _Copying, at_risk: AtRisk) -> None:
+def _keep(source: int, here: str, target: int, name: str, copying: _Copying) -> bool:
+    """Gives the file ``here`` the second name ``name``; False when it has it, or is not there. Raises OSError."""
     try:
+        theirs = os.stat(here, dir_fd=source, follow_symlinks=False)
+        if here != name and _exists(name, source):
+            return False
         try:
-            os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
-        except FileExistsError:
-            if not _same(source, target, name):
-                os.unlink(name, dir_fd=target)
-                _keep(source, target, name, copying, at_risk)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            copying.within_budget(source, name)
-            copying.copy(source, name, target, PART)
-            os.rename(PART, name, src_dir_fd=target, dst_dir_fd=target)
+            ours = os.stat(name, dir_fd=target, follow_symlinks=False)
+        except FileNotFoundError:
+            try:
+                os.link(here, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+                return True
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+        else:
+            if _alike(ours, theirs):
+                return False
+            if not _holds(source, here, target, name):
+                # On a file system that takes two spellings for one name it may be another session's.
+                raise OSError(errno.EEXIST, "another file has that name", name)
+        copying.within_budget(source, here)
+        copying.copy(source, here, target, PART)
+        os.rename(PART, name, src_dir_fd=target, dst_dir_fd=target)
     except FileNotFoundError:
-        # The archive itself is not there: the gateway, or a person, was faster.
-        return
-    except OSError as error:
-        at_risk.add(AtRisk(1, explain(error, "keep a second name of", name).message))
+        # The file itself is not there: the gateway, or a person, was faster.
+        return False
+    return True
 
 
-def _same(source: int, target: int, name: str) -> bool:
-    ours = os.stat(name, dir_fd=target, follow_symlinks=False)
-    theirs = os.stat(name, dir_fd=source, follow_symlinks=False)
-    return _alike(ours, theirs)
+def _exists(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _alike(ours: os.stat_result, theirs: os.stat_result) -> bool:
@@ -234,11 +283,30 @@ def _alike(ours: os.stat_result, theirs: os.stat_result) -> bool:
     return same_file or (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
 
 
+def _holds(folder: int, name: str, second_folder: int, second: str) -> bool:
+    """Says whether a file is what a second name is, or begins with all of that. Raises OSError."""
+    ours = os.stat(second, dir_fd=second_folder, follow_symlinks=False)
+    theirs = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if _alike(ours, theirs):
+        return True
+    if not (stat.S_ISREG(ours.st_mode) and stat.S_ISREG(theirs.st_mode) and ours.st_size <= theirs.st_size):
+        return False
+    with _reading(second, second_folder) as beginning, _reading(name, folder) as whole:
+        while piece := beginning.read(_PIECE):
+            if whole.read(len(piece)) != piece:
+                return False
+    return True
+
+
+def _reading(name: str, folder: int) -> BinaryIO:
+    return os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder), "rb")
+
+
 class _Copying:
     """Durable copies, within a budget of bytes and seconds for all of them together."""
 
     def __init__(self, lock: StoreLock | None) -> None:
-        self._lock = lock
+        self.lock = lock
         self._bytes = _COPY_BYTES
         self._deadline: float | None = None
 
@@ -276,5 +344,5 @@ class _Copying:
             view = memoryview(piece)
             while view:
                 view = view[writing.write(view) :]
-            if self._lock is not None:
-                self._lock.check()
+            if self.lock is not None:
+                self.lock.check()

@@ -23,8 +23,8 @@ _CHECKPOINT = rf"(?i)^(?P<id>.+)\.checkpoint\.{_UUID}\Z"
 _STAMPED = r"^\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z_(?P<id>.+)\Z"
 _TRAJECTORY = r"^(?P<id>.+)\.trajectory\Z"
 _SIDECAR = r"\.jsonl\.(?:bak-\d+-\d+|repair-\d+-\d+\.tmp|truncate-tmp|manual-compaction-tmp|codex-app-server\.json)\Z"
-# A longer name has no room for the suffix of an archive.
-_LONGEST = 255 - len(".deleted.2026-02-15T18-00-00.123Z")
+# In bytes: a longer name has no room for the suffix of an archive.
+LONGEST_NAME = 255 - len(".deleted.2026-02-15T18-00-00.123Z")
 _TRAJECTORY_POINTER = ".trajectory-path.json"
 
 
@@ -112,7 +112,7 @@ def _owner_of_stem(stem: str, ids: Collection[str]) -> str | None:
 def files_by_session(names: Iterable[str], sessions: Iterable[Session], sessions_dir: str) -> dict[str, list[str]]:
     """Finds the live files of ``sessions`` among ``names``: session id -> file names, transcripts before sidecars."""
     known = list(sessions)
-    present = {n for n in names if len(n) <= 60 or len(os.fsencode(n)) <= _LONGEST}
+    present = set(names)
     stems = {s.id: s.id for s in known}
     ids = set(stems)
     referred: list[tuple[str, str]] = []

@@ -150,6 +150,7 @@ class Attempts(Connection):
                 at = chain.append(c, "end", body | {"kept": [r.removal_id for r in living]})
                 _set_state(c, KEPT, living, at)
                 _owe(c, attempt.attempt_id)
+                cancel_or_reverse(c, attempt.run_id, attempt.agent_id, _owed(c, attempt, living))
             c.execute("UPDATE attempts SET state = ? WHERE attempt_id = ?", (state, attempt.attempt_id))
             if attempt.kind == REMOVE and state == "undone":
                 c.execute("DELETE FROM chunks WHERE attempt_id = ?", (attempt.attempt_id,))
@@ -290,6 +291,16 @@ def _owe(c: sqlite3.Connection, attempt_id: int) -> None:
         f" run_id = excluded.run_id, changed_at = excluded.changed_at, {STILL_HEARD} WHERE run_id <> excluded.run_id",
         (now_ms(), attempt_id, REMOVED),
     )
+
+
+def _owed(c: sqlite3.Connection, attempt: Attempt, living: Iterable[Removal]) -> list[str]:
+    """Returns the sessions whose end an attempt owed history when it was half done, and that live after all."""
+    found = c.execute(
+        "SELECT session_id FROM marks WHERE agent_id = ? AND run_id = ?"
+        " AND session_id IN (SELECT value FROM json_each(?))",
+        (attempt.agent_id, attempt.run_id, as_json([r.session_id for r in living])),
+    )
+    return [session_id for (session_id,) in found.fetchall()]
 
 
 _OLD = (

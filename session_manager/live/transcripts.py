@@ -5,7 +5,6 @@ Names: gateway 2026.2.17 to 2026.7.1 (transcripts, topics, sidecars, ``<path>.<r
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime

@@ -30,9 +30,10 @@ _HIGHEST_PORT = 65535
 class Settings(msgspec.Struct, frozen=True):
     """Where things lie and who is asking.
 
-    ``api_url`` (no slash at its end) None means that there is no history layer; ``api_timeout`` is what one run may
-    spend on it. ``lock_timeout`` and ``api_timeout`` are in seconds, ``keep_days`` in days. ``current`` holds the
-    session ids or keys of the caller. ``allow_erase`` is a guard rail, not a wall: whoever can set it may set it.
+    ``api_url`` (no slash at its end) None means that there is no history layer; unless ``api_named`` it is the default
+    address, where one may be. ``api_timeout`` is what one run may spend on it. ``lock_timeout`` and ``api_timeout`` are
+    in seconds, ``keep_days`` in days. ``current`` holds the session ids or keys of the caller. ``allow_erase`` is a
+    guard rail, not a wall: whoever can set it may set it.
     ``agents_dir_from`` names the variable that said where the agents directory is, or the place where it was found, and
     ``place`` says how the indexes lie in it, or elsewhere.
     ``policy_named``: somebody has said that there is a policy at ``policy_path``, so that it must be there.
@@ -41,6 +42,7 @@ class Settings(msgspec.Struct, frozen=True):
     agents_dir: str
     state_dir: str
     api_url: str | None
+    api_named: bool
     api_token: str | None
     api_timeout: float
     lock_timeout: float
@@ -84,6 +86,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         agents_dir=agents_dir,
         state_dir=state_dir,
         api_url=_api_url(environ.get("ARIA_API_URL", DEFAULT_API_URL).strip()),
+        api_named="ARIA_API_URL" in environ,
         api_token=api_token(environ),
         api_timeout=_number(environ, "ARIA_API_TIMEOUT", DEFAULT_API_TIMEOUT, least=0.1, most=3600.0),
         lock_timeout=_number(environ, "ARIA_LOCK_TIMEOUT", DEFAULT_LOCK_TIMEOUT, least=0.0, most=3600.0),

@@ -53,6 +53,8 @@ class SmallAria:
         self.prepared: list[Prepared] = []
         self.always: Prepared | None = None
         self.erases = not older
+        # What it says of itself to somebody without a token; "" for another program that sits at its address.
+        self.service = "aria-api"
         self.mood: Callable[[], Prepared | None] | None = None
         self.refuses: Callable[[str], bool] = lambda session_id: False
         self.most: int | None = None
@@ -125,9 +127,12 @@ class SmallAria:
             return prepared
         with self._lock:
             status, body = self._ordinary(request)
-        return status, {"Content-Type": "application/json"}, json.dumps(body).encode()
+        service = {"X-Service": self.service} if request.path == "/healthz" and self.service else {}
+        return status, {"Content-Type": "application/json", **service}, json.dumps(body).encode()
 
     def _ordinary(self, request: Request) -> tuple[int, Any]:
+        if request.path == "/healthz":
+            return 200, {"status": "ok"}
         if self.token is not None and request.headers.get("authorization") != f"Bearer {self.token}":
             return 401, {"detail": "not authenticated"}
         if not request.path.startswith("/api/sessions"):

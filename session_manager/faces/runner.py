@@ -45,7 +45,8 @@ environment:
   ARIA_SESSION_ID    id or key of the calling session, which is never deleted (also OPENCLAW_SESSION_ID,
                      OPENCLAW_MCP_SESSION_ID, and OPENCLAW_MCP_SESSION_KEY with OPENCLAW_MCP_AGENT_ID)
   ARIA_AGENT_ID      who is asking; noted in the ledger
-  ARIA_API_URL       history layer (default http://localhost:8000/api); empty: there is none
+  ARIA_API_URL       aria-api, the history layer; unset: at http://localhost:8000/api, if it
+                     answers there and says what it is; empty: there is none
   ARIA_API_TOKEN     the token that aria-api asks for
   ARIA_API_TIMEOUT   seconds that one call may spend on history (default 10)
   ARIA_LOCK_TIMEOUT  seconds to wait for a lock (default 10)

@@ -211,7 +211,7 @@ def _tell(
 
     ``names`` are (agent id, session id) of the sessions in question, ``heard`` those that history knows of already.
     """
-    if context.settings.api_url is None:
+    if not history.there:
         return {"pg_status_updated": False}, "no history layer"
     from session_manager.functions.delivery import told
 
@@ -225,7 +225,7 @@ def _already_deleted(
     context: Context, remover: Any, history: Any, gone: Mapping[tuple[str, str], list[str]]
 ) -> dict[str, Any]:
     session_id = sorted(gone)[0][1]
-    heard = remover.owe_marks(gone) if context.settings.api_url is not None else set()
+    heard = remover.owe_marks(gone) if history.there else set()
     told, _ = _tell(context, history, sorted(gone), heard)
     return {
         "deleted": session_id,
@@ -248,7 +248,7 @@ def _only_in_history(
 ) -> dict[str, Any]:
     """Ends a session that is in no store any more, and says so; an agent that could not be read may still have it."""
     session_id, agent_id = arguments.session_id, _agent(scope, arguments)
-    asked = history if context.settings.api_url is not None else None
+    asked = history if history.there else None
     rows, details = rows_in_history(asked, scope, session_id, None if agent_id is None else {agent_id})
     if not rows:
         details |= {"errors": failed} if failed else {}

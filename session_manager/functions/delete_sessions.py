@@ -181,7 +181,7 @@ def _delete(
 
             lost = Absent(scope, absent)
             lost.look(remover.existing_ledger)
-            if context.settings.api_url is not None:
+            if history.there:
                 lost.owe(remover, history)
         # What earlier calls owe is delivered even when every agent has failed.
         told = history.tell([*tally.removed, *(lost.owed if lost is not None else ())])

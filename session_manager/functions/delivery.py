@@ -10,10 +10,11 @@ from collections.abc import Collection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from session_manager.core.errors import SessionManagerError
 from session_manager.core.progress import stage
 from session_manager.functions.context import Context
 from session_manager.live.delivery import OFF, Deliverer, Delivery, Heard, Name, NoConversation, Status, Tell
-from session_manager.live.ledger import Run
+from session_manager.live.ledger import Ledger, Run
 
 if TYPE_CHECKING:
     from session_manager.history.client import Client
@@ -21,8 +22,16 @@ if TYPE_CHECKING:
     from session_manager.history.rows import Row
 
 
+# What a document says of marks where there is no history layer.
+UNTOLD = {"pg_status_updated": False, "pg_updated": 0, "pg_pending": 0}
+
+
 class History:
-    """The history layer in one run: one conversation with aria-api, and one budget. A context manager."""
+    """The history layer in one run: one conversation with aria-api, and one budget. A context manager.
+
+    Where nobody has named aria-api, it is looked for at the default address, and hears nothing, nor sees the token,
+    before it has shown itself to be one. If it does not, and was never reached before, there is no history layer.
+    """
 
     def __init__(self, context: Context, run: Run) -> None:
         self._run = run
@@ -30,6 +39,7 @@ class History:
         self._volume = context.volume
         self._clock = context.clock
         self._client: Client | None = None
+        self._why_not: str | None = None
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> History:
@@ -39,6 +49,14 @@ class History:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing.__exit__(kind, error, trace)
+
+    @property
+    def there(self) -> bool:
+        """Says whether there is a history layer. At the default address that may be asked, so after the live work."""
+        if not (self._run.history or self._settings.api_url is None):
+            with contextlib.suppress(NoConversation):
+                self._connected()
+        return self._run.history or self._client is not None
 
     def find(self, session_id: str) -> tuple[list[Row], str | None]:
         """Returns history's rows of a session id, in all agents, and None; or why aria-api could not be asked."""
@@ -60,14 +78,24 @@ class History:
         ``removed`` are sessions that this very run has removed: all others may have come back since.
         """
         stage("telling history")
+        if removed and not self._run.history and self.there:
+            self._owe(removed)
         connect = None if self._settings.api_url is None else self._connect
         return Deliverer(self._settings, self._volume, self._clock, self._run, connect).deliver(removed)
 
     def tell(self, removed: Collection[Name]) -> dict[str, Any]:
         """Delivers all marks that wait; returns the members of a document that count those of ``removed``."""
-        if self._settings.api_url is None:
-            return {"pg_status_updated": False, "pg_updated": 0, "pg_pending": 0}
+        if not (self._run.history or (removed and self.there)):
+            return dict(UNTOLD)
         return counted(self.deliver(removed), removed)
+
+    def _owe(self, removed: Collection[Name]) -> None:
+        """Owes the marks of this run, which has just found out that there is somebody to hear of them."""
+        with contextlib.suppress(SessionManagerError):
+            ledger = Ledger.open_existing(self._settings)
+            if ledger is not None:
+                with ledger:
+                    ledger.owe_unknown(self._run, removed)
 
     def _connect(self) -> Tell:
         client = self._connected()
@@ -80,6 +108,8 @@ class History:
 
     def _connected(self) -> Client:
         """Returns the conversation, begun now if need be. Raises NoConversation."""
+        if self._why_not is not None:
+            raise NoConversation(self._why_not)
         if self._client is None:
             settings = self._settings
             if settings.api_url is None:
@@ -91,11 +121,16 @@ class History:
                 name = (error.name or "").partition(".")[0]
                 how = f"install it: python3 -m pip install {name}"
                 raise NoConversation(f"the Python package {name!r} is missing or broken ({error}); {how}") from error
+            token = settings.api_token if settings.api_named else None
             try:
-                client = Client(settings.api_url, settings.api_token, settings.api_timeout)
+                client = self._closing.enter_context(Client(settings.api_url, token, settings.api_timeout))
             except Unavailable as error:
                 raise NoConversation(str(error)) from error
-            self._client = self._closing.enter_context(client)
+            if not settings.api_named:
+                self._why_not = client.prove(settings.api_token)
+                if self._why_not is not None:
+                    raise NoConversation(self._why_not)
+            self._client = client
         return self._client
 
 

@@ -169,6 +169,8 @@ def _marks(context: Context, ledger: Ledger) -> Check:
 
 def history_checks(context: Context) -> Iterator[Check]:
     """Yields the checks of aria-api, of what the token may do there, and of the database behind it."""
+    from session_manager.live.ledger import is_owed
+
     settings = context.settings
     if settings.api_url is None:
         yield Check("aria_api", True, "ARIA_API_URL is empty: there is no history layer")
@@ -179,7 +181,12 @@ def history_checks(context: Context) -> Iterator[Check]:
         yield failed("aria_api", error, "install what is missing, or check ARIA_API_URL")
         return
     with client:
-        health, why = client.health()
+        nobody = None if settings.api_named else client.prove(settings.api_token)
+        if nobody is not None and not is_owed(settings):
+            what = f"ARIA_API_URL is not set, and no aria-api answers at {settings.api_url}: there is no history layer"
+            yield Check("aria_api", True, what)
+            return
+        health, why = (None, nobody) if nobody is not None else client.health()
     if health is None:
         unreachable = Failed(why or "aria-api cannot be asked", code="aria_api_unreachable")
         yield failed(
@@ -218,6 +225,6 @@ def _client(context: Context) -> Client:
         name = (error.name or "").partition(".")[0]
         raise Failed(f"the Python package {name!r} is missing or broken ({error})", code="missing_package") from error
     try:
-        return Client(settings.api_url, settings.api_token, settings.api_timeout)
+        return Client(settings.api_url, settings.api_token if settings.api_named else None, settings.api_timeout)
     except Unavailable as error:
         raise Failed(str(error), code="bad_setting") from error

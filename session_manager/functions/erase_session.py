@@ -90,7 +90,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
             if isinstance(error, NotFound) and result.recovered:
                 error.details["recovered"] = result.recovered
             raise
-        document = _document(context, remover, arguments.session_id, result, document, only_in_history)
+        document = _document(context, remover, history, arguments.session_id, result, document, only_in_history)
     return with_errors({**document, "run_id": run_info.shown_id}, result.errors + failed)
 
 
@@ -119,7 +119,7 @@ def _in_history(
     """Returns the agents of a session that only history knows. Raises NotFound when it knows of none."""
     details: dict[str, Any] = {"errors": failed} if failed else {}
     agents: set[str] = set()
-    if context.settings.api_url is not None:
+    if history.there:
         rows, error = history.find(arguments.session_id)
         if error is not None:
             details |= {"history": "unknown", "pg_error": error}
@@ -134,7 +134,7 @@ def _in_history(
 
 def _told(context: Context, remover: Remover, history: History, session_id: str, result: Result) -> dict[str, Any]:
     """Owes history the erasure where that is not owed yet, and delivers; returns what the document says about it."""
-    if context.settings.api_url is None:
+    if not history.there:
         return {"pg_status_updated": False}
     from session_manager.functions.delivery import told
 
@@ -155,6 +155,7 @@ def _told(context: Context, remover: Remover, history: History, session_id: str,
 def _document(
     context: Context,
     remover: Remover,
+    history: History,
     session_id: str,
     result: Result,
     pg: dict[str, Any],
@@ -169,11 +170,11 @@ def _document(
         **pg,
     }
     if only_in_history:
-        message = f"was in no live store, only in aria-api: {_in_history_now(context, pg)}"
+        message = f"was in no live store, only in aria-api: {_in_history_now(history, pg)}"
     elif result.begun or result.changed:
         done = f"{result.keys} keys, {result.files} files, {result.ledger_entries} ledger entries"
         unfinished = f"is not wholly erased yet ({done}); the next call goes on"
-        message = unfinished if result.begun else f"erased ({done}), {_in_history_now(context, pg)}"
+        message = unfinished if result.begun else f"erased ({done}), {_in_history_now(history, pg)}"
     else:
         document["already_erased"] = True
         message = "was already erased; nothing was left to do in the files"
@@ -184,8 +185,8 @@ def _document(
     return document
 
 
-def _in_history_now(context: Context, pg: dict[str, Any]) -> str:
-    if context.settings.api_url is None:
+def _in_history_now(history: History, pg: dict[str, Any]) -> str:
+    if not history.there:
         return "no history layer"
     if pg["pg_status_updated"]:
         return "PG erased"

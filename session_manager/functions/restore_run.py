@@ -70,7 +70,8 @@ def _restore(
         # What earlier calls owe does not depend on how this one ends.
         tell(context, remover.run, ())
         raise
-    told = tell(context, remover.run, outcome.names)
+    # What history has never heard of needs no taking back.
+    told = tell(context, remover.run, outcome.names if remover.run.history else ())
     count = len(outcome.names)
     sessions = "1 session" if count == 1 else f"{count} sessions"
     document = {

@@ -102,7 +102,7 @@ def _finder(agent_id: str, session_id: str) -> Find:
 
 def _document(context: Context, remover: Remover, outcome: Outcome, session_id: str) -> dict[str, Any]:
     told = _deliver(context, remover, outcome.names)
-    mark = "no history layer" if context.settings.api_url is None else "PG mark pending"
+    mark = "PG mark pending" if remover.run.history else "no history layer"
     if told["pg_status_updated"]:
         mark = "PG row active"
     transcript = "restored" if outcome.files else "none"
@@ -120,7 +120,7 @@ def _document(context: Context, remover: Remover, outcome: Outcome, session_id: 
 
 def _deliver(context: Context, remover: Remover, names: list[tuple[str, str]] | None = None) -> dict[str, Any]:
     """Delivers what waits, of this call and of earlier ones; says what became of ``names``."""
-    if context.settings.api_url is None:
+    if not remover.run.history:
         return {"pg_status_updated": False}
     from session_manager.functions.delivery import History, told
 

@@ -19,7 +19,7 @@ import msgspec
 from session_manager.history.connection import CONNECT_S, Connection, Unavailable
 from session_manager.history.erasing import MANY, UNKNOWN_REQUEST, Marked, erase_many, read_missing
 from session_manager.history.ghosts import Ghosts, delete_ghosts, list_ghosts
-from session_manager.history.health import Health, read_health
+from session_manager.history.health import Health, prove, read_health
 from session_manager.history.marks import Mark, Name, Results, Status, Tally
 from session_manager.history.older import mark_one_by_one
 from session_manager.history.rows import PATH, Row, read_rows
@@ -119,14 +119,29 @@ class Client:
             error += "; conversations may have been deleted: ask again"
         return None, error
 
+    def prove(self, token: str | None) -> str | None:
+        """Has the service show itself to be aria-api, of which so far nothing is known; returns why it is none.
+
+        Only then ``token`` goes with each request. To be called before anything else.
+        """
+
+        def work() -> None:
+            prove(self._connection)
+            self._connection.authorize(token)
+
+        return self._in_time(work, patience=CONNECT_S)
+
     def health(self) -> tuple[Health | None, str | None]:
         """Returns how aria-api is and what it lets the caller do; or None and why it could not be asked."""
         found: list[Health] = []
         error = self._in_time(lambda: found.append(read_health(self._connection)))
         return (found[0], None) if error is None else (None, error)
 
-    def _in_time(self, work: Callable[[], None]) -> str | None:
-        """Does ``work`` in a thread and waits while there is budget; returns what went wrong, as a sentence."""
+    def _in_time(self, work: Callable[[], None], patience: float | None = None) -> str | None:
+        """Does ``work`` in a thread and waits while there is budget, or ``patience`` (seconds).
+
+        Returns what went wrong, as a sentence.
+        """
         if self._left_behind is not None:
             return self._left_behind
         errors: list[str] = []
@@ -154,9 +169,14 @@ class Client:
         if not self._connection.answered.wait(min(CONNECT_S, self._ends_at - now)):
             self._left_behind = f"aria-api cannot be reached at {self._connection.url} in time; is it running?"
             return self._left_behind
-        thread.join(max(0.0, self._ends_at - time.monotonic()))
+        ends_at = self._ends_at if patience is None else min(self._ends_at, now + patience)
+        thread.join(max(0.0, ends_at - time.monotonic()))
         if thread.is_alive():
-            self._left_behind = f"aria-api did not finish within {budget:g} s (ARIA_API_TIMEOUT)"
+            waited = budget if patience is None else patience
+            self._left_behind = f"aria-api did not finish within {waited:g} s (ARIA_API_TIMEOUT)"
+            if patience is not None:
+                # What is left behind may begin no other request.
+                self._connection.give_up(self._left_behind)
             return self._left_behind
         return errors[0] if errors else None
 

@@ -4,7 +4,7 @@ Invariants:
 
 - After the first failure that concerns the service as a whole no further request is made in this run.
 - No request begins, and no answer is read on, when the budget is used up.
-- The token is sent to the configured origin only, and is in no message.
+- The token is sent to one origin only, which was named or has shown itself to be aria-api, and is in no message.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Answer(msgspec.Struct):
     body: bytes
     retry_after: str | None = None
     location: str | None = None
+    service: str | None = None
 
 
 class Connection:
@@ -70,11 +71,17 @@ class Connection:
         self._given_up: str | None = None
         self._lock = threading.Lock()
         try:
-            self._client = _http_client(url, token)
+            self._client = _http_client(url)
         except (httpx.InvalidURL, ImportError, ValueError, OSError) as error:
             raise Unavailable(
                 f"aria-api at {url} cannot be asked ({_detail(error)}): check ARIA_API_URL and the proxy variables"
             ) from error
+        self.authorize(token)
+
+    def authorize(self, token: str | None) -> None:
+        """Sends a token with each request from now on."""
+        if token is not None:
+            self._client.headers["Authorization"] = f"Bearer {token}"
 
     def close(self) -> None:
         """Closes all connections."""
@@ -203,7 +210,11 @@ class Connection:
                 self.doubtful = response.is_success or (response.is_server_error and response.status_code != 501)
                 headers = response.headers
                 return Answer(
-                    response.status_code, self._read(response), headers.get("retry-after"), headers.get("location")
+                    response.status_code,
+                    self._read(response),
+                    headers.get("retry-after"),
+                    headers.get("location"),
+                    headers.get("x-service"),
                 )
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             sentence = f"aria-api cannot be reached at {self.url} ({_detail(error)}); is it running?"
@@ -232,12 +243,10 @@ class Connection:
         return bytes(data)
 
 
-def _http_client(url: str, token: str | None) -> httpx.Client:
+def _http_client(url: str) -> httpx.Client:
     parsed = httpx.URL(url)
     direct = _is_near(parsed.host)
     headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "session_manager"}
-    if token is not None:
-        headers["Authorization"] = f"Bearer {token}"
     return httpx.Client(
         headers=headers,
         # Loading the trusted certificates takes longer than the whole call; plain HTTP needs none.

@@ -8,6 +8,8 @@ from session_manager.history.connection import Answer, Connection, Unavailable
 from session_manager.history.rows import PATH
 
 _BASE = "/api"
+# What ``service.api.health`` says in the header X-Service.
+_SERVICE = "aria-api"
 
 
 class _Info(msgspec.Struct):
@@ -35,6 +37,15 @@ class Health(msgspec.Struct, frozen=True):
     may_read: bool | None
     may_write: bool | None
     token: str | None
+
+
+def prove(connection: Connection) -> None:
+    """Asks who answers, with neither a token nor a session's name. Raises Unavailable unless it says: aria-api."""
+    answer = connection.look(f"{connection.url.removesuffix(_BASE)}/healthz")
+    if answer.status != 200 or answer.service != _SERVICE:
+        raise connection.give_up(
+            f"what answers at {connection.url} has not shown itself to be aria-api: set ARIA_API_URL if it is one"
+        )
 
 
 def read_health(connection: Connection) -> Health:

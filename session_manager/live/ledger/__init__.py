@@ -54,7 +54,7 @@ from session_manager.live.ledger.rows import (
     Removed,
     Temp,
 )
-from session_manager.live.ledger.run import Run, new_run_id, run_started_at, start_run
+from session_manager.live.ledger.run import Run, is_owed, new_run_id, run_started_at, start_run
 from session_manager.live.ledger.unfinished import Openness, Unfinished
 from session_manager.live.ledger.verification import Verification
 
@@ -75,6 +75,7 @@ __all__ = [
     "Run",
     "Temp",
     "Unfinished",
+    "is_owed",
     "new_run_id",
     "run_started_at",
     "start_run",

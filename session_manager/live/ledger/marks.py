@@ -45,6 +45,27 @@ class Marks(Connection):
         run.noted = run.noted or bool(changed)
         return str(row[0])
 
+    def owe_unknown(self, run: Run, sessions: Iterable[tuple[str, str]]) -> None:
+        """Owes history the end of sessions (agent id, session id) that it was never owed anything of."""
+        with self.transaction() as c:
+            changed = c.executemany(
+                "INSERT INTO marks VALUES (?, ?, 'ended', 'pending', ?, ?, 0)"
+                " ON CONFLICT (agent_id, session_id) DO NOTHING",
+                [(agent_id, session_id, run.run_id, now_ms()) for agent_id, session_id in sessions],
+            ).rowcount
+            if changed:
+                note_run(c, run)
+                chain.append(c, "owed", {"run": run.run_id, "marks": changed})
+        run.noted = run.noted or changed > 0
+
+    def knows_history(self) -> bool:
+        """Says whether history has ever been reached: whether it has answered for a mark, or may have heard of one."""
+        with clear_sqlite_errors(self.path):
+            row = self.sql.execute(
+                "SELECT EXISTS (SELECT 1 FROM marks WHERE sent OR state IN ('delivered', 'missing', 'refused'))"
+            ).fetchone()
+            return bool(row[0])
+
     def note_sent(self, marks: Sequence[Mark]) -> list[Mark]:
         """Notes, before marks are sent, that history may have heard of them from now on.
 

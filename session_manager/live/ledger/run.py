@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 
 import msgspec
 
+from session_manager.core.errors import SessionManagerError
 from session_manager.live.ledger import chain
 from session_manager.live.liveness import now_ms
 from session_manager.settings import Settings
@@ -63,9 +65,27 @@ def start_run(function: str, settings: Settings) -> Run:
         asked_by=_plain(settings.asked_by),
         user=_plain(_user_name()) or "",
         host=_plain(platform.node()) or "",
-        history=settings.api_url is not None,
+        history=is_owed(settings),
         keep_days=settings.keep_days,
     )
+
+
+def is_owed(settings: Settings) -> bool:
+    """Says whether history is to hear of what is removed, now or as soon as it can be reached.
+
+    With nothing configured it is when it has been reached before.
+    """
+    if settings.api_url is None or settings.api_named or settings.api_token is not None:
+        return settings.api_url is not None
+    from session_manager.live.ledger import Ledger
+
+    # Whoever removes something says what is wrong with the ledger.
+    with contextlib.suppress(SessionManagerError):
+        ledger = Ledger.open_existing(settings, "ro")
+        if ledger is not None:
+            with ledger:
+                return ledger.knows_history()
+    return False
 
 
 def _plain(text: str | None) -> str | None:

@@ -55,7 +55,9 @@ def tour(agents: Path, environment: dict[str, str], url: str) -> None:
     pruned = call("prune_sessions", {"max_age_minutes": 60})
     call("restore_run", {"run_id": pruned["run_id"]})
     show_rows(url, "Taken back, in history")
+    # What was brought back is left alone by the next prune; who wants it gone says so.
     call("prune_sessions", {"max_age_minutes": 60})
+    call("delete_sessions", {"older_than_minutes": 60, "dry_run": False})
     call("delete_session", {"session_id": listed["sessions"][1]["id"]})
     call("delete_session", {"session_id": listed["sessions"][0]["id"]})
     call("get_session_stats")

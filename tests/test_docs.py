@@ -44,6 +44,7 @@ def test_the_frontmatter_follows_the_agent_skills_rules() -> None:
     assert set(keys) <= known
     assert "{" not in SKILL.split("---\n")[1]
     assert len(SKILL.split("---\n", 2)[2].splitlines()) < 500
+    assert len(SKILL.encode()) <= 12_500, "an agent pays for each word"
 
 
 @pytest.mark.parametrize("name", NAMES)

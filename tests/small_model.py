@@ -30,9 +30,12 @@ def delta(text: str | None, **choice: Any) -> dict[str, Any]:
 
 
 class SmallModel:
-    """``pause_s`` is between two words. ``gate`` must be set for ``hold`` to go on to a complete reply."""
+    """``pause_s`` is between two words. ``gate`` must be set for ``hold`` to go on to a complete reply.
 
-    def __init__(self) -> None:
+    Another ``handler`` gives it other behaviours.
+    """
+
+    def __init__(self, handler: type[SmallModelHandler] | None = None) -> None:
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.gone = Counter[str]()
@@ -47,7 +50,7 @@ class SmallModel:
             def handle_error(self, request: Any, client_address: Any) -> None:
                 """A client that has gone away is what some tests are about."""
 
-        class Handler(_Handler):
+        class Handler(handler or SmallModelHandler):  # type: ignore[misc]
             model = self
 
         self._server = Server(("127.0.0.1", 0), Handler)
@@ -69,7 +72,7 @@ class SmallModel:
             return sum(asked["messages"][-1]["content"] == message for asked in self.asked)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class SmallModelHandler(BaseHTTPRequestHandler):
     model: SmallModel
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -87,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if what in ("say", "hold"):
                 return self.speak(what, int(rest.split()[0]), said)
-            return BEHAVIOURS.get(what, _Handler.unknown)(self)
+            return BEHAVIOURS.get(what, SmallModelHandler.unknown)(self)
         except (BrokenPipeError, ConnectionResetError):
             with self.model.lock:
                 self.model.gone[said] += 1
@@ -148,83 +151,83 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing of it belongs into a test's output."""
 
 
-def _breaks_off(handler: _Handler) -> None:
+def _breaks_off(handler: SmallModelHandler) -> None:
     handler.begin()
     handler.event(delta("half a "))
     handler.cut()
 
 
-def _ends_early(handler: _Handler) -> None:
+def _ends_early(handler: SmallModelHandler) -> None:
     handler.begin()
     handler.event(delta("half a "))
     handler.raw(b"")
 
 
-def _ends_for_no_reason(handler: _Handler) -> None:
+def _ends_for_no_reason(handler: SmallModelHandler) -> None:
     """Each piece has a reason without a word in it, and the last one does not come."""
     handler.begin()
     handler.event(delta("half a ", finish_reason=""))
     handler.raw(b"")
 
 
-def _ends_in_failure(handler: _Handler) -> None:
+def _ends_in_failure(handler: SmallModelHandler) -> None:
     handler.begin()
     handler.event(delta("half a "))
     handler.complete("Network_Error")
 
 
-def _fails_midway(handler: _Handler) -> None:
+def _fails_midway(handler: SmallModelHandler) -> None:
     handler.begin()
     handler.event(delta("half a "))
     handler.event({"error": {"message": "out of\nmemory for sk-of-the-service", "code": 500}})
     handler.raw(b"")
 
 
-def _says_nothing(handler: _Handler) -> None:
+def _says_nothing(handler: SmallModelHandler) -> None:
     handler.begin()
     handler.event(delta(" \n"))
     handler.complete()
 
 
-def _is_silent(handler: _Handler) -> None:
+def _is_silent(handler: SmallModelHandler) -> None:
     handler.begin()
     handler.event(delta("one word "))
     handler.until_alone()
 
 
-def _trickles(handler: _Handler) -> None:
+def _trickles(handler: SmallModelHandler) -> None:
     handler.begin()
     for _ in range(1000):
         handler.event(delta("x"))
         time.sleep(0.1)
 
 
-def _says_too_much(handler: _Handler) -> None:
+def _says_too_much(handler: SmallModelHandler) -> None:
     handler.begin()
     for _ in range(100):
         handler.event(delta("x" * 10_000))
     handler.complete()
 
 
-def _has_long_lines(handler: _Handler) -> None:
+def _has_long_lines(handler: SmallModelHandler) -> None:
     handler.begin()
     handler.raw(b"data: " + b"x" * 2_000_000 + b"\n\n")
     handler.complete()
 
 
-def _sends_a_page(handler: _Handler) -> None:
+def _sends_a_page(handler: SmallModelHandler) -> None:
     handler.begin("text/html")
     handler.raw(b"<html>data: no</html>\n")
     handler.raw(b"")
 
 
-def _sends_nonsense(handler: _Handler) -> None:
+def _sends_nonsense(handler: SmallModelHandler) -> None:
     handler.begin()
     handler.raw(b"data: [[[[\n\n")
     handler.raw(b"")
 
 
-def _cuts_emoji(handler: _Handler) -> None:
+def _cuts_emoji(handler: SmallModelHandler) -> None:
     """As JavaScript does: half a character in each piece, and one half without its other; a NUL, too."""
     handler.begin()
     for text in (b"a\\ud83d", b"\\ude00b", b"\\ud83d", b"c\\u0000\\udc00", b"z\\ud83d"):
@@ -232,7 +235,7 @@ def _cuts_emoji(handler: _Handler) -> None:
     handler.complete()
 
 
-def _is_peculiar(handler: _Handler) -> None:
+def _is_peculiar(handler: SmallModelHandler) -> None:
     """What endpoints do that are compatible in their own way."""
     handler.begin()
     handler.raw(b": PROCESSING\r\n\r\nevent: message\r\nid: 7\r\n")
@@ -243,7 +246,7 @@ def _is_peculiar(handler: _Handler) -> None:
     handler.raw(b"")
 
 
-def _counts_oddly(handler: _Handler) -> None:
+def _counts_oddly(handler: SmallModelHandler) -> None:
     handler.begin()
     handler.event(delta("ok"))
     handler.event({"choices": [], "usage": {"prompt_tokens": -1, "completion_tokens": "7"}})
@@ -251,26 +254,26 @@ def _counts_oddly(handler: _Handler) -> None:
     handler.raw(b"")
 
 
-def _ends_oddly(handler: _Handler) -> None:
+def _ends_oddly(handler: SmallModelHandler) -> None:
     handler.begin()
     handler.raw(b'data: {"choices": [{"delta": {"content": "ok"}, "finish_reason": "st\\ud83dop"}]}\n\n')
     handler.raw(b"")
 
 
-def _knows_no_options(handler: _Handler) -> None:
+def _knows_no_options(handler: SmallModelHandler) -> None:
     if "stream_options" in handler.model.asked[-1]:
         return handler.refuse(400, "Unrecognized request argument supplied: stream_options")
     return handler.unknown()
 
 
-def _redirects(handler: _Handler) -> None:
+def _redirects(handler: SmallModelHandler) -> None:
     handler.send_response(307)
     handler.send_header("Location", handler.model.url + "/elsewhere")
     handler.send_header("Content-Length", "0")
     handler.end_headers()
 
 
-BEHAVIOURS: dict[str, Callable[[_Handler], None]] = {
+BEHAVIOURS: dict[str, Callable[[SmallModelHandler], None]] = {
     "breaks-off": _breaks_off,
     "ends-early": _ends_early,
     "ends-for-no-reason": _ends_for_no_reason,

@@ -26,8 +26,6 @@ VERSIONS = ("2026.2.17", "2026.6.11")
 CACHE = Path(os.environ.get("SM_GATEWAYS") or Path("~/.cache").expanduser() / "aria-sessionmanager-tests/gateways")
 TOKEN = "of-this-test"
 READY_S = 120.0
-# What our calls wait for, too, before they join two halves of a conversation.
-STILL_S = 3.2
 QUIET = {
     "OPENCLAW_SKIP_CHANNELS": "1",
     "OPENCLAW_SKIP_CRON": "1",
@@ -39,7 +37,7 @@ QUIET = {
 }
 
 
-def configuration(port: int, model_url: str, home: Path, agents: Sequence[str]) -> dict[str, Any]:
+def configuration(port: int, model_url: str, home: Path, agents: Sequence[str] = ()) -> dict[str, Any]:
     """What makes a gateway small and quiet. An idle reset far away: without it a message to a session that was last
     used before 4 o'clock in the morning starts another one."""
     model = {"id": "small-1", "name": "small-1", "contextWindow": 200_000, "maxTokens": 4096, "input": ["text"]}
@@ -230,12 +228,12 @@ class Gateway:
                 assert time.monotonic() < deadline, (self.home / "output").read_text()[-3000:]
                 time.sleep(0.1)
 
-    def wait_until_quiet(self, agent: str, timeout_s: float = 60.0) -> None:
+    def wait_until_quiet(self, agent: str, still_s: float = 0.5, timeout_s: float = 60.0) -> None:
         """Waits until no run of an agent holds a transcript's lock, no entry says that one is on, and the index has not
-        changed for a while: 2026.6.11 writes it several times after a run's end has been told."""
+        changed for so long: 2026.6.11 writes it several times after a run's end has been told."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            still = time.time() - (self.sessions(agent) / "sessions.json").stat().st_mtime > STILL_S
+            still = time.time() - (self.sessions(agent) / "sessions.json").stat().st_mtime > still_s
             running = any(entry.get("status") == "running" for entry in self.index(agent).values())
             if still and not running and not list(self.sessions(agent).glob("*.jsonl.lock")):
                 return

@@ -38,6 +38,8 @@ BATCH = 5
 OLD_MINUTES = 20_000
 # Long enough for a gateway to have read the index, or to have written it where it waits for no lock.
 READING_S = 0.15
+# So long after a message our calls wait for its run to show, before they join two halves.
+SETTLED_S = 3.2
 
 
 CLOCK = [OLD_MINUTES - 10.0 * batch for batch in range(MESSAGES // 2 // BATCH) for _ in range(BATCH)]
@@ -67,7 +69,7 @@ class Place(NamedTuple):
     def none_is_split(self, talks: list[Conversation]) -> list[Fate]:
         """Makes one more call, and looks at what became of each."""
         agent = talks[0].agent
-        self.gateway.wait_until_quiet(agent)
+        self.gateway.wait_until_quiet(agent, SETTLED_S)
         answer = self.skill("prune_sessions", {"max_age_minutes": 10 * OLD_MINUTES, "agent": agent})
         assert answer.exit_code == 0, answer.document
         fates = [fate(self.gateway, self.skill, talk) for talk in talks]

@@ -24,6 +24,7 @@ from websockets.sync.client import connect
 
 VERSIONS = ("2026.2.17", "2026.6.11")
 CACHE = Path(os.environ.get("SM_GATEWAYS") or Path("~/.cache").expanduser() / "aria-sessionmanager-tests/gateways")
+PATH = f"{CACHE}/node/bin:/usr/local/bin:/usr/bin:/bin"
 TOKEN = "of-this-test"
 READY_S = 120.0
 QUIET = {
@@ -71,6 +72,13 @@ def configuration(port: int, model_url: str, home: Path, agents: Sequence[str] =
         "cron": {"enabled": False},
         "plugins": {"enabled": False},
     }
+
+
+def command(version: str, *arguments: str) -> list[str]:
+    """How that version's program is called."""
+    program = CACHE / version / "node_modules/openclaw/openclaw.mjs"
+    assert program.exists(), f"tests/gateways/install.sh installs {program}"
+    return [str(CACHE / "node/bin/node"), str(program), *arguments]
 
 
 def free_port() -> int:
@@ -189,20 +197,13 @@ class Gateway:
         return found
 
     def environment(self) -> dict[str, str]:
-        node = CACHE / "node/bin"
-        here = {"HOME": str(self.home), "TMPDIR": str(self.home), "PATH": f"{node}:/usr/local/bin:/usr/bin:/bin"}
-        return {**here, **QUIET, **self._environ}
-
-    def command(self) -> list[str]:
-        program = CACHE / self.version / "node_modules/openclaw/openclaw.mjs"
-        assert program.exists(), f"tests/gateways/install.sh installs {program}"
-        return [str(CACHE / "node/bin/node"), str(program), "gateway", "run"]
+        return {"HOME": str(self.home), "TMPDIR": str(self.home), "PATH": PATH, **QUIET, **self._environ}
 
     @contextlib.contextmanager
     def started(self) -> Iterator[Self]:
         with (self.home / "output").open("ab") as output:
             process = subprocess.Popen(
-                self.command(),
+                command(self.version, "gateway", "run"),
                 env=self.environment(),
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,

@@ -7,16 +7,18 @@ transcript shows it, and afterwards, when the session is removed and brought bac
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from conversations import Conversation
 from gateway_model import GatewayModel, gateway_model, said
-from real_gateway import VERSIONS, Gateway, configuration
+from real_gateway import PATH, VERSIONS, Gateway, command, configuration
 from support import CLOSED_API, RUNNER, Skill, now_ms
 
 pytestmark = pytest.mark.system
@@ -166,8 +168,8 @@ def test_a_transcript_is_where_the_gateway_finds_it(place: Place, form: str) -> 
 def test_a_run_cannot_remove_its_own_session(place: Place) -> None:
     """Its exec gets no variable that names the session; the run itself shows."""
     talk, printed = Conversation("agent:main:explicit:self", "", []), place.gateway.home / "printed"
-    command = f"{deleting_itself(talk.key)} > {printed}"
-    place.model.calls[talk.word] = {"name": "exec", "arguments": {"command": command}}
+    itself = f"{deleting_itself(talk.key)} > {printed}"
+    place.model.calls[talk.word] = {"name": "exec", "arguments": {"command": itself}}
     talk.say(place.gateway, talk.word)
     assert json.loads(printed.read_text())["code"] == "session_busy"
 
@@ -179,3 +181,50 @@ def test_a_run_of_a_command_line_program_is_named_by_the_gateway(place: Place) -
     for how in ("by-key", "by-id"):
         refused = json.loads((place.gateway.home / how).read_text())
         assert (refused["code"], refused["reason"]) == ("session_protected", "current"), refused
+
+
+# Variables, folders in the home that are there, and the config's session.store; @ is a folder of the test's own.
+PLACES: dict[str, tuple[dict[str, str], str, str | None]] = {
+    "a home": ({"OPENCLAW_HOME": "~/moved"}, ".openclaw", None),
+    "a state folder": ({"OPENCLAW_STATE_DIR": "~/state", "OPENCLAW_HOME": "@/moved"}, ".openclaw", None),
+    "an old variable": ({"CLAWDBOT_STATE_DIR": "@/state"}, ".openclaw", None),
+    "an older folder": ({}, ".clawdbot", None),
+    "the oldest folder": ({}, ".moltbot", None),
+    "a store": ({}, ".openclaw", "@/store/index.json"),
+    "a store for each agent": ({}, ".openclaw", "~/stores/{agentId}/sessions.json"),
+}
+
+
+def index_of(version: str, home: Path, environ: dict[str, str]) -> Path:
+    """Where that version's program says the index of main is."""
+    settings = {"HOME": str(home), "PATH": PATH, "OPENCLAW_NO_RESPAWN": "1", **environ}
+    called = command(version, "sessions", "--json")
+    done = subprocess.run(called, env=settings, cwd=home, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(json.loads(done.stdout[done.stdout.index("{") :])["path"])
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_a_store_is_where_the_gateway_finds_it(case: str, tmp_path: Path) -> None:
+    """Where the two versions differ, neither store is touched, and both are named."""
+    variables, folder, store = PLACES[case]
+    environ = {name: value.replace("@", str(tmp_path)) for name, value in variables.items()}
+    home = tmp_path / "home"
+    (home / folder).mkdir(parents=True)
+    if store is not None:
+        settings = {"session": {"store": store.replace("@", str(tmp_path))}}
+        (home / folder / "openclaw.json").write_text(json.dumps(settings))
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(index_of, VERSIONS, [home] * 2, [environ] * 2))
+    # Where only the older version looks into what is there, a folder for the newer one would decide for both.
+    indexes = found[:1] if folder == ".moltbot" else list(dict.fromkeys(found))
+    for index in indexes:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        index.write_text(json.dumps({"agent:main:cron:a": {"sessionId": index.parent.name, "updatedAt": now_ms()}}))
+
+    listed = Skill(tmp_path, ARIA_AGENTS_DIR=None, HOME=str(home), **environ)("list_sessions")
+    if len(indexes) == 1:
+        assert [row["id"] for row in listed.document["sessions"]] == [indexes[0].parent.name], listed.document
+    else:
+        assert listed.document["code"] == "agents_dir_ambiguous", listed.document
+        assert all(str(index.parents[2]) in json.dumps(listed.document["candidates"]) for index in indexes)

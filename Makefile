@@ -18,8 +18,9 @@ run: $(VENV)/.ready  ## the main job on a copy of the fixtures
 test: $(VENV)/.ready  ## the whole suite; needs nothing but Python
 	$(BIN)/python -m pytest -m "not system"
 
-test-system: $(VENV)/.ready  ## what needs Node.js, root or Debian packages, and schemathesis
+test-system: $(VENV)/.ready  ## what needs Node.js, root or Debian packages, real gateways and schemathesis
 	./tests/install_system_packages.sh
+	./tests/gateways/install.sh
 	$(BIN)/python -m pytest -m system
 
 lint: $(VENV)/.ready

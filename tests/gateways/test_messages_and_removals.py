@@ -31,7 +31,7 @@ from session_manager.settings import read_settings
 
 pytestmark = pytest.mark.system
 
-MESSAGES = int(os.environ.get("SM_GATEWAY_MESSAGES", "60"))
+MESSAGES = int(os.environ.get("SM_GATEWAY_MESSAGES", "40"))
 SPREAD_S = 0.3
 BATCH = 5
 # Younger than 30 days: 2026.6.11 removes what is older by itself.
@@ -52,6 +52,7 @@ AGENTS = {
     "delete-steps": STEPS,
     "noted": STEPS[:3],
     "thinking": STEPS[:1],
+    "forced": STEPS[:1],
 }
 
 
@@ -187,16 +188,31 @@ def test_a_removal_between_the_gateways_note_of_a_message_and_its_run_splits_no_
     place.none_is_split(place.talks["noted"])
 
 
+def begin_to_think(place: Place, talk: Conversation) -> None:
+    """Says a word to which the model does not reply yet."""
+    place.model.hold(talk.word)
+    talk.begin(place.gateway, talk.word)
+    assert place.model.wait_for(talk.word) == [*talk.words, talk.word]
+
+
 def test_a_session_whose_model_is_thinking_is_not_removed(place: Place) -> None:
     (talk,) = place.talks["thinking"]
-    word = talk.word
-    place.model.hold(word)
-    talk.begin(place.gateway, word)
-    assert place.model.wait_for(word) == [*talk.words, word]
+    begin_to_think(place, talk)
     refused = place.skill("delete_session", {"session_id": talk.id})
     assert (refused.exit_code, refused.document["code"]) == (4, "session_busy")
     waited = place.skill("cleanup_after_delegation", {"session_id": talk.id, "wait_seconds": 1})
     assert (waited.exit_code, waited.document["code"]) == (4, "session_busy")
-    place.model.let_go(word)
+    place.model.let_go(talk.word)
     talk.finish(place.gateway)
     assert place.none_is_split([talk])[0].what == "live"
+
+
+def test_what_is_said_after_a_forced_removal_goes_with_the_session(place: Place) -> None:
+    """2026.2.17 writes the reply into a file of its own; 2026.6.11 ends the run in an error."""
+    (talk,) = place.talks["forced"]
+    begin_to_think(place, talk)
+    removed = place.skill("delete_session", {"session_id": talk.id, "force": True})
+    assert removed.exit_code == 0, removed.document
+    place.model.let_go(talk.word)
+    talk.finish(place.gateway, may_fail=True)
+    assert place.none_is_split([talk])[0].what == "removed"

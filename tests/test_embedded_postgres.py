@@ -24,7 +24,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ProgrammingError
 
 from session_manager.core.errors import SessionManagerError
-from session_manager.service.embedded import EmbeddedPostgres, attach, cluster, places, programs
+from session_manager.service.embedded import EmbeddedPostgres, attach, cluster, keeper, places, programs
 from session_manager.service.embedded.accounts import database_account
 
 SERVICE = """
@@ -298,7 +298,9 @@ def test_the_next_start_waits_for_a_server_that_is_still_ending(base: str) -> No
             assert ask(running, "SELECT 1") == 1
 
 
-def test_a_server_that_was_killed_itself_is_recovered(base: str) -> None:
+def test_a_server_that_was_killed_itself_is_recovered(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nobody has noticed it when the service ends.
+    monkeypatch.setattr(keeper, "_LOOK_S", 600.0)
     running = EmbeddedPostgres.start(base, None)
     ask(running, "CREATE TABLE kept AS SELECT 7 AS seven")
     _, pid = places.read_record(base) or ("", 0)

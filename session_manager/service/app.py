@@ -24,6 +24,7 @@ from session_manager.service.pages import chat as chat_page
 from session_manager.service.pages import conversations, dashboard
 from session_manager.service.pages import routes as pages
 from session_manager.service.talk.talks import talking
+from session_manager.service.watch import Watch
 
 DESCRIPTION = """\
 The history of an AI agent's sessions. `/api/sessions` is brought up to date from the gateway's files by the volume
@@ -34,8 +35,11 @@ idle one into the archive. `/api/engine/chat` talks in them. Every answer that i
 """
 
 
-def create_app(config: Config, database_url: str) -> FastAPI:
-    """Returns the application on a migrated database (an SQLAlchemy URL). Jobs run while it does."""
+def create_app(config: Config, database_url: str, watch: Watch | None = None) -> FastAPI:
+    """Returns the application on a migrated database (an SQLAlchemy URL). Jobs run while it does.
+
+    ``watch`` says how the embedded PostgreSQL is, where that is the database.
+    """
     app = FastAPI(
         title="aria-api",
         description=DESCRIPTION,
@@ -47,6 +51,7 @@ def create_app(config: Config, database_url: str) -> FastAPI:
     engine = make_engine(database_url)
     app.state.config = config
     app.state.engine = engine
+    app.state.watch = watch or Watch()
     app.state.authenticator = Authenticator(config, engine)
     app.state.syncing = asyncio.Lock()
     app.state.readiness = None

@@ -20,6 +20,9 @@ _failures = Counter("aria_job_failures", "Runs of a job that failed", ("job",))
 _syncs = Histogram("aria_sync_seconds", "Time that a volume sync took", buckets=_LONG)
 _synced = Counter("aria_sync_rows", "Rows that volume syncs wrote", ("change",))
 _unreadable = Gauge("aria_sync_unreadable_agents", "Agents that the last volume sync could not read")
+_embedded = Gauge("aria_embedded_database_up", "Whether the embedded PostgreSQL answers; NaN: there is none")
+_embedded.set(float("nan"))
+_revived = Counter("aria_embedded_database_restarts", "How often the embedded PostgreSQL was started again")
 _marks = Gauge("aria_marks_pending", "Marks that history has still to hear; NaN: the ledger cannot be read")
 _purged = Counter("aria_ghosts_purged", "Chat sessions without a message that were deleted")
 _created = Counter("aria_chat_sessions_created", "Chat sessions that were created")
@@ -51,6 +54,12 @@ def synced(seconds: float, rows: Mapping[str, int], unreadable: int) -> None:
 def marks_pending(count: float) -> None:
     """Says how many marks wait in the ledger; NaN when nobody knows."""
     _marks.set(count)
+
+
+def embedded_database(up: bool, restarts: int) -> None:
+    """Says whether the embedded PostgreSQL answers, and how often it was started again since this was last said."""
+    _embedded.set(int(up))
+    _revived.inc(restarts)
 
 
 def ghosts_purged(count: int) -> None:

@@ -20,6 +20,8 @@ from session_manager.service.config import Config, database_url, read_config
 from session_manager.service.db import tokens
 from session_manager.service.db.migrate import migrate, transaction
 from session_manager.service.embedded import EmbeddedPostgres, attach, default_base
+from session_manager.service.embedded.keeper import Told
+from session_manager.service.watch import Watch
 
 _GRACE_S = 10
 
@@ -28,16 +30,18 @@ def serve(environ: Mapping[str, str], host: str, port: int, announce: Callable[[
     """Runs until SIGINT or SIGTERM. ``announce`` gets the base URL once requests are answered.
 
     Raises UsageError, Refused (``token_needed`` for an address that is not loopback, and what the database says) or
-    Failed (``address_unusable``) before anything is served.
+    Failed (``address_unusable``) before anything is served; and later Failed or Refused when the embedded PostgreSQL
+    has ended and cannot be brought back.
     """
     config = read_config(environ, host)
     logs.configure()
-    with _listening(host, port) as listener, running_database(environ, config) as url:
+    watch = Watch()
+    with _listening(host, port) as listener, running_database(environ, config, watch.hear) as url:
         migrate(url)
         # What was bound counts, not the name that led there.
         config = msgspec.structs.replace(config, host=listener.getsockname()[0])
         _need_a_token(config, url)
-        app = create_app(config, url)
+        app = create_app(config, url, watch)
         settings = uvicorn.Config(
             app,
             log_config=None,
@@ -49,7 +53,9 @@ def serve(environ: Mapping[str, str], host: str, port: int, announce: Callable[[
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         server = _Server(settings, app, lambda: announce(address))
         _stop_by_signals(server)
+        watch.when_lost(server.leave)
         server.run(sockets=[listener])
+    watch.raise_lost()
 
 
 class _Server(uvicorn.Server):
@@ -58,9 +64,13 @@ class _Server(uvicorn.Server):
         self._app = app
         self._on_started = on_started
 
+    def leave(self) -> None:
+        """Has it end as a signal would."""
+        self.should_exit = True
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Two signals at once are no wish to cut the end short, which has its own limit.
-        self.should_exit = True
+        self.leave()
 
     async def main_loop(self) -> None:
         # Not in startup(): a signal before its end would cut the shutdown short.
@@ -99,12 +109,15 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def running_database(environ: Mapping[str, str], config: Config) -> Iterator[str]:
-    """Gives the URL of the database: the configured one, or the embedded PostgreSQL's, which runs while this does."""
+def running_database(environ: Mapping[str, str], config: Config, told: Told = lambda standing: None) -> Iterator[str]:
+    """Gives the URL of the database: the configured one, or the embedded PostgreSQL's, which runs while this does.
+
+    ``told`` hears how the embedded one is, whenever that changes.
+    """
     if config.database_url is not None:
         yield config.database_url
         return
-    with EmbeddedPostgres.start(default_base(environ), config.agents_dir) as embedded:
+    with EmbeddedPostgres.start(default_base(environ), config.agents_dir, told=told) as embedded:
         yield embedded.url
 
 

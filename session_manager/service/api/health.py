@@ -9,9 +9,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from session_manager.service.api.schemas import Health, Problem
+from session_manager.service.api.schemas import Health, Problem, Readiness
 from session_manager.service.db.migrate import head, revisions
 from session_manager.service.problems import Unavailable
+from session_manager.service.watch import Watch
 
 router = APIRouter(tags=["health"])
 
@@ -28,9 +29,21 @@ async def healthz(response: Response) -> Health:
     return Health()
 
 
-@router.get("/readyz", summary="Whether it can work", responses={503: {"model": Problem}})
-async def readyz(request: Request) -> Health:
+@router.get(
+    "/readyz",
+    summary="Whether it can work",
+    response_model_exclude_none=True,
+    responses={503: {"model": Problem}},
+)
+async def readyz(request: Request) -> Readiness:
     """Asks the database for its schema. A newer one will do, so that a rolling update leaves older replicas in."""
+    watch: Watch = request.app.state.watch
+    standing = watch.standing
+    if standing is not None and not standing.up:
+        raise Unavailable(
+            f"the embedded PostgreSQL {standing.reason}, and is started again; try again in a moment",
+            code="database_restarting",
+        )
     question = _question(request.app)
     done, _ = await asyncio.wait({question}, timeout=PATIENCE_S)
     if not done:
@@ -43,7 +56,7 @@ async def readyz(request: Request) -> Health:
         raise Unavailable("the database does not answer; try again in a moment") from error
     if found is None or (found != head() and found in revisions()):
         raise Unavailable("the database's schema is an older version's; run session-manager migrate", code="schema")
-    return Health()
+    return Readiness(database_restarts=None if standing is None else standing.restarts)
 
 
 def _question(app: FastAPI) -> asyncio.Task[str | None]:

@@ -282,3 +282,9 @@ class Health(BaseModel):
     """`ok`."""
 
     status: Literal["ok"] = "ok"
+
+
+class Readiness(Health):
+    """`ok`, and how often the service has started its own PostgreSQL again, where it has one."""
+
+    database_restarts: int | None = Field(default=None, description="since the service was started")

@@ -86,8 +86,7 @@ def data_folder(base: str, account: Account, programs: Programs, keep: int, *, d
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(fresh)
     if os.path.lexists(data):
-        places.own_folder(base, "data", account)
-        _check_version(data)
+        check_data(base, account)
         return data
     places.make_folder(fresh, account)
     try:
@@ -99,6 +98,15 @@ def data_folder(base: str, account: Account, programs: Programs, keep: int, *, d
         raise
     sync_folder(base)
     return data
+
+
+def check_data(base: str, account: Account) -> None:
+    """Sees whether there is data that this version of PostgreSQL can work on.
+
+    Raises OSError and Refused (``database_version``, ``database_not_owned``).
+    """
+    os.lstat(os.path.join(base, "data"))
+    _check_version(places.own_folder(base, "data", account))
 
 
 def _check_version(data: str) -> None:

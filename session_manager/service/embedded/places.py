@@ -198,6 +198,22 @@ def lock(path: str, patience_s: float) -> int | None:
         raise
 
 
+def take_again(path: str, fd: int, patience_s: float) -> bool:
+    """Gives a lock back and takes it once more, under the same file descriptor.
+
+    True when no other process that inherited it is left; False, and without the lock, when some are still there after
+    ``patience_s``. Raises OSError.
+    """
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), fd, inheritable=False)
+    found = lock(path, patience_s)
+    if found is None:
+        return False
+    os.dup2(found, fd, inheritable=False)
+    os.close(found)
+    return True
+
+
 def socket_folder(base: str, account: Account) -> str:
     """Returns a private folder for the socket: in ``base`` where that is a good place, else a new temporary one.
 

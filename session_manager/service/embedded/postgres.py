@@ -14,32 +14,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import signal
-import subprocess
-import tempfile
-import threading
-import time
 from collections.abc import Mapping
-from typing import IO
 from urllib.parse import quote
 
 import psycopg
 
-from session_manager.core.errors import Refused, SessionManagerError
+from session_manager.core.errors import Refused
 from session_manager.service.embedded import cluster, places
-from session_manager.service.embedded.accounts import Account, database_account, start_as
+from session_manager.service.embedded.accounts import database_account
+from session_manager.service.embedded.keeper import (
+    FAST_SHUTDOWN_S,
+    IMMEDIATE_SHUTDOWN_S,
+    SERVER_LOCK,
+    Keeper,
+    Server,
+    Told,
+    conninfo,
+)
 from session_manager.service.embedded.programs import usable
 
 _SERVICE_LOCK = "service.lock"
-_SERVER_LOCK = "server.lock"
 _LOCK_PATIENCE_S = 0.2
-# Recovery after a crash replays at most ``max_wal_size``.
-_START_PATIENCE_S = 120.0
-_FAST_SHUTDOWN_S = 30.0
-_IMMEDIATE_SHUTDOWN_S = 10.0
-_POLL_S = 0.01
-_LOG_CHECK_S = 60.0
 
 
 class EmbeddedPostgres:
@@ -48,20 +44,24 @@ class EmbeddedPostgres:
     ``url`` is for SQLAlchemy with psycopg; ``folder`` is what a plain client calls the host.
     """
 
-    def __init__(self, base: str, account: Account, folder: str, keeper: _Keeper, locks: contextlib.ExitStack) -> None:
+    def __init__(self, folder: str, locks: contextlib.ExitStack) -> None:
         self.url = _url(folder)
         self.folder = folder
-        self._base = base
-        self._account = account
-        self._keeper = keeper
         self._locks = locks
 
     @classmethod
-    def start(cls, base: str, agents_dir: str | None, settings: Mapping[str, str] | None = None) -> EmbeddedPostgres:
+    def start(
+        cls,
+        base: str,
+        agents_dir: str | None,
+        settings: Mapping[str, str] | None = None,
+        told: Told = lambda standing: None,
+    ) -> EmbeddedPostgres:
         """Starts the server of ``base``, which is made at the first start, and waits until it answers.
 
-        ``settings`` are server settings on top of ours. Settings of PostgreSQL clients (``PGHOST``, ``PGOPTIONS`` and
-        the like) are removed from this process's environment: they would reach every connection to this server.
+        One that ends before ``stop`` is started again; ``told`` hears of that, in another thread. ``settings`` are
+        server settings on top of ours. Settings of PostgreSQL clients (``PGHOST``, ``PGOPTIONS`` and the like) are
+        removed from this process's environment: they would reach every connection to this server.
 
         Raises Refused (``database_in_agents_dir``, ``database_in_use``, ``database_version``, ``database_not_owned``,
         ``database_not_private``, ``database_unreachable``, ``database_account``, ``not_writable``, ``not_a_folder``,
@@ -87,12 +87,10 @@ class EmbeddedPostgres:
             undo.callback(places.drop_record, base, account)
             arguments = cluster.server_arguments(base, data, folder, account, chosen)
             argv = [programs.path("postgres"), *arguments]
-            with _scratch() as output:
-                keeper = _Keeper(account, argv, base, data, server_lock, output)
-                undo.callback(keeper.stop)
-                places.write_record(base, folder, keeper.process.pid)
-                _wait_until_ready(base, folder, keeper.process, output)
-            return cls(base, account, folder, keeper, undo.pop_all())
+            keeper = Keeper(Server(base, data, folder, account, argv, server_lock), told)
+            undo.callback(keeper.stop)
+            keeper.start()
+            return cls(folder, undo.pop_all())
         raise AssertionError("unreachable")
 
     def stop(self) -> None:
@@ -119,7 +117,7 @@ def attach(base: str) -> str | None:
     if found is None:
         return None
     try:
-        psycopg.connect(_conninfo(found[0]), connect_timeout=3).close()
+        psycopg.connect(conninfo(found[0]), connect_timeout=3).close()
     except psycopg.OperationalError:
         return None
     return _url(found[0])
@@ -135,54 +133,6 @@ def forget_client_settings() -> None:
         os.environ.pop(name, None)
 
 
-class _Keeper:
-    """The thread that starts the server, and lives as long as it: the kernel ends the server with this thread."""
-
-    def __init__(
-        self, account: Account, argv: list[str], base: str, data: str, server_lock: int, output: IO[bytes]
-    ) -> None:
-        self._base = base
-        self._stopped = threading.Event()
-        started: queue.SimpleQueue[subprocess.Popen[bytes] | OSError] = queue.SimpleQueue()
-
-        def live() -> None:
-            try:
-                process = start_as(account, argv, cwd=data, output=output, signal=signal.SIGINT, keep=(server_lock,))
-            except OSError as error:
-                started.put(error)
-                return
-            started.put(process)
-            self._live()
-
-        self._thread = threading.Thread(target=live, name="embedded PostgreSQL", daemon=True)
-        self._thread.start()
-        process = started.get()
-        if isinstance(process, OSError):
-            raise process
-        self.process = process
-
-    def _live(self) -> None:
-        ended = False
-        while not ended:
-            with contextlib.suppress(OSError):
-                cluster.prune_logs(self._base)
-            ended = self._stopped.wait(_LOG_CHECK_S)
-
-    def stop(self) -> None:
-        """Ends the server, gently at first, and waits for its end."""
-        for number, patience_s in (
-            (signal.SIGINT, _FAST_SHUTDOWN_S),
-            (signal.SIGQUIT, _IMMEDIATE_SHUTDOWN_S),
-            (signal.SIGKILL, None),
-        ):
-            self.process.send_signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(patience_s)
-                break
-        self._stopped.set()
-        self._thread.join()
-
-
 def _take_service_lock(base: str, undo: contextlib.ExitStack) -> None:
     path = os.path.join(base, _SERVICE_LOCK)
     fd = places.lock(path, _LOCK_PATIENCE_S)
@@ -196,9 +146,9 @@ def _take_service_lock(base: str, undo: contextlib.ExitStack) -> None:
 
 def _take_server_lock(base: str, undo: contextlib.ExitStack) -> int:
     """Waits until nothing is left of the server of a service that was killed; it is told to end again."""
-    path = os.path.join(base, _SERVER_LOCK)
+    path = os.path.join(base, SERVER_LOCK)
     fd = places.lock(path, 0)
-    for number, patience_s in ((signal.SIGINT, _FAST_SHUTDOWN_S), (signal.SIGQUIT, _IMMEDIATE_SHUTDOWN_S)):
+    for number, patience_s in ((signal.SIGINT, FAST_SHUTDOWN_S), (signal.SIGQUIT, IMMEDIATE_SHUTDOWN_S)):
         if fd is None:
             pid = _left_over(base)
             if pid is not None:
@@ -229,38 +179,6 @@ def _in_use(base: str, pid: str) -> Refused:
         code="database_in_use",
         pid=int(pid) if pid.isdecimal() else None,
     )
-
-
-def _scratch() -> IO[bytes]:
-    """A file for what the server says before its log begins; in memory where that exists, the disk may be full."""
-    if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("server output"), "w+b", buffering=0)
-    return tempfile.TemporaryFile(buffering=0)
-
-
-def _wait_until_ready(base: str, folder: str, process: subprocess.Popen[bytes], output: IO[bytes]) -> None:
-    end = time.monotonic() + _START_PATIENCE_S
-    while True:
-        try:
-            psycopg.connect(_conninfo(folder), connect_timeout=10).close()
-            return
-        except psycopg.OperationalError as error:
-            if process.poll() is not None:
-                what = f"the server ended with code {process.returncode}"
-                raise _not_ready(base, what, output) from None
-            if time.monotonic() > end or "authentication failed" in str(error):
-                raise _not_ready(base, str(error), output) from None
-        time.sleep(_POLL_S)
-
-
-def _not_ready(base: str, what: str, output: IO[bytes]) -> SessionManagerError:
-    output.seek(0)
-    said = output.read().decode(errors="replace")
-    return cluster.failure(base, what, f"{cluster.last_words(base)}\n{said}")
-
-
-def _conninfo(folder: str) -> str:
-    return psycopg.conninfo.make_conninfo(host=folder, port=places.PORT, user=cluster.NAME, dbname=cluster.NAME)
 
 
 def _url(folder: str) -> str:

@@ -1,0 +1,37 @@
+"""What the service knows of a database of its own, for those who ask whether it can work, and for whoever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from session_manager.service import metrics
+from session_manager.service.embedded.keeper import Standing
+
+
+class Watch:
+    """``standing`` is how the embedded PostgreSQL is, None where the service has none."""
+
+    def __init__(self) -> None:
+        self.standing: Standing | None = None
+        self._then: Callable[[], object] | None = None
+
+    def hear(self, standing: Standing) -> None:
+        """Takes in how it is now; from whichever thread."""
+        before = self.standing.restarts if self.standing else 0
+        self.standing = standing
+        metrics.embedded_database(standing.up, standing.restarts - before)
+        self._act()
+
+    def when_lost(self, then: Callable[[], object]) -> None:
+        """Has something done when it cannot be brought back."""
+        self._then = then
+        self._act()
+
+    def raise_lost(self) -> None:
+        """Raises why it could not be brought back, if it could not."""
+        if self.standing is not None and self.standing.lost is not None:
+            raise self.standing.lost
+
+    def _act(self) -> None:
+        if self._then is not None and self.standing is not None and self.standing.lost is not None:
+            self._then()

@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
+def printable(text: str) -> str:
+    """Returns text that every encoder takes: U+FFFD stands for what is no character, such as bytes of a file's name."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 class SessionManagerError(Exception):
     """An error with a sentence for people and a slug for programs.
 
-    ``details`` are extra members of the failure document (JSON values only).
+    ``details`` are extra members of the failure document (JSON values only). What names a path may name one that is
+    no UTF-8.
     """
 
     exit_code: ClassVar[int] = 70
@@ -17,8 +23,8 @@ class SessionManagerError(Exception):
     default_code: ClassVar[str] = "internal_error"
 
     def __init__(self, message: str, *, code: str | None = None, **details: Any) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = printable(message)
+        super().__init__(self.message)
         self.code = code or self.default_code
         self.details = details
 

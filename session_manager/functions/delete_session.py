@@ -27,6 +27,7 @@ from session_manager.functions.reading import (
 from session_manager.functions.refusal import refusal
 from session_manager.functions.tally import Notes, note
 from session_manager.live.observe import listing
+from session_manager.live.transcripts import no_texts_of
 from session_manager.live.volume import Snapshot, Store, read_snapshot
 from session_manager.live.whereabouts import outside_files
 
@@ -180,6 +181,7 @@ def _collect(result: Result, store: Store, outcome: Any) -> None:
         result.keys += removal.keys
         archived = [source for source, _ in removal.files]
         result.left_alone += outside_files(store, by_id.values(), [by_id[removal.session_id]], archived)
+        result.left_alone += no_texts_of((removal.session_id,), store.sessions_dir)
         if removal.session_id not in unmoved:
             result.archived += [target for _, target in removal.files]
 

@@ -15,6 +15,7 @@ from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Plann
 from session_manager.functions.reading import errors_or_raise
 from session_manager.live.observe import last_timestamp, listing
 from session_manager.live.orphans import ORPHAN, TOPIC, Header, held_ids, read_header, session_id_of
+from session_manager.live.transcripts import is_text
 from session_manager.live.volume import Snapshot, Store
 
 if TYPE_CHECKING:
@@ -208,6 +209,8 @@ def _decide(
         if arguments.session_id not in (None, files[name], header.id if header else None):
             continue
         try:
+            if not is_text(name):
+                raise Unfit("name is not UTF-8")
             if files[name] in busy:
                 raise Unfit("busy")
             adoption = _adoption(store.agent_id, path, header, now, taken)

@@ -11,6 +11,7 @@ from session_manager.core.errors import failure
 from session_manager.core.retention import Decision
 from session_manager.functions.reading import AgentRead
 from session_manager.functions.rows import row
+from session_manager.live.transcripts import no_texts_of
 from session_manager.live.volume import Store
 from session_manager.live.whereabouts import outside_files
 
@@ -65,6 +66,7 @@ class Tally(msgspec.Struct):
         going = [d.session for d in decisions if d.session.id in gone]
         archived = (source for removal in outcome.removed for source, _ in removal.files)
         self.left_alone += outside_files(store, outcome.snapshot.sessions, going, archived)
+        self.left_alone += no_texts_of(gone, store.sessions_dir) if gone else []
         self.errors += note(self.notes, store, outcome)
 
     def add_second_look(self, looked: Sequence[tuple[Store, Outcome]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from session_manager.core.session import Session, count_or_none, epoch_ms
 from session_manager.live.ledger import Facts, Removal
 from session_manager.live.liveness import now_ms
-from session_manager.live.transcripts import archive_names, files_by_session
+from session_manager.live.transcripts import archive_names, files_by_session, is_text
 from session_manager.live.volume import Snapshot
 
 _LONGEST_TEXT = 200
@@ -16,7 +16,10 @@ _LONGEST_TEXT = 200
 def plan(
     snapshot: Snapshot, names: Sequence[str], chosen: Sequence[tuple[Session, str]], shared: Collection[str]
 ) -> list[Removal]:
-    """Returns the removals of ``chosen`` (session, reason); files in ``shared``, or of sessions that stay, stay."""
+    """Returns the removals of ``chosen`` (session, reason).
+
+    Files in ``shared``, or of sessions that stay, stay; so do those whose names nobody could write down.
+    """
     assert snapshot.index is not None
     index = snapshot.index
     files = files_by_session(names, snapshot.sessions, snapshot.store.sessions_dir)
@@ -26,7 +29,7 @@ def plan(
     taken, now = set(names), now_ms()
     removals = []
     for session, reason in chosen:
-        mine = [n for n in files.get(session.id, ()) if n not in kept]
+        mine = [n for n in files.get(session.id, ()) if n not in kept and is_text(n)]
         kept.update(mine)
         members = [index.raw(key) for key in session.keys]
         targets = archive_names(mine, taken, now)

@@ -5,6 +5,7 @@ Names: gateway 2026.2.17 to 2026.7.1 (transcripts, topics, sidecars, ``<path>.<r
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
@@ -73,6 +74,22 @@ def _free(name: str, taken: Collection[str], moment: int) -> str:
     while (target := f"{name}.deleted.{archive_timestamp(moment)}") in taken:
         moment += 1
     return target
+
+
+def is_text(name: str) -> bool:
+    """Says whether a file's name can be written down, in the ledger and in an index: whether it is UTF-8."""
+    if name.isascii():
+        return True
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def no_texts_of(ids: Collection[str], sessions_dir: str) -> list[str]:
+    """Returns the files of some sessions that no removal moves, because their names are no text."""
+    return [n for n in os.listdir(sessions_dir) if not is_text(n) and owner(n, ids) is not None]
 
 
 def owner(name: str, ids: Collection[str]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from session_manager.core.errors import NotFound, SessionManagerError, failure
+from session_manager.core.errors import NotFound, SessionManagerError, failure, printable
 from session_manager.core.session import Session, count_or_none, epoch_ms
 from session_manager.live.liveness import now_ms
 from session_manager.live.volume import Identity, Store, Volume, read_snapshot
@@ -157,8 +157,7 @@ def _moment(epoch: int | None) -> str | None:
 
 def storable_text(value: str) -> str:
     """Returns text that PostgreSQL stores: U+FFFD stands for NUL and for halves of a surrogate pair."""
-    value = value.replace("\0", "\ufffd")
-    return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return printable(value.replace("\0", "\ufffd"))
 
 
 def _text_or_none(value: str | None) -> str | None:

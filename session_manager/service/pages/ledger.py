@@ -6,7 +6,7 @@ import os
 
 import msgspec
 
-from session_manager.core.errors import SessionManagerError
+from session_manager.core.errors import SessionManagerError, printable
 from session_manager.live.ledger import Ledger
 from session_manager.live.ledger.runs import RunSummary, recent_runs
 from session_manager.settings import Settings
@@ -28,7 +28,7 @@ def read_ledger(settings: Settings) -> LedgerView:
     """Reads the ledger; where there is none, nothing was ever removed."""
     root = settings.place.layout.root or settings.agents_dir
     if not os.path.isdir(root):
-        return LedgerView(problem=f"the agents directory {root} is not there")
+        return LedgerView(problem=printable(f"the agents directory {root} is not there"))
     try:
         ledger = Ledger.open_existing(msgspec.structs.replace(settings, lock_timeout=_PATIENCE_S), "ro")
         if ledger is None:

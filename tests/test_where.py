@@ -182,6 +182,7 @@ def test_an_older_folder_that_no_gateway_takes_is_named(machine: Machine) -> Non
         ("{session: {}}", {}, "$D/home/.openclaw/agents"),
         ('{session: {store: "${WHERE}/s.json"}}', {"WHERE": "$D/x"}, "$D/x/s.json"),
         ('{env: {vars: {WHERE: "$D/x"}}, session: {store: "${WHERE}/s.json"}}', {}, "$D/x/s.json"),
+        ('{env: {WHERE: "$D/x", vars: {WHERE: "$D/y"}}, session: {store: "${WHERE}/s.json"}}', {}, "$D/x/s.json"),
         ('{env: {WHERE: "$D/y"}, session: {store: "${WHERE}/s.json"}}', {"WHERE": "$D/x"}, "$D/x/s.json"),
         ('{session: {store: "$D/x/$${WHERE}.json"}}', {"WHERE": "no"}, "$D/x/${WHERE}.json"),
         ('{session: {store: "$D/x/${lower}.json"}}', {}, "$D/x/${lower}.json"),

@@ -196,8 +196,7 @@ def foreign_references(agents: Iterable[AgentRead]) -> list[Reference]:
             continue
         if store.mates:
             own = files_by_session(agent.names, agent.sessions, store.sessions_dir)
-            paths = ((i, os.path.join(store.sessions_dir, name)) for i, names in own.items() for name in names)
-            found += [Reference(agent.agent_id, i, *os.path.split(path)) for i, path in paths]
+            found += [Reference(agent.agent_id, i, store.sessions_dir, name) for i in own for name in own[i]]
         elsewhere = paths_inside(store, agent.sessions, agent.names, agent.sessions)
         found += [
             Reference(agent.agent_id, i, *os.path.split(path)) for i, paths in elsewhere.items() for path in paths

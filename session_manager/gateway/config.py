@@ -77,8 +77,8 @@ class _Texts:
 
     def __init__(self, environ: Mapping[str, str], own: Mapping[str, Any]) -> None:
         variables = own.get("vars")
-        self._own = {**own, **variables} if isinstance(variables, dict) else own
-        self._environ = environ
+        given = {name: text for name, text in environ.items() if text.strip()}
+        self._known = {**(variables if isinstance(variables, dict) else {}), **own, **given}
 
     def get(self, section: Mapping[str, Any], name: str, key: str) -> str:
         """Returns a text, "" where there is none. Raises Unreadable."""
@@ -92,10 +92,10 @@ class _Texts:
             escaped, variable = found.groups()
             if escaped:
                 return found[0][1:]
-            known = self._environ.get(variable, "").strip() or self._own.get(variable)
-            if not known or not isinstance(known, str):
+            text = self._known.get(variable)
+            if not text or not isinstance(text, str):
                 raise Unreadable(f"{name}.{key} needs the variable {variable}, which is not set here; set it")
-            return self._environ.get(variable, "") if self._environ.get(variable, "").strip() else known
+            return text
 
         return re.sub(_VARIABLE, filled, value)
 

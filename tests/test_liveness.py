@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support import now_ms
 
-from session_manager.live import liveness
+from session_manager.live import gateways
 from session_manager.live.liveness import STORE_STALE_MS, is_held, iso_ms, process_lives, process_stat, read_marker
 
 
@@ -24,15 +24,6 @@ def dead_pid() -> int:
     return process.pid
 
 
-@pytest.fixture
-def gateway() -> Iterator[int]:
-    """A process that looks like a gateway, in our own process namespace."""
-    process = subprocess.Popen(["openclaw-gateway", "60"], executable="/bin/sleep")
-    yield process.pid
-    process.kill()
-    process.wait()
-
-
 def write(path: Path, pid: int, age_s: float = 0, **extra: object) -> Path:
     at = now_ms() - int(age_s * 1000)
     path.write_text(json.dumps({"pid": pid, "createdAt": iso_ms(at), **extra}, indent=2))
@@ -40,17 +31,10 @@ def write(path: Path, pid: int, age_s: float = 0, **extra: object) -> Path:
     return path
 
 
-def held(path: Path) -> bool:
+def held(path: Path, vouched: bool = False) -> bool:
     marker = read_marker(path.as_posix())
     assert marker is not None
-    return is_held(marker, STORE_STALE_MS, now_ms())
-
-
-@pytest.fixture(autouse=True)
-def _no_gateway(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Other tests, which run at the same time, start processes that look like gateways.
-    if "gateway" not in request.fixturenames:
-        monkeypatch.setattr(liveness, "gateway_visible", lambda: False)
+    return is_held(marker, STORE_STALE_MS, now_ms(), lambda: vouched)
 
 
 @pytest.mark.parametrize("age_s", [0, 20, 31, 86_400])
@@ -65,11 +49,32 @@ def test_a_dead_pid_means_nothing_in_another_namespace(
     assert held(write(tmp_path / "lock", dead_pid, age_s)) is expected
 
 
-def test_a_dead_pid_is_dead_at_once_beside_a_gateway(dead_pid: int, gateway: int, tmp_path: Path) -> None:
-    deadline = time.monotonic() + 10
-    while not liveness.gateway_visible() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not held(write(tmp_path / "lock", dead_pid))
+def test_a_dead_pid_is_dead_at_once_beside_a_gateway_of_the_store(dead_pid: int, tmp_path: Path) -> None:
+    assert held(write(tmp_path / "dead", dead_pid))
+    assert not held(write(tmp_path / "dead", dead_pid), vouched=True)
+    assert held(write(tmp_path / "living", os.getpid(), 86_400), vouched=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "age_s", "expected"),
+    [
+        ("/sbin/init", 20, True),
+        ("/sbin/init", 40, False),
+        ("/sbin/init", 330 * 86_400, False),
+        ("openclaw-gateway", 330 * 86_400, True),
+        ("node", 330 * 86_400, True),
+        ("sh\0-c\0exec openclaw gateway", 330 * 86_400, True),
+        ("", 330 * 86_400, True),
+    ],
+)
+def test_pid_1_of_another_container_is_not_ours(
+    arguments: str, age_s: float, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateways, "_arguments", lambda pid: arguments.split("\0") if arguments else [])
+    assert held(write(tmp_path / "lock", 1, age_s)) is expected
+    own = process_stat(1)
+    assert own is not None
+    assert held(write(tmp_path / "its own", 1, age_s, starttime=own[1]))
 
 
 def test_a_dead_marker_of_our_own_is_dead_at_once(dead_pid: int, tmp_path: Path) -> None:
@@ -150,45 +155,3 @@ def test_a_lock_without_a_creation_time_has_its_files(dead_pid: int, tmp_path: P
 
 def test_there_is_no_lock_where_there_is_none(tmp_path: Path) -> None:
     assert read_marker((tmp_path / "lock").as_posix()) is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (b"openclaw-gateway\0", True),
-        (b"openclaw-gateway   \0\0\0", True),
-        (b"/usr/bin/node\0/app/openclaw.mjs\0gateway\0", True),
-        (b"node\0/usr/lib/node_modules/.bin/openclaw\0gateway\0run\0", True),
-        (b"openclaw\0gateway\0", True),
-        (b"openclaw\0", False),
-        (b"node\0/app/openclaw.mjs\0tui\0", False),
-        (b"tail\0-f\0/var/log/openclaw\0", False),
-        (b"vim\0openclaw.mjs\0", False),
-        (b"node\0server.js\0", False),
-        (b"", False),
-    ],
-)
-def test_what_looks_like_a_gateway(
-    arguments: bytes, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import builtins
-
-    real = builtins.open
-    (tmp_path / "cmdline").write_bytes(arguments)
-    (tmp_path / "status").write_bytes(b"Name:\tx\nNSpid:\t1\n")
-
-    def fake(path: str, *rest: object) -> object:
-        return real(str(path).replace("/proc/1", str(tmp_path)), *rest)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(builtins, "open", fake)
-    assert liveness._is_gateway("1") is expected
-
-
-def test_a_gateway_in_a_container_does_not_vouch_for_our_pids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import builtins
-
-    real = builtins.open
-    (tmp_path / "cmdline").write_bytes(b"openclaw-gateway\0")
-    (tmp_path / "status").write_bytes(b"Name:\tx\nNSpid:\t4711\t7\n")
-    monkeypatch.setattr(builtins, "open", lambda p, *r: real(str(p).replace("/proc/1", str(tmp_path)), *r))
-    assert not liveness._is_gateway("1")

@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -203,7 +202,7 @@ def test_a_full_disk_is_freed(scene: Scene, tmp_path: Path) -> None:
 def test_a_living_process_keeps_its_lock_until_it_ends(scene: Scene) -> None:
     console, store = scene("A store stays locked")
     marker = store.dir / "sessions.json.lock"
-    holder = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    holder = subprocess.Popen(["openclaw-gateway", "600"], executable="/bin/sleep")
     try:
         marker.write_text(json.dumps({"pid": holder.pid, "createdAt": iso_ms(now_ms() - 40_000)}))
         console.play()

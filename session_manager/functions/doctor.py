@@ -228,6 +228,7 @@ def _bytes(store: Store, names: list[str]) -> int:
 
 
 def _locks(context: Context, store: Store, names: list[str]) -> Iterator[Check]:
+    from session_manager.live.liveness import TRANSCRIPT_STALE_MS
     from session_manager.live.locks import ALIVE, STALE, UNSEEN, locks
 
     for lock in locks(store, names, context.clock()):
@@ -240,12 +241,18 @@ def _locks(context: Context, store: Store, names: list[str]) -> Iterator[Check]:
             STALE: "which has gone; nobody respects it any more",
         }
         what = f"of {lock.who}, {pid}{since}, {told[lock.state]}"
+        advice = None
+        if lock.program is not None:
+            what += f"; {pid} here is {lock.program}, no gateway"
+            if lock.state == ALIVE and (lock.age_ms or 0) > TRANSCRIPT_STALE_MS:
+                advice = f"if no gateway works on this store from elsewhere, remove {lock.name}: nobody else will"
         if not lock.store:
-            yield Check(name, True, what, None, None, store.agent_id)
+            yield Check(name, True, what, advice, None, store.agent_id)
         elif lock.state == STALE:
             yield Check(name, False, what, "the next call that changes something removes it", None, store.agent_id)
         elif lock.age_ms is not None and lock.age_ms > _LONG_MS:
             error = Locked(f"the store of agent {store.agent_id!r} is locked: {what}")
-            yield Check(name, False, what, f"see what {pid} is doing; end it if it hangs", error, store.agent_id)
+            hangs = f"see what {pid} is doing; end it if it hangs"
+            yield Check(name, False, what, advice or hangs, error, store.agent_id)
         else:
             yield Check(name, True, what, None, None, store.agent_id)

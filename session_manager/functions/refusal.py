@@ -14,7 +14,8 @@ def refusal(protected: Protection, session_id: str, done: str = "deleted") -> Re
         "current": "it is the session that is calling, a session cannot remove itself",
         "main": "it is the agent's main session; call with force: true if you really mean it",
         "pinned": "it is pinned; call with force: true if you really mean it",
-        BUSY: "its transcript is locked by a run in progress; try again later, or call with force: true",
+        BUSY: "its transcript is locked by a run in progress (doctor says whose lock it is); try again later, or call "
+        "with force: true",
         RUNNING: "a run of it is in progress (one that died counts for 30 minutes); try again later, or call with "
         "force: true",
         UNDELIVERED: "its result has not been delivered yet; try again later, or call with force: true",

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -37,6 +37,7 @@ from session_manager.live.liveness import (
     now_ms,
     process_stat,
     read_marker,
+    vouched_in,
 )
 from session_manager.live.volume import Store
 
@@ -57,7 +58,11 @@ class LockLost(Exception):
 def has_dead_marker(store: Store) -> bool:
     """Says whether a killed process of ours left its marker on a store."""
     found = read_marker(os.path.join(store.sessions_dir, store.marker_name))
-    return found is not None and found.ours and not is_held(found, STORE_STALE_MS, now_ms())
+    return found is not None and found.ours and not is_held(found, STORE_STALE_MS, now_ms(), _vouched(store))
+
+
+def _vouched(store: Store) -> Callable[[], bool]:
+    return vouched_in(store.sessions_dir, store.agents_dir)
 
 
 class StoreLock:
@@ -76,6 +81,7 @@ class StoreLock:
         self._kernel = FileLock(self._kernel_path, mode=0o600)
         self._token = os.urandom(16).hex()
         self._made_at = 0.0
+        self._vouched = _vouched(store)
 
     def __enter__(self) -> Self:
         deadline = time.monotonic() + self._timeout
@@ -158,7 +164,7 @@ class StoreLock:
             if found is None:
                 if self._place():
                     return
-            elif not is_held(found, STORE_STALE_MS, now_ms()) and self._reclaim(found):
+            elif not is_held(found, STORE_STALE_MS, now_ms(), self._vouched) and self._reclaim(found):
                 return
             if time.monotonic() >= deadline:
                 raise self._locked(found)

@@ -40,6 +40,7 @@ from session_manager.live.liveness import (
     now_ms,
     process_stat,
     read_marker,
+    vouched_in,
 )
 from session_manager.live.steps import step
 from session_manager.live.transcripts import LOCK_SUFFIX
@@ -309,7 +310,7 @@ def _lock(transcript: str) -> Iterator[None]:
     path = transcript + LOCK_SUFFIX
     found = read_marker(path)
     if found is not None:
-        if is_held(found, TRANSCRIPT_STALE_MS, now_ms()):
+        if is_held(found, TRANSCRIPT_STALE_MS, now_ms(), vouched_in(os.path.dirname(transcript))):
             raise InUse(errno.EBUSY, "a gateway is at work in it", transcript)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)

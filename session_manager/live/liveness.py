@@ -6,6 +6,7 @@ starttime?}``. The store's marker is stale after 30 s, a transcript's lock after
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -18,10 +19,6 @@ from session_manager.core.session import epoch_ms
 STORE_STALE_MS = 30_000
 TRANSCRIPT_STALE_MS = 1_800_000
 OWNER = "session_manager"
-
-_TITLE = "openclaw-gateway"
-_RUNTIMES = ("node", "bun")
-_SCRIPTS = ("openclaw", "openclaw.mjs")
 
 
 class Payload(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -83,21 +80,46 @@ def _payload(content: bytes) -> Payload | None:
         return None
 
 
-def is_held(marker: Marker, stale_ms: int, now_ms: int, gateway_is_here: Callable[[], bool] | None = None) -> bool:
+def is_held(marker: Marker, stale_ms: int, now_ms: int, vouched: Callable[[], bool]) -> bool:
     """Says whether a lock file must be respected.
 
     A living process's lock always is. A dead one's is free at once only when its pid means something here:
-    the lock is our own tool's, or a gateway runs in this process namespace. Otherwise, and for garbage, the
-    gateway's own staleness time must have passed, because in another container every pid looks dead.
-    ``gateway_is_here`` stands for ``gateway_visible``, for callers that judge many and want to ask once.
+    the lock is our own tool's, or a gateway of this very store runs in this process namespace (``vouched``, see
+    ``vouched_in``). Otherwise, and for garbage, the gateway's own staleness time must have passed, because in another
+    container every pid looks dead.
     """
     payload = marker.payload
     if payload is not None:
-        if process_lives(payload.pid, payload.starttime):
+        if owner_lives(payload):
             return True
-        if marker.ours or (gateway_is_here or gateway_visible)():
+        if marker.ours or vouched():
             return False
     return 0 <= now_ms - written_at(marker, now_ms) < stale_ms
+
+
+def vouched_in(sessions_dir: str, agents_dir: str = "") -> Callable[[], bool]:
+    """Returns what says whether a gateway of a store can be seen here: it looks once, when it is first asked."""
+
+    @functools.cache
+    def looked() -> bool:
+        from session_manager.live.gateways import vouches
+
+        return vouches(sessions_dir, agents_dir)
+
+    return looked
+
+
+def owner_lives(payload: Payload) -> bool:
+    """Says whether the process that a lock names lives here.
+
+    Each container has a pid 1, so that one that is no gateway has not written a gateway's lock. Gateway 2026.6.11
+    does the same with any pid, by the process's arguments.
+    """
+    if payload.pid == 1 and payload.starttime is None and process_lives(1, None):
+        from session_manager.live.gateways import may_be_gateway
+
+        return may_be_gateway(1)
+    return process_lives(payload.pid, payload.starttime)
 
 
 def written_at(marker: Marker, now_ms: int) -> int:
@@ -137,33 +159,6 @@ def process_stat(pid: int) -> tuple[str, int] | None:
         return fields[0].decode(), int(fields[19])
     except (OSError, IndexError, ValueError):
         return None
-
-
-def gateway_visible() -> bool:
-    """Says whether a gateway runs in our own process namespace.
-
-    Seen from a host, a container's gateway is visible but its lock holds another pid: only a process with
-    exactly one NSpid shares our view of pids.
-    """
-    try:
-        pids = [name for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        return False
-    return any(_is_gateway(pid) for pid in pids)
-
-
-def _is_gateway(pid: str) -> bool:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            names = [os.path.basename(a.decode("utf-8", "replace").strip()) for a in file.read(4096).split(b"\0")]
-        script = names[1:] if names[0] in _RUNTIMES else names
-        if names[0] != _TITLE and not (script[:1] and script[0] in _SCRIPTS and "gateway" in script):
-            return False
-        with open(f"/proc/{pid}/status", "rb") as file:
-            nspid = next((line.split()[1:] for line in file if line.startswith(b"NSpid:")), [])
-    except OSError:
-        return False
-    return len(nspid) == 1
 
 
 def now_ms() -> int:

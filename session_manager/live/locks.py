@@ -12,9 +12,12 @@ from session_manager.live.liveness import (
     OWNER,
     STORE_STALE_MS,
     TRANSCRIPT_STALE_MS,
+    Marker,
     is_held,
+    owner_lives,
     process_lives,
     read_marker,
+    vouched_in,
     written_at,
 )
 from session_manager.live.transcripts import LOCK_SUFFIX
@@ -28,7 +31,7 @@ class Lock(msgspec.Struct, frozen=True):
 
     ``state`` is ``alive`` (its holder lives here), ``unseen`` (respected, though its holder is not to be seen here:
     it may live in another container) or ``stale`` (nobody respects it any more). ``store``: it keeps others out of the
-    whole store, not of one transcript.
+    whole store, not of one transcript. ``program`` is what the pid of a gateway's lock runs here, where that is none.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Lock(msgspec.Struct, frozen=True):
     age_ms: int | None
     state: str
     store: bool
+    program: str | None = None
 
 
 def locks(store: Store, names: Iterable[str], now_ms: int) -> list[Lock]:
@@ -58,13 +62,24 @@ def _marker(store: Store, name: str, stale_ms: int, now_ms: int) -> Lock | None:
     if marker is None:
         return None
     payload = marker.payload
-    if payload is not None and process_lives(payload.pid, payload.starttime):
+    if payload is not None and owner_lives(payload):
         state = ALIVE
     else:
-        state = UNSEEN if is_held(marker, stale_ms, now_ms) else STALE
+        vouched = vouched_in(store.sessions_dir, store.agents_dir)
+        state = UNSEEN if is_held(marker, stale_ms, now_ms, vouched) else STALE
     who = str(marker.holder()["who"])
     age = max(0, now_ms - written_at(marker, now_ms))
-    return Lock(name, who, None if payload is None else payload.pid, age, state, name == store.marker_name)
+    pid = None if payload is None else payload.pid
+    return Lock(name, who, pid, age, state, name == store.marker_name, _stranger(marker))
+
+
+def _stranger(marker: Marker) -> str | None:
+    payload = marker.payload
+    if payload is None or marker.ours or not process_lives(payload.pid, payload.starttime):
+        return None
+    from session_manager.live.gateways import may_be_gateway, program_of
+
+    return None if may_be_gateway(payload.pid) else program_of(payload.pid)
 
 
 def kernel_lock_holder(path: str) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -11,7 +10,7 @@ import msgspec
 
 from session_manager.core.progress import tracked
 from session_manager.core.session import RUN_STALE_MS, Session, epoch_ms
-from session_manager.live.liveness import TRANSCRIPT_STALE_MS, gateway_visible, is_held, read_marker
+from session_manager.live.liveness import TRANSCRIPT_STALE_MS, is_held, read_marker, vouched_in
 from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session
 from session_manager.live.volume import Store, folder_unreadable
 from session_manager.live.whereabouts import ELSEWHERE, Whereabouts, inside, is_transcript, paths_inside
@@ -74,12 +73,12 @@ def observe_locks(store: Store, sessions: Sequence[Session], names: Collection[s
 
 def held_transcripts(store: Store, names: Iterable[str], now_ms: int) -> list[str]:
     """Returns the transcripts whose lock a living process holds, of names in the store's folder or of paths."""
-    gateway_is_here = functools.cache(gateway_visible)
+    vouched = vouched_in(store.sessions_dir, store.agents_dir)
     held = []
     for name in names:
         if name.endswith(".jsonl" + LOCK_SUFFIX):
             marker = read_marker(os.path.join(store.sessions_dir, name))
-            if marker is not None and is_held(marker, TRANSCRIPT_STALE_MS, now_ms, gateway_is_here):
+            if marker is not None and is_held(marker, TRANSCRIPT_STALE_MS, now_ms, vouched):
                 held.append(name.removesuffix(LOCK_SUFFIX))
     return held
 

@@ -1,0 +1,223 @@
+"""Gateways that can be seen from here, and whose they are.
+
+Only a gateway of the very store vouches that a pid which is dead here is dead: one of another store says nothing about
+a run in another container. Facts, measured on gateways 2026.2.17 and 2026.6.11: the process calls itself
+``openclaw-gateway`` or ``openclaw``, keeps its environment, and holds ``gateway.<hash>.lock`` open, a JSON object that
+names its configuration. Nothing of this can be seen without a /proc, or of another user's process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from session_manager.live.liveness import Marker, now_ms, process_lives, process_stat, read_marker, written_at
+
+_TITLE = "openclaw-gateway"
+_RUNTIMES = ("node", "nodejs", "bun", "deno")
+_SCRIPTS = ("openclaw", "openclaw.mjs")
+_KIN = re.compile("openclaw|clawdbot|moltbot|moldbot")
+_GATEWAY_LOCK = re.compile(r"gateway\.[0-9a-f]+\.lock")
+# What gateways keep in a state folder: it may be that of the program, too (/app), or somebody's home.
+_KEPT = frozenset(
+    ("agents", "state", "memory", "logs", "cron", "tasks", "flows", "subagents", "credentials", "identity")
+)
+_HOMES = (".openclaw", ".clawdbot", ".moldbot", ".moltbot")
+
+
+class _GatewayLock(msgspec.Struct, rename="camel"):
+    config_path: str
+
+
+def vouches(sessions_dir: str, agents_dir: str = "") -> bool:
+    """Says whether a gateway of a store runs in our own process namespace, where a dead pid is dead.
+
+    ``agents_dir`` is two levels up when it is left out.
+    """
+    agents_dir = agents_dir or os.path.dirname(os.path.dirname(sessions_dir))
+    named: set[int] | None = None
+    for pid in _pids():
+        if not _is_gateway(pid) or not _shares_our_pids(pid):
+            continue
+        if _is_of(pid, agents_dir):
+            return True
+        if named is None:
+            named = _named_by_locks(sessions_dir)
+        if int(pid) in named:
+            return True
+    return False
+
+
+def may_be_gateway(pid: int) -> bool:
+    """Says whether a process might be a gateway, or what starts one; also when that cannot be looked at."""
+    arguments = _arguments(str(pid))
+    return (
+        not arguments
+        or os.path.basename(arguments[0]) in _RUNTIMES
+        or any(_KIN.search(argument.lower()) for argument in arguments)
+    )
+
+
+def program_of(pid: int) -> str | None:
+    """Returns the name of the program that a process runs; None where it cannot be looked at."""
+    arguments = _arguments(str(pid))
+    return os.path.basename(arguments[0]) or None if arguments else None
+
+
+def _pids() -> list[str]:
+    try:
+        return [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return []
+
+
+def _arguments(pid: str) -> list[str]:
+    """Returns a process's command line; a title that stands in its place may be padded with blanks."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            text = file.read(4096).decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [part.strip() for part in text.rstrip("\0").split("\0")] if text.strip("\0") else []
+
+
+def _is_gateway(pid: str) -> bool:
+    arguments = _arguments(pid)
+    if not arguments:
+        return False
+    names = [os.path.basename(argument) for argument in arguments]
+    if names[0] == _TITLE:
+        return True
+    script = names[1:] if names[0] in _RUNTIMES else names
+    if script[:1] and script[0] in _SCRIPTS:
+        return "gateway" in script or (len(script) == 1 and any(True for _ in _gateway_locks(pid)))
+    return False
+
+
+def _shares_our_pids(pid: str) -> bool:
+    """Says whether a process has the same pid in its own eyes: seen from a host, a container's has another one."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return any(line.startswith(b"NSpid:") and len(line.split()) == 2 for line in file)
+    except OSError:
+        return False
+
+
+def _is_of(pid: str, agents_dir: str) -> bool:
+    """Says whether a gateway is that of an agents directory: by the files that it holds open, or its environment."""
+    state_dir = os.path.dirname(agents_dir)
+    if any(_lies_in(path, agents_dir, state_dir) for path, _ in _open_files(pid)):
+        return True
+    environ = _environment(pid)
+    configured = [config for config in _gateway_locks(pid) if config]
+    if configured and not environ.get("OPENCLAW_CONFIG_PATH"):
+        return any(_is_same(f"/proc/{pid}/root{os.path.dirname(config)}", state_dir) for config in configured)
+    return any(_is_same(f"/proc/{pid}/root{place}", agents_dir) for place in _agents_dirs(pid, environ))
+
+
+def _lies_in(path: str, agents_dir: str, state_dir: str) -> bool:
+    if path.startswith(agents_dir.rstrip("/") + "/"):
+        return True
+    if not path.startswith(state_dir.rstrip("/") + "/"):
+        return False
+    first, *more = path.removeprefix(state_dir).lstrip("/").split("/")
+    return first in _KEPT or not more
+
+
+def _open_files(pid: str) -> Iterator[tuple[str, str]]:
+    """Yields path and entry in /proc of each file that a process holds open and that is the same file for us."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        numbers = os.listdir(folder)
+    except OSError:
+        return
+    for number in numbers:
+        place = f"{folder}/{number}"
+        try:
+            path = os.readlink(place)
+        except OSError:
+            continue
+        if path.startswith("/") and _is_same(place, path):
+            yield path, place
+
+
+def _gateway_locks(pid: str) -> Iterator[str]:
+    """Yields the path of the configuration that each of a gateway's own locks names, empty where it names none."""
+    for path, place in _open_files(pid):
+        if _GATEWAY_LOCK.fullmatch(os.path.basename(path)):
+            try:
+                with open(place, "rb") as file:
+                    yield msgspec.json.decode(file.read(65536), type=_GatewayLock).config_path
+            except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+                yield ""
+
+
+def _environment(pid: str) -> Mapping[str, str]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            pairs = (os.fsdecode(pair).partition("=") for pair in file.read().split(b"\0"))
+            return {name: value.strip() for name, _, value in pairs if value.strip()}
+    except OSError:
+        return {}
+
+
+def _agents_dirs(pid: str, environ: Mapping[str, str]) -> Iterator[str]:
+    """Yields the agents directory that an environment means, as gateways 2026.2.17 and 2026.6.11 find it."""
+    home = environ.get("OPENCLAW_HOME") or environ.get("HOME") or ""
+    if home.startswith("~"):
+        home = environ.get("HOME", "") + home[1:]
+    named = environ.get("OPENCLAW_STATE_DIR") or environ.get("CLAWDBOT_STATE_DIR")
+    if named:
+        place = home + named[1:] if named.startswith("~") else named
+        if place.startswith("/"):
+            yield os.path.join(place, "agents")
+    elif home.startswith("/"):
+        profile = environ.get("OPENCLAW_PROFILE", "default")
+        names = _HOMES if profile == "default" else (f".openclaw-{profile}",)
+        for name in names:
+            place = os.path.join(home, name)
+            if os.path.isdir(f"/proc/{pid}/root{place}"):
+                yield os.path.join(place, "agents")
+                return
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(one), os.stat(other))
+    except (OSError, ValueError):
+        return False
+
+
+def _named_by_locks(sessions_dir: str) -> set[int]:
+    """Returns the pids of living processes that the locks in a sessions folder name as their holders."""
+    try:
+        names = [name for name in os.listdir(sessions_dir) if name.endswith(".lock")]
+    except OSError:
+        return set()
+    markers = (read_marker(os.path.join(sessions_dir, name)) for name in names)
+    return {m.payload.pid for m in markers if m is not None and m.payload is not None and _is_its_holder(m)}
+
+
+def _is_its_holder(marker: Marker) -> bool:
+    """Says whether a lock's pid is that of the process that wrote it: where it names no start, by its age."""
+    payload = marker.payload
+    if payload is None or marker.ours or not process_lives(payload.pid, payload.starttime):
+        return False
+    return payload.starttime is not None or _began(payload.pid) <= written_at(marker, now_ms())
+
+
+def _began(pid: int) -> float:
+    """Returns when a process began, in epoch milliseconds; infinity where that cannot be told."""
+    status = process_stat(pid)
+    try:
+        with open("/proc/stat", "rb") as file:
+            booted = next(int(line.split()[1]) for line in file if line.startswith(b"btime "))
+    except (OSError, StopIteration, ValueError, IndexError):
+        booted = None
+    if status is None or booted is None:
+        return math.inf
+    return (booted + status[1] / os.sysconf("SC_CLK_TCK")) * 1000

@@ -235,6 +235,22 @@ def test_the_files_of_older_gateways_tell_it_too(agents: Path, skill: Skill) -> 
     assert both(skill) == {"run", "plain", "unbound", "discord", "oneshot"}
 
 
+def test_they_are_told_beside_the_gateway_s_own_agents_directory(tmp_path: Path) -> None:
+    """A config may put the indexes elsewhere."""
+    state, elsewhere = tmp_path / "state", tmp_path / "elsewhere"
+    for folder in (state / "agents", state / "subagents"):
+        folder.mkdir(parents=True)
+    (state / "openclaw.json").write_text(
+        json.dumps({"session": {"store": f"{elsewhere}/{{agentId}}/sessions/sessions.json"}})
+    )
+    runs = {"1": {"childSessionKey": "agent:main:subagent:plain", "spawnMode": "session"}}
+    (state / "subagents" / "runs.json").write_text(json.dumps({"version": 2, "runs": runs}))
+    spawned(elsewhere)
+    skill = Skill(elsewhere, ARIA_AGENTS_DIR=None, OPENCLAW_STATE_DIR=str(state), ARIA_API_URL="")
+    document = skill("prune_sessions", {"dry_run": True}).document
+    assert {kept["id"] for kept in document["kept"]} == {"run", "session", "plain"}
+
+
 @pytest.mark.parametrize("name", ["subagents/runs.json", "telegram/thread-bindings-a.json", "state/openclaw.sqlite"])
 def test_what_cannot_be_read_may_bind_all(agents: Path, skill: Skill, name: str) -> None:
     spawned(agents)

@@ -138,6 +138,18 @@ def test_an_older_state_folder_is_not_that_of_a_gateway_that_has_a_new_one(tmp_p
         assert not vouched(store)
 
 
+def test_a_store_that_a_config_puts_elsewhere_has_the_gateway_of_its_state_folder(
+    store: StoreBuilder, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    (state / "agents").mkdir(parents=True)
+    with process(GATEWAY, OPENCLAW_STATE_DIR=str(state)):
+        assert not vouched(store)
+        assert vouches(str(store.dir), str(state / "agents"))
+    with process(GATEWAY, holds=store.dir / "sessions.json"):
+        assert vouches(str(store.dir), str(state / "agents"))
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -39,8 +39,7 @@ def observe_bindings(store: Store, sessions: Sequence[Session], now_ms: int) -> 
     """
     spawned = [session for session in sessions if not SPAWNED.isdisjoint(session.kinds)]
     if spawned:
-        agents_dir = store.agents_dir or os.path.dirname(os.path.dirname(store.sessions_dir))
-        observe(spawned, _bindings(os.path.dirname(agents_dir), now_ms))
+        observe(spawned, _bindings(os.path.dirname(store.gateways), now_ms))
 
 
 def _bindings(state_dir: str, now_ms: int) -> dict[str, bool] | None:

@@ -62,7 +62,7 @@ def has_dead_marker(store: Store) -> bool:
 
 
 def _vouched(store: Store) -> Callable[[], bool]:
-    return vouched_in(store.sessions_dir, store.agents_dir)
+    return vouched_in(store.sessions_dir, store.gateways)
 
 
 class StoreLock:

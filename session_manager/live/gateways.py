@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
+from session_manager.gateway.home import EARLY, LATE, STATE_NAME, home, named_by, state_dir, value_of
 from session_manager.live.liveness import Marker, now_ms, process_lives, process_stat, read_marker, written_at
 
 _TITLE = "openclaw-gateway"
@@ -26,24 +27,23 @@ _GATEWAY_LOCK = re.compile(r"gateway\.[0-9a-f]+\.lock")
 _KEPT = frozenset(
     ("agents", "state", "memory", "logs", "cron", "tasks", "flows", "subagents", "credentials", "identity")
 )
-_HOMES = (".openclaw", ".clawdbot", ".moldbot", ".moltbot")
 
 
 class _GatewayLock(msgspec.Struct, rename="camel"):
     config_path: str
 
 
-def vouches(sessions_dir: str, agents_dir: str = "") -> bool:
+def vouches(sessions_dir: str, gateway_dir: str = "") -> bool:
     """Says whether a gateway of a store runs in our own process namespace, where a dead pid is dead.
 
-    ``agents_dir`` is two levels up when it is left out.
+    ``gateway_dir`` is its agents directory, in its state folder; left out, it is two levels up.
     """
-    agents_dir = agents_dir or os.path.dirname(os.path.dirname(sessions_dir))
+    gateway_dir = gateway_dir or os.path.dirname(os.path.dirname(sessions_dir))
     named: set[int] | None = None
     for pid in _pids():
         if not _is_gateway(pid) or not _shares_our_pids(pid):
             continue
-        if _is_of(pid, agents_dir):
+        if _is_of(pid, sessions_dir, gateway_dir):
             return True
         if named is None:
             named = _named_by_locks(sessions_dir)
@@ -107,25 +107,29 @@ def _shares_our_pids(pid: str) -> bool:
         return False
 
 
-def _is_of(pid: str, agents_dir: str) -> bool:
-    """Says whether a gateway is that of an agents directory: by the files that it holds open, or its environment."""
-    state_dir = os.path.dirname(agents_dir)
-    if any(_lies_in(path, agents_dir, state_dir) for path, _ in _open_files(pid)):
+def _is_of(pid: str, sessions_dir: str, gateway_dir: str) -> bool:
+    """Says whether a gateway is that of a store: by the files that it holds open, or by its environment."""
+    state = os.path.dirname(gateway_dir)
+    folders = [os.path.realpath(folder) for folder in (sessions_dir, gateway_dir)]
+    if any(_lies_in(path, folders, os.path.realpath(state)) for path, _ in _open_files(pid)):
         return True
     environ = _environment(pid)
     configured = [config for config in _gateway_locks(pid) if config]
-    if configured and not environ.get("OPENCLAW_CONFIG_PATH"):
-        return any(_is_same(f"/proc/{pid}/root{os.path.dirname(config)}", state_dir) for config in configured)
-    return any(_is_same(f"/proc/{pid}/root{place}", agents_dir) for place in _agents_dirs(pid, environ))
+    if configured and not named_by(environ, EARLY.config_variables):
+        return any(_is_same(f"/proc/{pid}/root{os.path.dirname(config)}", state) for config in configured)
+    return any(_is_same(f"/proc/{pid}/root{found}/agents", gateway_dir) for found in _state_dirs(environ))
 
 
-def _lies_in(path: str, agents_dir: str, state_dir: str) -> bool:
-    if path.startswith(agents_dir.rstrip("/") + "/"):
+def _lies_in(path: str, folders: Iterable[str], state: str) -> bool:
+    if any(_below(path, folder) is not None for folder in folders):
         return True
-    if not path.startswith(state_dir.rstrip("/") + "/"):
-        return False
-    first, *more = path.removeprefix(state_dir).lstrip("/").split("/")
-    return first in _KEPT or not more
+    first, *more = (_below(path, state) or "").split("/")
+    return first in _KEPT or (first != "" and not more)
+
+
+def _below(path: str, folder: str) -> str | None:
+    start = folder.rstrip("/") + "/"
+    return path.removeprefix(start) if path.startswith(start) else None
 
 
 def _open_files(pid: str) -> Iterator[tuple[str, str]]:
@@ -165,24 +169,15 @@ def _environment(pid: str) -> Mapping[str, str]:
         return {}
 
 
-def _agents_dirs(pid: str, environ: Mapping[str, str]) -> Iterator[str]:
-    """Yields the agents directory that an environment means, as gateways 2026.2.17 and 2026.6.11 find it."""
-    home = environ.get("OPENCLAW_HOME") or environ.get("HOME") or ""
-    if home.startswith("~"):
-        home = environ.get("HOME", "") + home[1:]
-    named = environ.get("OPENCLAW_STATE_DIR") or environ.get("CLAWDBOT_STATE_DIR")
-    if named:
-        place = home + named[1:] if named.startswith("~") else named
-        if place.startswith("/"):
-            yield os.path.join(place, "agents")
-    elif home.startswith("/"):
-        profile = environ.get("OPENCLAW_PROFILE", "default")
-        names = _HOMES if profile == "default" else (f".openclaw-{profile}",)
-        for name in names:
-            place = os.path.join(home, name)
-            if os.path.isdir(f"/proc/{pid}/root{place}"):
-                yield os.path.join(place, "agents")
-                return
+def _state_dirs(environ: Mapping[str, str]) -> Iterator[str]:
+    """Yields the state folders that gateways of any version would make of an environment."""
+    if not named_by(environ, (*EARLY.state_variables, "OPENCLAW_HOME", "HOME")):
+        return
+    profile = value_of(environ, "OPENCLAW_PROFILE")
+    if profile.lower() in ("", "default") or named_by(environ, EARLY.state_variables):
+        yield from dict.fromkeys(state_dir(environ, rules)[0] for rules in (LATE, EARLY))
+    else:
+        yield os.path.join(home(environ), f"{STATE_NAME}-{profile}")
 
 
 def _is_same(one: str, other: str) -> bool:

@@ -97,14 +97,14 @@ def is_held(marker: Marker, stale_ms: int, now_ms: int, vouched: Callable[[], bo
     return 0 <= now_ms - written_at(marker, now_ms) < stale_ms
 
 
-def vouched_in(sessions_dir: str, agents_dir: str = "") -> Callable[[], bool]:
+def vouched_in(sessions_dir: str, gateway_dir: str = "") -> Callable[[], bool]:
     """Returns what says whether a gateway of a store can be seen here: it looks once, when it is first asked."""
 
     @functools.cache
     def looked() -> bool:
         from session_manager.live.gateways import vouches
 
-        return vouches(sessions_dir, agents_dir)
+        return vouches(sessions_dir, gateway_dir)
 
     return looked
 

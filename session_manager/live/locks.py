@@ -65,7 +65,7 @@ def _marker(store: Store, name: str, stale_ms: int, now_ms: int) -> Lock | None:
     if payload is not None and owner_lives(payload):
         state = ALIVE
     else:
-        vouched = vouched_in(store.sessions_dir, store.agents_dir)
+        vouched = vouched_in(store.sessions_dir, store.gateways)
         state = UNSEEN if is_held(marker, stale_ms, now_ms, vouched) else STALE
     who = str(marker.holder()["who"])
     age = max(0, now_ms - written_at(marker, now_ms))

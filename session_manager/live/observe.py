@@ -73,7 +73,7 @@ def observe_locks(store: Store, sessions: Sequence[Session], names: Collection[s
 
 def held_transcripts(store: Store, names: Iterable[str], now_ms: int) -> list[str]:
     """Returns the transcripts whose lock a living process holds, of names in the store's folder or of paths."""
-    vouched = vouched_in(store.sessions_dir, store.agents_dir)
+    vouched = vouched_in(store.sessions_dir, store.gateways)
     held = []
     for name in names:
         if name.endswith(".jsonl" + LOCK_SUFFIX):

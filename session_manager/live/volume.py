@@ -45,7 +45,8 @@ class Store(msgspec.Struct, frozen=True):
     ``store_id`` names the folder in the ledger however it is mounted: its inode number. ``agents_dir`` holds the other
     agents' folders; left out, it is two levels up. ``main_key`` is what a main session's key ends with, beside
     ``main``. Where all agents share one index, ``shared_as`` tells its keys apart. Where several agents have one folder
-    each has ``mates``, and one of them, the ``keeper``, answers for files that are nobody's.
+    each has ``mates``, and one of them, the ``keeper``, answers for files that are nobody's. ``gateway_dir`` is the
+    gateway's own agents directory, where that is another one than ``agents_dir``.
     """
 
     agent_id: str
@@ -58,6 +59,12 @@ class Store(msgspec.Struct, frozen=True):
     shared_as: Layout | None = None
     mates: bool = False
     keeper: bool = True
+    gateway_dir: str = ""
+
+    @property
+    def gateways(self) -> str:
+        """The gateway's own agents directory; the folder that it is in is the gateway's state folder."""
+        return self.gateway_dir or self.agents_dir or os.path.dirname(os.path.dirname(self.sessions_dir))
 
     @property
     def marker_name(self) -> str:
@@ -84,7 +91,7 @@ class Snapshot(msgspec.Struct):
 
 def open_volume(settings: Settings) -> Volume:
     """Returns the volume that the settings mean."""
-    layout, agents_dir = settings.place.layout, settings.agents_dir
+    layout, agents_dir = settings.place.layout, settings.place.agents_dir
     if layout.root is None or layout.pattern == USUAL:
         return Volume(layout.root or agents_dir, layout.main_key, agents_dir)
     from session_manager.live.configured import ConfiguredVolume
@@ -104,7 +111,9 @@ class Volume:
     def __init__(self, root: str, main_key: str | None = None, agents_dir: str | None = None) -> None:
         self.root = os.path.realpath(root)
         self._main_key = main_key
-        self._agents_dir = self.root if agents_dir is None else os.path.realpath(agents_dir)
+        # As it was named: what lies beside it lies beside a link, too.
+        self._gateway_dir = self.root if agents_dir is None else agents_dir
+        self._agents_dir = os.path.realpath(self._gateway_dir)
 
     def agent_ids(self) -> list[str]:
         """Returns the agents that have a store, in order of name; a link to a folder inside is none.
@@ -189,7 +198,16 @@ class Volume:
             raise Damaged(f"{sessions_dir} of agent {agent_id!r} is not a folder")
         index_path = self._contained(os.path.join(sessions_dir, index_name), agent_id)
         store_id = f"{agent_id}:{status.st_ino}"
-        return Store(agent_id, sessions_dir, index_path, store_id, self.root, index_name, self._main_key)
+        return Store(
+            agent_id,
+            sessions_dir,
+            index_path,
+            store_id,
+            self.root,
+            index_name,
+            self._main_key,
+            gateway_dir=self._gateway_dir,
+        )
 
     def _contained(self, path: str, agent_id: str) -> str:
         real = os.path.realpath(path)

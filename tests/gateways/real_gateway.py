@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -26,6 +27,13 @@ VERSIONS = ("2026.2.17", "2026.6.11")
 CACHE = Path(os.environ.get("SM_GATEWAYS") or Path("~/.cache").expanduser() / "aria-sessionmanager-tests/gateways")
 PATH = f"{CACHE}/node/bin:/usr/local/bin:/usr/bin:/bin"
 TOKEN = "of-this-test"
+# Becomes the program behind it, which ends with us on Linux, however we end (PR_SET_PDEATHSIG).
+ENDING_WITH_US = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 READY_S = 120.0
 QUIET = {
     "OPENCLAW_SKIP_CHANNELS": "1",
@@ -203,7 +211,7 @@ class Gateway:
     def started(self) -> Iterator[Self]:
         with (self.home / "output").open("ab") as output:
             process = subprocess.Popen(
-                command(self.version, "gateway", "run"),
+                [sys.executable, "-c", ENDING_WITH_US, *command(self.version, "gateway", "run")],
                 env=self.environment(),
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,

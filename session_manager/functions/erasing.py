@@ -113,7 +113,7 @@ class Erasing:
 
     def _remove(self, store: Store, lock: StoreLock, shared: Collection[str]) -> int:
         """Removes the session from the index; returns how many keys it had there."""
-        outcome = self._remover.remove_locked(store, lock, self._choose, shared)
+        outcome = self._remover.remove_locked(store, lock, self._choose, shared, erased=self._session_id)
         result = self.result
         result.recovered += outcome.recovered
         result.reappeared += reported(store.agent_id, outcome.reappeared)

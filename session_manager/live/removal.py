@@ -172,8 +172,13 @@ class Remover:
                         f"the lock of agent {store.agent_id!r} was taken from us; try again", agentId=store.agent_id
                     ) from None
 
-    def remove_locked(self, store: Store, lock: StoreLock, choose: Choose, shared: Collection[str]) -> Outcome:
-        """Does what ``remove`` does, for a caller who holds the lock. Raises LockLost, too."""
+    def remove_locked(
+        self, store: Store, lock: StoreLock, choose: Choose, shared: Collection[str], *, erased: str | None = None
+    ) -> Outcome:
+        """Does what ``remove`` does, for a caller who holds the lock. Raises LockLost, too.
+
+        ``erased`` is a session that will be erased with all that earlier removals have of it: none is taken back.
+        """
         own, recovered, failures = self.end_earlier(store, lock)
         looked_for_strays = False
         woken: dict[str, Woken] = {}
@@ -186,14 +191,15 @@ class Remover:
             if (ledger := self.existing_ledger) is not None:
                 back = ghosts(ledger, snapshot, names, self._settings.current, going)
                 again = {session.id for session in back}
-                staying = [s for s in snapshot.sessions if s.id not in again and s.id not in woken]
+                settled = {*again, *woken, erased}
+                staying = [s for s in snapshot.sessions if s.id not in settled]
                 if halves := half_removed(ledger, store, staying, names, self.second_names):
                     # What a removal of before still has comes back first: who goes now goes whole.
                     found, failed = take_back(ledger, self.run, lock, snapshot, names, halves)
                     woken |= {one.session_id: one for one in found}
                     failures += failed
                     continue
-                if not looked_for_strays and idle_strays(ledger, snapshot, names):
+                if not looked_for_strays and erased is None and idle_strays(ledger, snapshot, names):
                     # What was written to a session after its removal goes where the session is.
                     failures += archive_orphans(self, store, lock, partial(idle_strays, ledger))[2]
                     looked_for_strays = True

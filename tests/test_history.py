@@ -572,7 +572,7 @@ def test_steps_can_be_watched_up_to_the_note(agents: Path, skill: Skill, aria: S
     log = tmp_path / "steps"
     command = [*KILL_AT, "0", str(log), "delete_session", json.dumps({"session_id": "a"})]
     subprocess.run(command, env=skill.environment(ARIA_API_URL=aria.url), capture_output=True, timeout=60, check=True)
-    assert log.read_text().splitlines()[-3:] == ["end noted", "marks sent", "marks noted"]
+    assert log.read_text().splitlines()[-4:] == ["end noted", "store let go", "marks sent", "marks noted"]
 
 
 def test_no_test_reaches_a_service_of_the_machine() -> None:

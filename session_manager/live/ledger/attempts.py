@@ -288,7 +288,9 @@ def _owe(c: sqlite3.Connection, attempt_id: int) -> None:
         "INSERT INTO marks SELECT a.agent_id, r.session_id, 'ended', 'pending', a.run_id, ?, 0 FROM removals r"
         " JOIN attempts a USING (attempt_id) WHERE a.attempt_id = ? AND a.history AND r.state = ?"
         f" ON CONFLICT (agent_id, session_id) DO UPDATE SET {ENDED_OR_ERASED}, state = 'pending',"
-        f" run_id = excluded.run_id, changed_at = excluded.changed_at, {STILL_HEARD} WHERE run_id <> excluded.run_id",
+        f" run_id = excluded.run_id, changed_at = excluded.changed_at, {STILL_HEARD}"
+        # A run that took an earlier removal back before it removed the session has taken its mark back, too.
+        " WHERE run_id <> excluded.run_id OR status = 'active' OR state = 'cancelled'",
         (now_ms(), attempt_id, REMOVED),
     )
 

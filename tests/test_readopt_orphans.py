@@ -280,7 +280,7 @@ def test_an_open_attempt_and_a_damaged_index(agents: Path, skill: Skill, tmp_pat
     log.touch()
     store.transcript("lost.jsonl", "lost", now_ms() - 3 * 86_400_000)
     subprocess.run(
-        [*KILL_AT, "2", str(log), "cleanup_orphans", json.dumps(REAL)],
+        [*KILL_AT, "4", str(log), "cleanup_orphans", json.dumps(REAL)],
         env=skill.environment(), capture_output=True, timeout=120, check=False,
     )  # fmt: skip
     assert log.read_text().splitlines()[-1] == "file archived"

@@ -12,7 +12,7 @@ from session_manager.functions.naming import alike, hint, meant
 CHILD = "1b2c3d4e-0000-4000-8000-00000000000a"
 KEY = f"agent:main:subagent:{CHILD}"
 CLEANUP = "cleanup_after_delegation"
-SPELLINGS = [KEY.upper(), f"  {KEY}\n", f'"{KEY}"', f"`{KEY}`", f"\u201c{KEY}\u201d", f" '{KEY.title()}' "]
+SPELLINGS = [KEY.upper(), f"  {KEY} ", f'"{KEY}"', f"`{KEY}`", f"\u201c{KEY}\u201d", f" '{KEY.title()}' "]
 
 
 @pytest.fixture

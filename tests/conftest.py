@@ -22,7 +22,7 @@ from small_aria import SmallAria  # noqa: E402
 from small_model import SmallModel, small_model  # noqa: E402
 from support import CLOSED_API, Skill  # noqa: E402
 
-from session_manager.live import steps  # noqa: E402
+from session_manager.live import removal, steps  # noqa: E402
 
 # A checkout may be read-only; what a run finds is printed with the example itself.
 settings.register_profile("here", database=None, deadline=None)
@@ -72,6 +72,12 @@ def agents(tmp_path: Path) -> Path:
 def skill(tmp_path: Path) -> Iterator[Skill]:
     """Calls the real runner on ``tmp_path / "agents"``."""
     return Skill(tmp_path / "agents")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_second_thoughts() -> None:
+    """No gateway of a test's takes its time: what it writes after a call let go, it writes at a step."""
+    removal.SECOND_LOOK_S = 0.0
 
 
 @pytest.fixture(scope="session", autouse=True)

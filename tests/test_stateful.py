@@ -192,6 +192,9 @@ class Machine(RuleBasedStateMachine):
         entries = {k: {**e, "updatedAt": at} for k, e in life.entries.items()}
         for name in life.files:
             os.utime(self.store.dir / name, (at / 1000, at / 1000))
+        # What a woken session said before its removal is older still.
+        for path in self.store.dir.glob(f"{life.session_id}[.-]*.deleted.*"):
+            os.utime(path, (at / 1000, at / 1000))
         self._gateway_writes(entries)
         self.index |= entries
 

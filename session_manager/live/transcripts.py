@@ -88,8 +88,15 @@ def is_text(name: str) -> bool:
 
 
 def no_texts_of(ids: Collection[str], sessions_dir: str) -> list[str]:
-    """Returns the files of some sessions that no removal moves, because their names are no text."""
-    return [n for n in os.listdir(sessions_dir) if not is_text(n) and owner(n, ids) is not None]
+    """Returns the files of some sessions that no removal moves, because their names are no text.
+
+    Of a folder that cannot be listed by now there is nothing to tell: the removal itself has said so, or is done.
+    """
+    try:
+        names = os.listdir(sessions_dir)
+    except OSError:
+        return []
+    return [n for n in names if not is_text(n) and owner(n, ids) is not None]
 
 
 def owner(name: str, ids: Collection[str]) -> str | None:

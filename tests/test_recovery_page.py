@@ -14,7 +14,7 @@ import pytest
 from consoles import API, Console, blocks, sections
 from forks import Forks
 from service import Databases, Service, running
-from support import CLOSED_API, Skill, StoreBuilder, now_ms, picture, small_file_system
+from support import CLOSED_API, Skill, StoreBuilder, ledger_sql, now_ms, picture, small_file_system
 
 from session_manager.live.liveness import iso_ms
 
@@ -238,6 +238,17 @@ def test_a_restore_takes_the_second_name(scene: Scene) -> None:
     call(console, "delete_session", session_id="report-0215")
     console.play()
     assert (store.dir / "report-0215.jsonl").read_bytes() == transcript
+
+
+def test_a_clock_far_ahead_takes_nothing_for_good(scene: Scene) -> None:
+    console, store = scene("The clock was wrong")
+    before = picture(console.agents)
+    run_id = call(console, "prune_sessions", max_age_minutes=60)["run_id"]
+    console.known["01a1ffe95b76-b76de606e9"] = str(run_id)
+    ledger_sql(console.agents, "UPDATE events SET at = at - 400 * 86400000")
+    console.play()
+    assert picture(console.agents) == before
+    assert store.read() == store.entries
 
 
 def test_a_shorter_name_lets_a_session_go(scene: Scene) -> None:

@@ -65,7 +65,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
         with named_when_interrupted(run_info), Remover(context.settings, run_info) as remover:
             cleanup.clean(remover)
-        extra |= remover.at_risk.document() | {"run_id": run_info.shown_id}
+        extra |= remover.notes() | {"run_id": run_info.shown_id}
     with History(context, run_info) as history:
         if not arguments.dry_run:
             extra |= counted(history.deliver(cleanup.removed), cleanup.removed)

@@ -139,7 +139,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         cleanup.look_once_more(remover)
     result = cleanup.result
     document = {**result.document(arguments), **tell(context, run_info, result.gone), "run_id": run_info.shown_id}
-    document |= remover.at_risk.document()
+    document |= remover.notes()
     return with_errors(document | result.notes, result.errors)
 
 

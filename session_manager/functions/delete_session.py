@@ -124,7 +124,7 @@ def _spelled(arguments: Arguments, scope: View, by_end: bool) -> Arguments:
 
 
 def _also(remover: Any, run_info: Any, result: Result) -> dict[str, Any]:
-    return {"run_id": run_info.shown_id, **remover.at_risk.document(), **result.notes}
+    return {"run_id": run_info.shown_id, **remover.notes(), **result.notes}
 
 
 def _remove(context: Context, remover: Any, everyone: View, scope: View, arguments: Arguments, result: Result) -> None:

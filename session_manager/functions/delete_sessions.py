@@ -187,7 +187,7 @@ def _delete(
         told = history.tell([*tally.removed, *(lost.owed if lost is not None else ())])
     done = len(failed) < len(scope.agents) + len(scope.failed) or bool(lost is not None and lost.known)
     tally.errors += errors_or_raise(failed, any_done=done)
-    extra = remover.at_risk.document() | told | {"run_id": run_info.shown_id} | tally.on_the_way()
+    extra = remover.notes() | told | {"run_id": run_info.shown_id} | tally.on_the_way()
     return _with_named(tally.document("deleted_count", dry_run=False) | extra, tally, choice, lost)
 
 

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from session_manager.core.errors import Damaged, Failed, Refused, SessionManagerError
+from session_manager.core.session import DAY_MS
 from session_manager.functions.context import Context, iso_utc
 from session_manager.functions.diagnosis import Check, age, failed, plural, size
+from session_manager.live.liveness import iso_ms
 from session_manager.owners import run_as
 from session_manager.settings import ledger_path
 
@@ -47,7 +49,12 @@ def ledger_checks(context: Context) -> Iterator[Check]:
             return
         with ledger:
             # All is read before anything is told: a ledger that fails in the middle is one bad ledger.
-            checks = [_whole(ledger, path), _unfinished(context, ledger), _marks(context, ledger)]
+            checks = [
+                _whole(ledger, path),
+                _clock(context, ledger),
+                _unfinished(context, ledger),
+                _marks(context, ledger),
+            ]
     except SessionManagerError as error:
         yield _unreadable(error, path)
     else:
@@ -132,6 +139,25 @@ def _whole(ledger: Ledger, path: str) -> Check:
     )
     advice = "find out who changed it; it blocks nothing, and verify_ledger says more"
     return Check("ledger", False, f"{what}; {error.message}", advice, error)
+
+
+def _clock(context: Context, ledger: Ledger) -> Check:
+    """Looks whether the clock has jumped since the ledger was written, so that too much would be old."""
+    from session_manager.live.ledger.clock import JUMP_MS
+
+    clock = ledger.clock(context.clock())
+    set_it = "set the clock if it is wrong; if it is right, nothing is to be done"
+    if clock.is_ahead:
+        what = f"{clock.told()}: until the ledger has been in use for a day, what is kept for a time stays"
+        harmless = clock.now - clock.trusted < context.settings.keep_days * DAY_MS
+        return Check("clock", harmless, what, f"{set_it}, and purge_archives takes force: true")
+    if clock.last is not None and clock.last - clock.now > JUMP_MS:
+        what = f"{iso_ms(clock.now)}, before the ledger's last entry ({iso_ms(clock.last)}): one of both is wrong"
+        return Check("clock", False, what, set_it)
+    if clock.trusted != clock.now:
+        what = f"it jumped ahead within a day of use: what is kept for a time is as old as at {iso_ms(clock.trusted)}"
+        return Check("clock", True, what, set_it)
+    return Check("clock", True, "no jump in what the ledger has seen lately")
 
 
 def _unfinished(context: Context, ledger: Ledger) -> Check:

@@ -91,7 +91,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
                 error.details["recovered"] = result.recovered
             raise
         document = _document(context, remover, history, arguments.session_id, result, document, only_in_history)
-    return with_errors({**document, "run_id": run_info.shown_id}, result.errors + failed)
+    return with_errors({**document, "run_id": run_info.shown_id, **remover.notes()}, result.errors + failed)
 
 
 def _check(context: Context, arguments: Arguments) -> None:

@@ -203,4 +203,4 @@ def _prune(
     # What earlier calls owe is delivered even when every agent has failed.
     told = tell(context, run_info, tally.removed)
     tally.errors += errors_or_raise(failed, any_done=len(failed) < len(stores))
-    return tally, remover.at_risk.document() | told | {"run_id": run_info.shown_id} | tally.on_the_way()
+    return tally, remover.notes() | told | {"run_id": run_info.shown_id} | tally.on_the_way()

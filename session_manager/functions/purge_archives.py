@@ -10,6 +10,7 @@ import msgspec
 
 from session_manager.core.errors import SessionManagerError, failure, with_errors
 from session_manager.core.session import DAY_MS
+from session_manager.functions.ages import ages_from
 from session_manager.functions.context import Agents, AllRows, Context, named, named_when_interrupted
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise
@@ -31,6 +32,7 @@ PlanOf = Annotated[
     list[str], msgspec.Meta(description="the `plan` of a dry run with details: nothing goes that is not in it")
 ]
 Days = Annotated[int, msgspec.Meta(ge=1, description="days, at least 1")]
+Force = Annotated[bool, msgspec.Meta(description="even when the clock is a day ahead of all that was written before")]
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -41,6 +43,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     dry_run: bool = True
     details: AllRows = False
     plan: PlanOf | None = None
+    force: Force = False
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
@@ -48,12 +51,14 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     Raises UsageError or NotFound for a bad agent name; the failure of the named agent, or the first when every
     agent failed: Damaged (``index_damaged``), Refused (``store_unsupported``), Locked. UsageError (``bad_policy``).
+    Refused (``clock_ahead``).
     """
     context = with_policy(context)
     call = Call(context, arguments)
     if arguments.dry_run:
         ledger = Ledger.open_existing(context.settings, "ro")
         with ledger or contextlib.nullcontext():
+            call.take_time(ledger)
             call.each(lambda store: call.preview(store, ledger), ledger)
         return with_errors(call.document(), call.errors)
 
@@ -61,6 +66,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     run_info = start_run("purge_archives", context.settings)
     with named_when_interrupted(run_info, call.so_far), Remover(context.settings, run_info) as remover:
+        call.take_time(remover.existing_ledger)
         call.each(lambda store: call.purge(remover, store), remover.existing_ledger)
     document = {**call.document(), "run_id": run_info.shown_id}
     if call.recovered:
@@ -76,11 +82,16 @@ class Call:
         self._arguments = arguments
         plan = named(arguments.plan, "plan")
         self._only = None if plan is None else frozenset(plan)
-        self._cutoff = context.clock() - arguments.older_than_days * DAY_MS
+        self._cutoff = 0
         self._second_names = SecondNames(context.settings.state_dir)
         self._by_agent: dict[str, Purged] = {}
         self.recovered: list[dict[str, object]] = []
         self.errors: list[dict[str, object]] = []
+
+    def take_time(self, ledger: Ledger | None) -> None:
+        """Says what is old, by the time that can be trusted. Raises Refused (``clock_ahead``)."""
+        now = ages_from(self._context, ledger, force=self._arguments.force)
+        self._cutoff = now - self._arguments.older_than_days * DAY_MS
 
     def each(self, act: Callable[[Store], None], ledger: Ledger | None) -> None:
         """Does ``act`` for every agent that has a store, or had; one's failure does not keep the others waiting."""

@@ -121,7 +121,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         run_info = start_run("readopt_orphans", context.settings)
         with named_when_interrupted(run_info), Remover(context.settings, run_info) as remover:
             _each(scope, result, lambda state, store: _act(context, everyone, remover, store, result, arguments))
-        extra["run_id"] = run_info.shown_id
+        extra |= {"run_id": run_info.shown_id, **remover.notes()}
     if arguments.session_id is not None and not result.adopted and not result.skipped and not result.errors:
         raise NotFound(f"no orphan transcript of session {arguments.session_id!r}: it may have its entry already")
     return with_errors({**result.document(arguments), **extra}, result.errors)

@@ -123,5 +123,5 @@ def pinned(context: Context, session_ids: Collection[str]) -> dict[str, Any]:
 
 def also(remover: Remover, outcome: Outcome) -> dict[str, Any]:
     """Returns the members that every document of a restore has."""
-    document: dict[str, Any] = {"run_id": remover.run.shown_id}
+    document: dict[str, Any] = {"run_id": remover.run.shown_id, **remover.notes()}
     return document if not outcome.recovered else {**document, "recovered": outcome.recovered}

@@ -167,7 +167,7 @@ class Deliverer(msgspec.Struct, frozen=True):
         if not heard.reached:
             ledger.note_unsent(unheard)
         delivery.error = heard.error
-        long_ago = self.clock() - self.settings.keep_days * DAY_MS
+        long_ago = ledger.clock(self.clock()).trusted - self.settings.keep_days * DAY_MS
         delivered = [m for m in marks if _name(m) in heard.delivered]
         missing = [m for m in marks if _name(m) in heard.missing]
         refused = [m for m in marks if _name(m) in heard.refused]

@@ -18,11 +18,11 @@ import msgspec
 
 from session_manager.core.errors import Locked, SessionManagerError
 from session_manager.core.progress import stage
-from session_manager.core.session import Session
+from session_manager.core.session import DAY_MS, Session
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
 from session_manager.live.atomic import clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock, has_dead_marker
-from session_manager.live.ledger import Attempt, Ledger, Removal, Run, Temp
+from session_manager.live.ledger import Attempt, Clock, Ledger, Removal, Run, Temp
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing, observe_locks
 from session_manager.live.obstacles import Place
@@ -73,12 +73,14 @@ class Remover:
         self._ledger: Ledger | None = None
         self.second_names = SecondNames(settings.state_dir)
         self.at_risk = AtRisk()
+        self._clock: Clock | None = None
         # The version of each store's index that we left, the sessions that it lacks, and when we let go of it.
         self._left: dict[Store, tuple[Identity | None, set[str], float]] = {}
 
     def __enter__(self) -> Self:
         # What is wrong with it is said before anything is touched.
-        _ = self.existing_ledger
+        ledger = self.existing_ledger
+        self._clock = None if ledger is None else ledger.clock(now_ms())
         return self
 
     def __exit__(
@@ -91,10 +93,14 @@ class Remover:
 
     def _drop_old(self, ledger: Ledger) -> None:
         """Drops what is past its time; a later run does it where that fails now."""
+        keep_days = self._settings.keep_days
         with contextlib.suppress(OSError, SessionManagerError):
+            clock = ledger.clock(now_ms())
+            ledger.note_use(clock)
             if not self.run.noted:
-                ledger.drop_old_entries(self._settings.keep_days)
-            self.second_names.drop_old(self._settings.keep_days, self._living)
+                ledger.drop_old_entries(clock, keep_days)
+            cutoff = clock.trusted - keep_days * DAY_MS
+            self.second_names.drop_old(cutoff, lambda run_id: ledger.is_past(run_id, clock, keep_days), self._living)
 
     def _living(self, agent_id: str) -> set[str] | None:
         """Returns the ids of an agent's live sessions, None where they cannot be told."""
@@ -120,6 +126,10 @@ class Remover:
     def keep_second_names(self, store: Store, lock: StoreLock, attempt: Attempt, removals: Sequence[Removal]) -> None:
         """Gives archived files their second names; what cannot have one is reported in ``at_risk``."""
         self.at_risk.add(self.second_names.keep(store, lock, attempt, removals))
+
+    def notes(self) -> dict[str, object]:
+        """Returns the members of a result that say what is weaker than it should be; empty when nothing is."""
+        return self.at_risk.document() | ({} if self._clock is None else self._clock.document())
 
     def place(self, snapshot: Snapshot, names: Collection[str]) -> Place:
         """Returns a store as what removed sessions may come back to."""

@@ -22,11 +22,9 @@ from typing import BinaryIO
 import msgspec
 
 from session_manager.core.progress import tracked
-from session_manager.core.session import DAY_MS
 from session_manager.live.atomic import explain, keep_owner, opened_folder, rename_new, sync_folder
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.ledger import Attempt, Removal, run_started_at
-from session_manager.live.liveness import now_ms
 from session_manager.live.steps import step
 from session_manager.live.transcripts import is_of
 from session_manager.live.volume import Store
@@ -198,10 +196,13 @@ class SecondNames:
             with contextlib.suppress(OSError):
                 os.rmdir(empty)
 
-    def drop_old(self, keep_days: int, living: Callable[[str], Collection[str] | None]) -> None:
-        """Removes second names past their time, some of them, but none of a session that lives. Raises OSError.
+    def drop_old(
+        self, cutoff: int, is_past: Callable[[str], bool], living: Callable[[str], Collection[str] | None]
+    ) -> None:
+        """Removes second names of runs before ``cutoff`` (epoch ms), some of them, but none of a session that lives.
 
-        ``living`` returns the ids of an agent's live sessions; None, when they are not known, keeps all.
+        ``is_past`` says what the ledger knows of a run's age, ``living`` returns the ids of an agent's live sessions;
+        None, when they are not known, keeps all. Raises OSError.
         """
         known = functools.cache(living)
         try:
@@ -213,8 +214,10 @@ class SecondNames:
             at = run_started_at(run_id)
             if at is None:
                 continue
-            if at >= now_ms() - keep_days * DAY_MS or budget <= 0:
+            if at >= cutoff or budget <= 0:
                 return
+            if not is_past(run_id):
+                continue
             for agent_id in os.listdir(os.path.join(self.root, run_id)):
                 names = os.listdir(os.path.join(self.root, run_id, agent_id))[:budget]
                 budget -= len(names)

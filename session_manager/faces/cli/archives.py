@@ -94,16 +94,17 @@ def purge(
     agent: options.Agents = None,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
+    force: Annotated[bool, typer.Option("--force", help="Even when the clock has jumped ahead.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Remove old archives for good. Nothing takes that back."""
     age = words.days(older_than)
     if age is None:
         raise UsageError("say how old: give --older-than, such as 30d; nothing was changed", code="no_filter")
+    scope: dict[str, Any] = {"agent": agent, "older_than_days": age, "force": force or None}
     if dry_run:
-        answer("purge_archives", _show_purge, as_json=as_json, agent=agent, older_than_days=age)
+        answer("purge_archives", _show_purge, as_json=as_json, **scope)
         return
-    scope: dict[str, Any] = {"agent": agent, "older_than_days": age}
     if not yes:
         needs_somebody("--yes or --dry-run", as_json=as_json)
         plan = asked("purge_archives", _show_purge, **scope, details=True)

@@ -36,6 +36,7 @@ For whoever restores, purges or erases:
 from __future__ import annotations
 
 from session_manager.live.ledger.attempts import Attempts
+from session_manager.live.ledger.clock import Clock
 from session_manager.live.ledger.endings import Endings
 from session_manager.live.ledger.marks import Marks
 from session_manager.live.ledger.removals import Removals
@@ -67,6 +68,7 @@ __all__ = [
     "RESTORED",
     "Archived",
     "Attempt",
+    "Clock",
     "Facts",
     "Ledger",
     "Mark",

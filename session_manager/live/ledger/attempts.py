@@ -9,7 +9,8 @@ import msgspec
 
 from session_manager.core.session import DAY_MS
 from session_manager.live.ledger import chain
-from session_manager.live.ledger.connection import Connection, as_json, clear_sqlite_errors
+from session_manager.live.ledger.clock import Clock, Clocks
+from session_manager.live.ledger.connection import as_json, clear_sqlite_errors
 from session_manager.live.ledger.entries import packed, read_members
 from session_manager.live.ledger.marks import ENDED_OR_ERASED, STILL_HEARD, cancel_or_reverse
 from session_manager.live.ledger.rows import (
@@ -43,7 +44,7 @@ class Details(msgspec.Struct):
     places: list[int] = []
 
 
-class Attempts(Connection):
+class Attempts(Clocks):
     """The part of the ledger that survives a killed process."""
 
     def intend(
@@ -57,11 +58,12 @@ class Attempts(Connection):
     ) -> Attempt:
         """Writes an intent, durably, before anything of it is done. Old entries' raw bytes are dropped on the way."""
         with self.transaction() as c:
+            clock = self.clock(now_ms())
             note_run(c, run)
             attempt_id, seal = _begin(c, run, store_id, agent_id, temps, expected, REMOVE, ())
             written = _write_removals(c, attempt_id, removals, seal)
             chain.append(c, "intent", {"attempt": attempt_id, "digest": seal.hex()})
-            _drop_old(c, run.keep_days, max(_LEAST_DROPPED, 2 * written))
+            _drop_old(c, clock, run.keep_days, max(_LEAST_DROPPED, 2 * written))
         run.noted = True
         return Attempt(attempt_id, run.run_id, agent_id, temps, expected, removals)
 
@@ -155,13 +157,20 @@ class Attempts(Connection):
             if attempt.kind == REMOVE and state == "undone":
                 c.execute("DELETE FROM chunks WHERE attempt_id = ?", (attempt.attempt_id,))
 
-    def drop_old_entries(self, keep_days: int) -> None:
+    def drop_old_entries(self, clock: Clock, keep_days: int) -> None:
         """Drops raw entries past their time, some of them, where there are any."""
         with clear_sqlite_errors(self.path):
-            due = _old(self.sql, keep_days, 1)
-        if due:
+            due = self.sql.execute(_OLD, _old(clock, keep_days, 1)).fetchone()
+        if due is not None:
             with self.transaction() as c:
-                _drop_old(c, keep_days, _LEAST_DROPPED)
+                _drop_old(c, clock, keep_days, _LEAST_DROPPED)
+
+    def is_past(self, run_id: str, clock: Clock, keep_days: int) -> bool:
+        """Says whether nothing of a run is young any more; a run that the ledger does not know is."""
+        with clear_sqlite_errors(self.path):
+            newest = self.sql.execute(_NEWEST_OLD, _old(clock, keep_days, 1)).fetchone()[0] or 0
+            row = self.sql.execute("SELECT max(attempt_id) FROM attempts WHERE run_id = ?", (run_id,)).fetchone()
+        return (row[0] or 0) <= newest
 
     def open_attempts(self, store_id: str, agent_id: str, names: Collection[str]) -> list[Attempt]:
         """Returns the unfinished attempts of a store whose folder holds ``names``, oldest first.
@@ -305,15 +314,20 @@ def _owed(c: sqlite3.Connection, attempt: Attempt, living: Iterable[Removal]) ->
     return [session_id for (session_id,) in found.fetchall()]
 
 
+# An attempt is no older than one before it, whatever the clock said: one that is young keeps those behind it.
+_NEWEST_OLD = (
+    "SELECT max(attempt_id) FROM attempts WHERE created_at < :cutoff AND attempt_id < coalesce("
+    "(SELECT min(attempt_id) FROM attempts WHERE created_at BETWEEN :cutoff AND :now), 9223372036854775807)"
+)
 _OLD = (
-    "SELECT chunk_id FROM chunks WHERE attempt_id <= (SELECT max(attempt_id) FROM attempts WHERE created_at < ?)"
-    " AND attempt_id NOT IN (SELECT attempt_id FROM attempts WHERE state = 'intent') ORDER BY attempt_id LIMIT ?"
+    f"SELECT chunk_id FROM chunks WHERE attempt_id <= ({_NEWEST_OLD})"
+    " AND attempt_id NOT IN (SELECT attempt_id FROM attempts WHERE state = 'intent') ORDER BY attempt_id LIMIT :limit"
 )
 
 
-def _old(c: sqlite3.Connection, keep_days: int, limit: int) -> bool:
-    return c.execute(_OLD, (now_ms() - keep_days * DAY_MS, limit)).fetchone() is not None
+def _old(clock: Clock, keep_days: int, limit: int) -> dict[str, int]:
+    return {"cutoff": clock.trusted - keep_days * DAY_MS, "now": clock.now, "limit": limit}
 
 
-def _drop_old(c: sqlite3.Connection, keep_days: int, limit: int) -> None:
-    c.execute(f"DELETE FROM chunks WHERE chunk_id IN ({_OLD})", (now_ms() - keep_days * DAY_MS, limit))
+def _drop_old(c: sqlite3.Connection, clock: Clock, keep_days: int, limit: int) -> None:
+    c.execute(f"DELETE FROM chunks WHERE chunk_id IN ({_OLD})", _old(clock, keep_days, limit))

@@ -10,6 +10,7 @@ the change, under SQLite's write lock, so concurrent and killed processes leave 
 - ``restored``, ``purged``, ``erased``: the ids of ``removals`` that this happened to, by which ``run``, and how much
   was removed by it.
 - ``owed``, ``heard``: marks that history is owed, or has been told, by which ``run``.
+- ``seen``: the ledger was in use, see ``clock``.
 - ``migrated``: from which format the ledger was taken over; what is older was not sealed before.
 
 A removal's keys, files and facts are sealed by way of a salted digest: they can be erased, and the chain stays whole.

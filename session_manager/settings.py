@@ -33,7 +33,8 @@ class Settings(msgspec.Struct, frozen=True):
     ``api_url`` (no slash at its end) None means that there is no history layer; unless ``api_named`` it is the default
     address, where one may be. ``api_timeout`` is what one run may spend on it. ``lock_timeout`` and ``api_timeout`` are
     in seconds, ``keep_days`` in days. ``current`` holds the session ids or keys of the caller. ``allow_erase`` is a
-    guard rail, not a wall: whoever can set it may set it.
+    guard rail, not a wall: whoever can set it may set it. ``allow_no_exchange``: somebody has seen to it that no
+    gateway writes an index while it is changed.
     ``agents_dir_from`` names the variable that said where the agents directory is, or the place where it was found, and
     ``place`` says how the indexes lie in it, or elsewhere.
     ``policy_named``: somebody has said that there is a policy at ``policy_path``, so that it must be there.
@@ -50,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True):
     current: frozenset[str]
     asked_by: str | None
     allow_erase: bool
+    allow_no_exchange: bool
     agents_dir_from: str
     policy_path: str
     policy_named: bool
@@ -94,6 +96,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         current=_callers(environ),
         asked_by=environ.get("ARIA_AGENT_ID") or None,
         allow_erase=_switch(environ, "ARIA_ALLOW_ERASE"),
+        allow_no_exchange=_switch(environ, "ARIA_ALLOW_NO_EXCHANGE"),
         agents_dir_from=place.why,
         policy_path=os.path.abspath(os.path.expanduser(policy)) if policy else os.path.join(state_dir, POLICY_NAME),
         policy_named=bool(policy),

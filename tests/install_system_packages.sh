@@ -5,6 +5,8 @@ missing=""
 command -v node >/dev/null 2>&1 || missing="$missing nodejs"
 command -v npm >/dev/null 2>&1 || missing="$missing npm"
 PATH="$PATH:/usr/sbin" command -v pgbouncer >/dev/null 2>&1 || missing="$missing pgbouncer"
+PATH="$PATH:/usr/sbin" command -v mkfs.exfat >/dev/null 2>&1 || missing="$missing exfatprogs"
+PATH="$PATH:/usr/sbin" command -v mount.exfat-fuse >/dev/null 2>&1 || missing="$missing exfat-fuse"
 command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
 [ -x /usr/lib/postgresql/15/bin/postgres ] || missing="$missing postgresql-15"
 [ -z "$missing" ] && exit 0

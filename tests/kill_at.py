@@ -2,18 +2,19 @@
 
 usage: kill_at.py <n, or 0 for never> <file for the steps' names> <function> <json>
 
-With SM_TEST_NO_LINKS set the file systems know no hard links.
+SM_TEST_LACKS names, with commas, what the file systems cannot do (see ``lacking``).
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lacking import lacking
 
 from session_manager.faces import runner
 from session_manager.live import steps
@@ -31,11 +32,7 @@ def watch(name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def no_link(source: str, target: str, **rest: object) -> None:
-    raise OSError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
-
-
-if "SM_TEST_NO_LINKS" in os.environ:
-    os.link = no_link
 steps.watcher = watch
-sys.exit(runner.main(["session_manager", *sys.argv[3:]], os.environ))
+with lacking(os.environ.pop("SM_TEST_LACKS", "").split(",")):
+    code = runner.main(["session_manager", *sys.argv[3:]], os.environ)
+sys.exit(code)

@@ -57,6 +57,7 @@ class Scene:
         self.entries = dict(self.store.entries)
         self.files = {p.name: p.read_bytes() for p in self.store.dir.glob("*.jsonl")}
         self.reaped: set[str] = set()
+        self.has_links = True
 
     def reap(self) -> None:
         """Deletes all archives in the sessions folder, as the gateway's cron reaper does after a day."""
@@ -104,7 +105,8 @@ class Scene:
         archived = {p.name: p for p in self.store.dir.glob("*.deleted.*")}
         assert set(archived) <= set(found)
         assert set(found) - set(archived) <= self.reaped
-        assert all(found[name].samefile(path) for name, path in archived.items())
+        assert all(found[name].samefile(path) == self.has_links for name, path in archived.items())
+        assert all(found[name].read_bytes() == path.read_bytes() for name, path in archived.items())
         originals = {name.partition(".deleted.")[0]: path.read_bytes() for name, path in found.items()}
         assert originals == {n: self.files[n] for i in removed for n in self.files_of(i)}
         assert len(found) == len(originals)

@@ -16,7 +16,7 @@ import pytest
 from support import ROOT, Skill, StoreBuilder, now_ms, picture
 
 from session_manager.core.errors import Locked
-from session_manager.live import gateway_lock
+from session_manager.live import lock_file
 from session_manager.live.gateway_lock import LockLost, StoreLock
 from session_manager.live.liveness import iso_ms, process_stat
 from session_manager.live.volume import Store, Volume
@@ -167,18 +167,18 @@ def test_a_living_marker_that_came_in_between_goes_back(
     dead = ended_pid()
     put(marker, dead, owner="session_manager", token="other")
     living: list[bytes] = []
-    real = gateway_lock.is_held
+    real = lock_file.is_held
 
-    def judge(found: gateway_lock.Marker, *rest: Any) -> bool:
+    def judge(found: lock_file.Marker, *rest: Any) -> bool:
         verdict = real(found, *rest)
         if not verdict and not living:
             marker.unlink()
             living.append(put(marker, os.getpid()))
         return verdict
 
-    monkeypatch.setattr(gateway_lock, "is_held", judge)
+    monkeypatch.setattr(lock_file, "is_held", judge)
     if not exchange_works:
-        monkeypatch.setattr(gateway_lock, "exchange", lambda first, second: False)
+        monkeypatch.setattr(lock_file, "exchange", lambda first, second: False)
     with pytest.raises(Locked) as error, StoreLock(store, 0.2):
         pass
     assert error.value.details["holder"]["pid"] == os.getpid()
@@ -200,7 +200,7 @@ def test_an_old_marker_is_renewed_in_place(store: Store, marker: Path, monkeypat
         first = json.loads(marker.read_text())
         lock.check()
         assert json.loads(marker.read_text()) == first
-        monkeypatch.setattr(gateway_lock, "RENEW_AFTER_S", -1)
+        monkeypatch.setattr(lock_file, "RENEW_AFTER_S", -1)
         time.sleep(0.002)
         lock.check()
         second = json.loads(marker.read_text())

@@ -53,6 +53,9 @@ environment:
   ARIA_KEEP_DAYS     days that removed index entries, and archives' second names, are kept
                      in the state directory (default 7)
   ARIA_ALLOW_ERASE   1: erase_session may erase (default: it refuses)
+  ARIA_ALLOW_NO_EXCHANGE
+                     1: an index is changed also where its file system cannot swap two files in one
+                     step; for a gateway that takes the lock, or is stopped meanwhile
   ARIA_POLICY        retention policy (default session-manager.toml in the state directory,
                      if there is one)
 

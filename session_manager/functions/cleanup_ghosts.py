@@ -10,7 +10,7 @@ import msgspec
 from session_manager.core.errors import SessionManagerError, with_errors
 from session_manager.core.retention import Decision, Policy, decide
 from session_manager.core.session import Session
-from session_manager.functions.context import Context, Minutes, named_when_interrupted
+from session_manager.functions.context import Context, Minutes, Unguarded, named_when_interrupted
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import (
     errors_or_raise,
@@ -42,6 +42,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
     older_than_minutes: Minutes = 15
     dry_run: bool = True
+    force: Unguarded = False
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     else:
         from session_manager.live.removal import Remover
 
-        with named_when_interrupted(run_info), Remover(context.settings, run_info) as remover:
+        with named_when_interrupted(run_info), Remover(context.settings, run_info, force=arguments.force) as remover:
             cleanup.clean(remover)
         extra |= remover.notes() | {"run_id": run_info.shown_id}
     with History(context, run_info) as history:

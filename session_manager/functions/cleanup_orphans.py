@@ -134,7 +134,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     from session_manager.live.removal import Remover
 
     run_info = start_run("cleanup_orphans", context.settings)
-    with named_when_interrupted(run_info), Remover(context.settings, run_info) as remover:
+    with named_when_interrupted(run_info), Remover(context.settings, run_info, force=arguments.force) as remover:
         cleanup.each(lambda state, store: cleanup.clean(remover, state, store))
         cleanup.look_once_more(remover)
     result = cleanup.result

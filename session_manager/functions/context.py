@@ -38,6 +38,10 @@ SessionIds = Annotated[
     list[str], msgspec.Meta(description="only these sessions: full ids, keys, or <agent>/<id>; at least one")
 ]
 
+Unguarded = Annotated[
+    bool, msgspec.Meta(description="also where files cannot be swapped in one step, when no gateway writes meanwhile")
+]
+
 
 class Filters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Arguments that narrow a call to some sessions, the same in every function that takes them."""

@@ -91,7 +91,7 @@ def delete(
     run_info = start_run(function, context.settings)
     with (
         named_when_interrupted(run_info),
-        Remover(context.settings, run_info) as remover,
+        Remover(context.settings, run_info, force=arguments.force) as remover,
         History(context, run_info) as history,
     ):
         result = Result([], [], [], [], {}, [])

@@ -161,7 +161,7 @@ def _delete(
     references = foreign_references(everyone.agents)
     tally, failed = Tally([], [], set(), []), list(scope.failed)
     lost = None
-    with Remover(context.settings, run_info) as remover, History(context, run_info) as history:
+    with Remover(context.settings, run_info, force=choice.force) as remover, History(context, run_info) as history:
         for read in scope.agents:
             if read.store is None:
                 continue

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Says what is wrong and what to do about it: the agents directory, every store, locks, the retention policy, "
-    "free space, the ledger, unfinished runs, marks that wait for history, aria-api, its token and its database. "
-    "Changes nothing."
+    "free space, what the file systems can do, the ledger, the clock, unfinished runs, marks that wait for history, "
+    "aria-api, its token and its database. Leaves everything as it was."
 )
 
 _UNREADABLE = (
@@ -52,6 +52,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     Raises the first failure that a function would meet, with the checks as its details.
     """
+    from session_manager.functions.diagnosis_files import file_system_checks
     from session_manager.functions.diagnosis_history import history_checks, ledger_checks
     from session_manager.functions.diagnosis_settings import config_checks, disk_checks, policy_check
 
@@ -62,6 +63,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
                 checks += _agent(context, agent_id, store, ledger)
     checks.append(policy_check(context))
     checks += disk_checks(context)
+    checks += file_system_checks(context)
     checks += ledger_checks(context)
     checks += history_checks(context)
     return page(checks)

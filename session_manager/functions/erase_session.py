@@ -72,7 +72,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     run_info = start_run("erase_session", context.settings)
     with (
         named_when_interrupted(run_info),
-        Remover(context.settings, run_info) as remover,
+        Remover(context.settings, run_info, force=arguments.force) as remover,
         History(context, run_info) as history,
     ):
         erasing = Erasing(context, remover, everyone, scope, arguments.session_id, force=arguments.force)

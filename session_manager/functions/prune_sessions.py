@@ -10,7 +10,7 @@ import msgspec
 from session_manager.core.errors import SessionManagerError, UsageError, with_errors
 from session_manager.core.retention import Decision, Policy, decide
 from session_manager.core.session import Session
-from session_manager.functions.context import Agents, Context, Filters, Limit, named_when_interrupted
+from session_manager.functions.context import Agents, Context, Filters, Limit, Unguarded, named_when_interrupted
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import (
     agent_ids,
@@ -56,6 +56,7 @@ class Arguments(Filters, forbid_unknown_fields=True):
     include_durable: bool = False
     limit: Limit | None = None
     details: Details = False
+    force: Unguarded = False
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     run_info = start_run("prune_sessions", context.settings)
     with named_when_interrupted(run_info):
-        tally, extra = _prune(context, arguments.agent, policy, run_info)
+        tally, extra = _prune(context, arguments, policy, run_info)
     document = tally.document("pruned_count", dry_run=False) | _decided_by(context, policy, tally) | extra
     return with_errors(document, tally.errors)
 
@@ -153,20 +154,20 @@ def _decide(
 
 
 def _prune(
-    context: Context, agents: str | Sequence[str] | None, policy: Policy | ByRules, run_info: Run
+    context: Context, arguments: Arguments, policy: Policy | ByRules, run_info: Run
 ) -> tuple[Tally, dict[str, Any]]:
     from session_manager.live.measure import measure
     from session_manager.live.removal import Remover
 
     settings = context.settings
-    stores = list(stores_of(context, agents))
+    stores = list(stores_of(context, arguments.agent))
     # Families and sessionFiles may cross agents; an agent that is alone, or named alone, is not read twice.
     alone = stores[0][0] if len(stores) == 1 else None
     others = read_view(context, None, policy.cutoff(context.clock()), skip=alone)
     kin = {alone: others.sessions} if alone is not None else kin_by_agent(others)
     references = foreign_references(others.agents)
     tally, failed = Tally([], [], set(), []), []
-    with Remover(settings, run_info) as remover:
+    with Remover(settings, run_info, force=arguments.force) as remover:
         for agent_id, store in stores:
             if store is None:
                 continue

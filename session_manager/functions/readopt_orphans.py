@@ -10,7 +10,14 @@ import msgspec
 
 from session_manager.core.errors import Damaged, NotFound, SessionManagerError, failure, with_errors
 from session_manager.core.session import epoch_ms, safe_name
-from session_manager.functions.context import Agent, Context, check_session_id, iso_utc, named_when_interrupted
+from session_manager.functions.context import (
+    Agent,
+    Context,
+    Unguarded,
+    check_session_id,
+    iso_utc,
+    named_when_interrupted,
+)
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Planner
 from session_manager.functions.reading import errors_or_raise
 from session_manager.live.observe import last_timestamp, listing
@@ -37,6 +44,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     session_id: OrphanId | None = None
     dry_run: bool = True
     rebuild: Rebuild = False
+    force: Unguarded = False
 
 
 class Adoption(msgspec.Struct):
@@ -119,7 +127,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         from session_manager.live.removal import Remover
 
         run_info = start_run("readopt_orphans", context.settings)
-        with named_when_interrupted(run_info), Remover(context.settings, run_info) as remover:
+        with named_when_interrupted(run_info), Remover(context.settings, run_info, force=arguments.force) as remover:
             _each(scope, result, lambda state, store: _act(context, everyone, remover, store, result, arguments))
         extra |= {"run_id": run_info.shown_id, **remover.notes()}
     if arguments.session_id is not None and not result.adopted and not result.skipped and not result.errors:

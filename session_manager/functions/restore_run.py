@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from session_manager.core.errors import NotFound, SessionManagerError, with_errors
-from session_manager.functions.context import Agent, Context, named_when_interrupted
+from session_manager.functions.context import Agent, Context, Unguarded, named_when_interrupted
 from session_manager.functions.list_deleted import RunId
 from session_manager.functions.restore_session import Pin
 
@@ -33,6 +33,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     agent: Agent | None = None
     skip_conflicts: SkipConflicts = False
     pin: Pin = False
+    force: Unguarded = False
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     from session_manager.live.ledger import start_run
     from session_manager.live.removal import Remover
 
-    with Remover(context.settings, start_run("restore_run", context.settings)) as remover:
+    run_info = start_run("restore_run", context.settings)
+    with Remover(context.settings, run_info, force=arguments.force) as remover:
         named = arguments.agent
         agent = None if named is None else resolve_ever(context, remover.existing_ledger, named)
         before, agents = _known(remover, arguments.run_id, agent)

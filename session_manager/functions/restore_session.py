@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from session_manager.core.errors import NotFound, Refused, SessionManagerError, with_errors
-from session_manager.functions.context import Agent, Context, check_session_id, named_when_interrupted
+from session_manager.functions.context import Agent, Context, Unguarded, check_session_id, named_when_interrupted
 from session_manager.functions.delete_session import SessionId
 from session_manager.functions.naming import hint, keys_of, meant, tidied
 from session_manager.functions.reading import View, read_view
@@ -36,6 +36,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     session_id: SessionId
     agent: Agent | None = None
     pin: Pin = False
+    force: Unguarded = False
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
@@ -50,7 +51,8 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     from session_manager.live.ledger import start_run
     from session_manager.live.removal import Remover
 
-    with Remover(context.settings, start_run("restore_session", context.settings)) as remover:
+    run_info = start_run("restore_session", context.settings)
+    with Remover(context.settings, run_info, force=arguments.force) as remover:
         ledger = remover.existing_ledger
         agent = None if arguments.agent is None else resolve_ever(context, ledger, arguments.agent)
         removed = []

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from session_manager.core.errors import Failed, Refused, SessionManagerError
+from session_manager.live import weaker
 from session_manager.live.volume import Identity
 
 # Everything of ours in a sessions folder starts with this: the gateway's clean-ups and our grammar pass it over.
@@ -26,6 +27,10 @@ _RENAMEAT2 = (
     else None
 )
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+# What file systems say that know no hard links, no fsync, or no modes of their own.
+NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_NO_MODES = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -66,17 +71,39 @@ def write_new(path: str, data: bytes, like: os.stat_result, *, durable: bool = T
     try:
         with open(fd, "wb", buffering=0) as file:
             keep_owner(fd, like)
-            os.fchmod(fd, stat.S_IMODE(like.st_mode))
+            keep_mode(fd, like)
             view = memoryview(data)
             while view:
                 view = view[file.write(view) :]
             if durable:
-                os.fsync(fd)
+                sync(fd)
             return Identity.of(os.fstat(fd))
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise
+
+
+def make_private(path: str) -> bool:
+    """Makes an empty file, 0600, for the owner of its folder; False when there is one. Raises OSError.
+
+    One that root made for itself would keep everybody else out.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        return False
+    try:
+        keep_owner(fd, os.stat(os.path.dirname(path)))
+    finally:
+        os.close(fd)
+    return True
+
+
+def private_in(folder: str) -> os.stat_result:
+    """What a new private file looks like where there is none to follow: the folder's owner, 0600. Raises OSError."""
+    status = os.stat(folder)
+    return os.stat_result((stat.S_IFREG | 0o600, *status[1:10]))
 
 
 def keep_owner(file: int | str, like: os.stat_result) -> None:
@@ -91,6 +118,17 @@ def keep_owner(file: int | str, like: os.stat_result) -> None:
                 raise
 
 
+def keep_mode(fd: int, like: os.stat_result) -> None:
+    """Gives a file the mode of ``like``. Raises OSError, unless the file system has no modes and the owner has his."""
+    try:
+        os.fchmod(fd, stat.S_IMODE(like.st_mode))
+    except OSError as error:
+        lost = like.st_mode & ~os.fstat(fd).st_mode & stat.S_IRWXU
+        if error.errno not in _NO_MODES or lost:
+            raise
+        weaker.note(weaker.MODES)
+
+
 @contextlib.contextmanager
 def opened_folder(path: str) -> Iterator[int]:
     """A folder, opened, links not followed: names in it need no walk along its path. Raises OSError."""
@@ -101,11 +139,21 @@ def opened_folder(path: str) -> Iterator[int]:
         os.close(fd)
 
 
+def sync(fd: int) -> None:
+    """Makes what is open durable, where the file system can do that at all. Raises OSError."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        weaker.note(weaker.FSYNC)
+
+
 def sync_file(path: str) -> None:
     """Makes a file's content durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 
@@ -114,7 +162,7 @@ def sync_folder(path: str) -> None:
     """Makes the names in a folder durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 
@@ -122,6 +170,14 @@ def sync_folder(path: str) -> None:
 def exchange(first: str, second: str) -> bool:
     """Swaps two names in one step; False where the system or file system cannot. Raises OSError."""
     return _renameat2(first, second, _EXCHANGE)
+
+
+def rename_exclusively(source: str, target: str) -> bool:
+    """Renames in one step without overwriting; False where the system or file system cannot.
+
+    Raises FileExistsError and other OSErrors.
+    """
+    return _renameat2(source, target, _NOREPLACE)
 
 
 def rename_new(source: str, target: str, folder: int | None = None) -> None:

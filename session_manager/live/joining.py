@@ -29,7 +29,7 @@ from typing import BinaryIO
 import msgspec
 
 from session_manager.core.session import epoch_ms
-from session_manager.live.atomic import OWN_PREFIX, keep_owner, rename_new, sync_folder
+from session_manager.live.atomic import OWN_PREFIX, keep_mode, keep_owner, rename_new, sync, sync_folder
 from session_manager.live.jsonscan import scan_object
 from session_manager.live.liveness import (
     OWNER,
@@ -211,11 +211,11 @@ def _created(path: str, like: os.stat_result) -> Iterator[BinaryIO]:
     with open(fd, "wb") as file:
         keep_owner(fd, like)
         with contextlib.suppress(OSError):
-            os.fchmod(fd, stat.S_IMODE(like.st_mode))
+            keep_mode(fd, like)
         yield file
         file.flush()
         os.utime(fd, ns=(like.st_atime_ns, like.st_mtime_ns))
-        os.fsync(fd)
+        sync(fd)
 
 
 def _append(path: str, lines: Iterator[bytes]) -> None:
@@ -225,7 +225,7 @@ def _append(path: str, lines: Iterator[bytes]) -> None:
         for line in lines:
             if line:
                 file.write(line)
-        os.fsync(fd)
+        sync(fd)
 
 
 def _changed(line: bytes, change: dict[bytes, str]) -> bytes:

@@ -16,7 +16,7 @@ import msgspec
 from session_manager.core.errors import Locked
 from session_manager.core.keeping import Kept, Pin, damaged, decode
 from session_manager.core.selection import full_name
-from session_manager.live.atomic import clear_errors, sync_folder, write_new
+from session_manager.live.atomic import clear_errors, private_in, sync_folder, write_new
 from session_manager.live.volume import read_file
 from session_manager.settings import Settings, kept_path
 
@@ -29,16 +29,16 @@ def edit(settings: Settings, change: Callable[[Kept], bool]) -> None:
 
     Raises Damaged (``pins_damaged``), Locked, Refused or Failed; nothing is changed then.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    from session_manager.live.ledger.connection import make_private, make_state_dir
+    from session_manager.live.ledger.connection import make_state_dir
+    from session_manager.live.own_lock import own_lock
 
     path = kept_path(settings)
     with clear_errors("change", path):
         make_state_dir(settings.state_dir)
-        make_private(path + LOCK_SUFFIX)
         try:
-            with FileLock(path + LOCK_SUFFIX, timeout=settings.lock_timeout, mode=0o600):
+            with own_lock(path + LOCK_SUFFIX, settings.lock_timeout):
                 kept = _read(path)
                 if change(kept):
                     _replace(path, msgspec.json.encode(kept))
@@ -61,7 +61,7 @@ def _replace(path: str, data: bytes) -> None:
     # A killed call's.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temp)
-    write_new(temp, data, os.stat(path + LOCK_SUFFIX))
+    write_new(temp, data, private_in(os.path.dirname(path)))
     os.replace(temp, path)
     sync_folder(os.path.dirname(path))
 

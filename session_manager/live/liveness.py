@@ -22,13 +22,17 @@ OWNER = "session_manager"
 
 
 class Payload(msgspec.Struct, rename="camel", omit_defaults=True):
-    """What a lock file says. ``starttime`` is field 22 of /proc/<pid>/stat, in clock ticks since boot."""
+    """What a lock file says. ``starttime`` is field 22 of /proc/<pid>/stat, in clock ticks since boot.
+
+    ``owner``, ``token`` and ``space``, which names the processes that the pid is one of, are this tool's alone.
+    """
 
     pid: int
     created_at: Any = None
     starttime: int | None = None
     owner: str | None = None
     token: str | None = None
+    space: str | None = None
 
 
 class Marker(msgspec.Struct):

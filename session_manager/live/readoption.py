@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +15,7 @@ import msgspec
 
 from session_manager.core.errors import Damaged, Locked, SessionManagerError
 from session_manager.core.session import trimmed_or_none
-from session_manager.live.atomic import clear_errors, exchange, rename_new, sync_folder, write_new
+from session_manager.live.atomic import clear_errors, exchange, private_in, rename_new, sync_folder, write_new
 from session_manager.live.gateway_lock import LockLost, StoreLock
 from session_manager.live.index import Index
 from session_manager.live.jsonscan import scan_beginning
@@ -120,9 +119,11 @@ def readopt(remover: Remover, store: Store, lock: StoreLock, choose: ChooseMembe
             if not rebuild:
                 raise
             snapshot, broken = salvage(store, error)
-        members = choose(snapshot, listing(store))
+        names = listing(store)
+        members = choose(snapshot, names)
         if snapshot.index is None or (broken is None and not members):
             return Readopted({}, None, 0, recovered, [])
+        remover.refuse_unguarded(snapshot, names)
         lock.check()
         try:
             if broken is None:
@@ -186,7 +187,7 @@ def _replace(store: Store, lock: StoreLock, broken: Broken, text: bytes) -> str 
     """Puts ``text`` in the place of an unreadable index; returns the name under which that is kept."""
     folder = os.path.dirname(store.index_path)
     with clear_errors("rebuild the index in", folder):
-        written = write_temp(store, text, like=None if broken.identity else _private(folder))
+        written = write_temp(store, text, like=None if broken.identity else private_in(folder))
         temp = os.path.join(folder, written.name)
         try:
             step("rebuilt index prepared")
@@ -242,9 +243,3 @@ def _keep_beside(store: Store, broken: Broken) -> str:
                 raise IndexChanged
         sync_folder(folder)
         return kept_as
-
-
-def _private(folder: str) -> os.stat_result:
-    """What a new index looks like where there is none to follow: the folder's owner, 0600."""
-    status = os.stat(folder)
-    return os.stat_result((stat.S_IFREG | 0o600, *status[1:10]))

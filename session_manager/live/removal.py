@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextvars import Token
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -19,6 +20,7 @@ import msgspec
 from session_manager.core.errors import Locked, SessionManagerError
 from session_manager.core.progress import stage
 from session_manager.core.session import DAY_MS, Session
+from session_manager.live import weaker
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
 from session_manager.live.atomic import clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock, has_dead_marker
@@ -33,6 +35,7 @@ from session_manager.live.recovery import open_attempts, put_back, recover, roll
 from session_manager.live.second_names import AtRisk, SecondNames
 from session_manager.live.steps import step
 from session_manager.live.swap import IndexChanged, Swap, identity_of, is_temp, look_again, parsed_by, write_temp
+from session_manager.live.unguarded import refuse_unguarded
 from session_manager.live.unmovable import set_aside
 from session_manager.live.volume import Identity, Snapshot, Store, open_volume, read_snapshot
 from session_manager.live.waking import Woken, half_removed, idle_strays, take_back
@@ -65,15 +68,21 @@ class Outcome(msgspec.Struct):
 
 
 class Remover:
-    """Removes sessions for one run. A context manager that keeps the ledger open in between stores."""
+    """Removes sessions for one run. A context manager that keeps the ledger open in between stores.
 
-    def __init__(self, settings: Settings, run: Run) -> None:
+    ``force`` says that no gateway writes meanwhile, where that could be overwritten.
+    """
+
+    def __init__(self, settings: Settings, run: Run, *, force: bool = False) -> None:
         self._settings = settings
+        self._force = force or settings.allow_no_exchange
         self.run = run
         self._ledger: Ledger | None = None
         self.second_names = SecondNames(settings.state_dir)
         self.at_risk = AtRisk()
         self._clock: Clock | None = None
+        self._weaker: set[str] = set()
+        self._noting: Token[set[str] | None] | None = None
         # The version of each store's index that we left, the sessions that it lacks, and when we let go of it.
         self._left: dict[Store, tuple[Identity | None, set[str], float]] = {}
 
@@ -81,11 +90,14 @@ class Remover:
         # What is wrong with it is said before anything is touched.
         ledger = self.existing_ledger
         self._clock = None if ledger is None else ledger.clock(now_ms())
+        self._noting = weaker.begin(self._weaker)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._noting is not None:
+            weaker.end(self._noting)
         if self._ledger is not None:
             if error is None:
                 self._drop_old(self._ledger)
@@ -93,11 +105,13 @@ class Remover:
 
     def _drop_old(self, ledger: Ledger) -> None:
         """Drops what is past its time; a later run does it where that fails now."""
-        keep_days = self._settings.keep_days
+        clock, keep_days = self._clock, self._settings.keep_days
+        if clock is None:
+            # It was made by this call.
+            return
         with contextlib.suppress(OSError, SessionManagerError):
-            clock = ledger.clock(now_ms())
-            ledger.note_use(clock)
             if not self.run.noted:
+                ledger.note_use(clock)
                 ledger.drop_old_entries(clock, keep_days)
             cutoff = clock.trusted - keep_days * DAY_MS
             self.second_names.drop_old(cutoff, lambda run_id: ledger.is_past(run_id, clock, keep_days), self._living)
@@ -129,7 +143,13 @@ class Remover:
 
     def notes(self) -> dict[str, object]:
         """Returns the members of a result that say what is weaker than it should be; empty when nothing is."""
-        return self.at_risk.document() | ({} if self._clock is None else self._clock.document())
+        clock = {} if self._clock is None else self._clock.document()
+        return self.at_risk.document() | clock | weaker.document(self._weaker)
+
+    def refuse_unguarded(self, snapshot: Snapshot, names: Iterable[str]) -> None:
+        """Raises Refused (``no_exchange``) where a change of this index could overwrite what a gateway writes."""
+        with clear_errors("rewrite the index of", snapshot.store.sessions_dir):
+            refuse_unguarded(snapshot.store, names, snapshot.sessions, allowed=self._force)
 
     def place(self, snapshot: Snapshot, names: Collection[str]) -> Place:
         """Returns a store as what removed sessions may come back to."""
@@ -289,6 +309,7 @@ class Remover:
         chosen, unmovable = set_aside(snapshot, names, chosen)
         if not chosen:
             return [], set(), unmovable
+        self.refuse_unguarded(snapshot, names)
         removals = plan(snapshot, names, chosen, shared)
         text = snapshot.index.without({key for r in removals for key in r.keys})
         temp, attempt = self.intend(lock, store, snapshot.identity, text, removals)

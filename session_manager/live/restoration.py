@@ -96,11 +96,13 @@ def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip
                 code=NOT_RESTORABLE,
                 agentId=store.agent_id,
             )
-        going, blocked = split(remover.place(snapshot, listing(store)), find(remover.ledger))
+        names = listing(store)
+        going, blocked = split(remover.place(snapshot, names), find(remover.ledger))
         if blocked and not skip_conflicts:
             raise refusal(blocked)
         if not going:
             return Restored(done, blocked, recovered, failures)
+        remover.refuse_unguarded(snapshot, names)
         lock.check()
         try:
             back, failed = _execute(remover, snapshot, lock, [removal for life in going for removal in life])

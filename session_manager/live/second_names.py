@@ -22,7 +22,8 @@ from typing import BinaryIO
 import msgspec
 
 from session_manager.core.progress import tracked
-from session_manager.live.atomic import explain, keep_owner, opened_folder, rename_new, sync_folder
+from session_manager.live import weaker
+from session_manager.live.atomic import NO_LINKS, explain, keep_owner, opened_folder, rename_new, sync, sync_folder
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.ledger import Attempt, Removal, run_started_at
 from session_manager.live.steps import step
@@ -31,7 +32,7 @@ from session_manager.live.volume import Store
 
 FOLDER = "archives"
 PART = ".part"
-_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_NO_LINKS = (errno.EXDEV, *NO_LINKS)
 _CHECK_EVERY = 64
 # The gateway waits for the store meanwhile: what does not fit is reported, and has one name only.
 _COPY_BYTES, _COPY_S = 256 * 1024 * 1024, 5.0
@@ -113,7 +114,7 @@ class SecondNames:
                     made = True
                     step("second name kept")
                 if made:
-                    os.fsync(target)
+                    sync(target)
             if made:
                 sync_folder(os.path.dirname(folder))
         except OSError as error:
@@ -257,12 +258,16 @@ def _keep(source: int, here: str, target: int, name: str, copying: _Copying) -> 
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
+                if error.errno != errno.EXDEV:
+                    weaker.note(weaker.LINKS)
         else:
             if _alike(ours, theirs):
                 return False
             if not _holds(source, here, target, name):
                 # On a file system that takes two spellings for one name it may be another session's.
                 raise OSError(errno.EEXIST, "another file has that name", name)
+            if ours.st_size == theirs.st_size:
+                return False
         copying.within_budget(source, here)
         copying.copy(source, here, target, PART)
         os.rename(PART, name, src_dir_fd=target, dst_dir_fd=target)
@@ -335,8 +340,10 @@ class _Copying:
                 with open(to_fd, "wb", buffering=0) as writing:
                     keep_owner(to_fd, os.fstat(target))
                     self._pour(reading, writing)
-                    os.utime(to_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-                    os.fsync(to_fd)
+                    with contextlib.suppress(PermissionError):
+                        # What keeps no times is told apart by its content.
+                        os.utime(to_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+                    sync(to_fd)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(new, dir_fd=target)

@@ -100,6 +100,8 @@ def _say_also(screen: Screen, document: Document) -> None:
     if "at_risk" in document:
         files = counted(document["at_risk"]["files"], "archived file")
         screen.note(f"{files} with one name only, which some gateways delete ({document['at_risk']['error']})")
+    for weaker in document.get("weaker", ()):
+        screen.note(weaker["note"])
     if "clock_ahead" in document:
         screen.note(document["clock_ahead"]["note"])
 

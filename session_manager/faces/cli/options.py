@@ -61,6 +61,9 @@ Limit = Annotated[int | None, typer.Option(min=1, help="At most so many.", metav
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would happen, and change nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Also main sessions, pinned ones and those in use.")]
+Unguarded = Annotated[
+    bool, typer.Option("--force", help="Also where files cannot be swapped in one step: the gateway is stopped.")
+]
 SessionId = Annotated[str, typer.Argument(metavar="ID", help="The full session id, or one of its keys.")]
 
 

@@ -56,6 +56,7 @@ def prune(
     limit: options.Limit = None,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
+    force: options.Unguarded = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Remove sessions without activity, by the retention policy or for --older-than; `undo` takes it back."""
@@ -70,7 +71,7 @@ def prune(
         end_failed(error, as_json=as_json)
     if not by_policy:
         _check_filters(filters)
-    arguments = {**filters, "include_durable": durable or None, "limit": limit}
+    arguments = {**filters, "include_durable": durable or None, "limit": limit, "force": force or None}
     _plan_and_do("prune_sessions", "pruned_count", arguments, dry_run=dry_run, yes=yes, as_json=as_json)
 
 

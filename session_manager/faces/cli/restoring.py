@@ -77,10 +77,22 @@ def _show_deleted(screen: Screen, document: Document) -> None:
 
 
 def restore(
-    session_id: options.SessionId, agent: options.Agent = None, pin: Pin = False, as_json: options.AsJson = False
+    session_id: options.SessionId,
+    agent: options.Agent = None,
+    pin: Pin = False,
+    force: options.Unguarded = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Bring one removed session back; a prune leaves it alone for ARIA_KEEP_DAYS (7)."""
-    answer("restore_session", _say_message, as_json=as_json, session_id=session_id, agent=agent, pin=pin or None)
+    answer(
+        "restore_session",
+        _say_message,
+        as_json=as_json,
+        session_id=session_id,
+        agent=agent,
+        pin=pin or None,
+        force=force or None,
+    )
 
 
 def undo(
@@ -90,6 +102,7 @@ def undo(
         bool, typer.Option("--skip-conflicts", help="Restore all others when some cannot be restored.")
     ] = False,
     pin: Pin = False,
+    force: options.Unguarded = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Bring back everything that one run removed; a prune leaves it alone for ARIA_KEEP_DAYS (7)."""
@@ -101,6 +114,7 @@ def undo(
         agent=agent,
         skip_conflicts=skip_conflicts or None,
         pin=pin or None,
+        force=force or None,
     )
 
 

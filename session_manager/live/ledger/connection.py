@@ -14,7 +14,8 @@ from typing import Any, Self
 import msgspec
 
 from session_manager.core.errors import Damaged, Refused, SessionManagerError
-from session_manager.live.atomic import clear_errors, explain, keep_owner
+from session_manager.live import weaker
+from session_manager.live.atomic import clear_errors, explain, keep_owner, make_private, sync_file
 from session_manager.live.ledger.schema import VERSION, create
 from session_manager.settings import Settings, ledger_path
 
@@ -30,6 +31,7 @@ class Connection:
         self.sql = connection
         self.path = path
         self.state_dir = os.path.dirname(path)
+        self._durability_is_set = False
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -40,7 +42,9 @@ class Connection:
         path = ledger_path(settings)
         with clear_errors("make the state directory", settings.state_dir):
             make_state_dir(settings.state_dir)
+            # Before SQLite opens it, so that its journal takes over mode and owner from it.
             make_private(path)
+            make_private(_journal(path))
         return cls._connected(path, "rw", settings.lock_timeout)
 
     @classmethod
@@ -75,7 +79,6 @@ class Connection:
                 # A rollback journal: unlike a write-ahead log it needs no shared memory between containers.
                 if mode == "rw":
                     connection.execute("PRAGMA journal_mode = TRUNCATE")
-                    connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA secure_delete = ON")
                 ledger = cls(connection, path)
                 ledger._prepare(mode)
@@ -125,10 +128,17 @@ class Connection:
     ) -> None:
         self.sql.close()
 
+    def _set_durability(self) -> None:
+        """Has SQLite wait for the disk, where that is possible at all: elsewhere every commit would fail."""
+        if not self._durability_is_set:
+            self.sql.execute(f"PRAGMA synchronous = {'FULL' if _syncs(self.path) else 'OFF'}")
+            self._durability_is_set = True
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A transaction that holds the ledger's write lock; undone when the body raises."""
         with clear_sqlite_errors(self.path):
+            self._set_durability()
             self.sql.execute("BEGIN IMMEDIATE")
             try:
                 yield self.sql
@@ -137,6 +147,29 @@ class Connection:
                 with contextlib.suppress(sqlite3.Error):
                     self.sql.execute("ROLLBACK")
                 raise
+
+
+def _journal(path: str) -> str:
+    return f"{path}-journal"
+
+
+def _syncs(path: str) -> bool:
+    """Says whether what is written beside the ledger can be made durable.
+
+    The journal stands for the ledger: whoever closes that lets go of the locks that SQLite has on it.
+    """
+    noted: set[str] = set()
+    token = weaker.begin(noted)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            sync_file(_journal(path))
+    except OSError as error:
+        raise explain(error, "write the ledger", path) from error
+    finally:
+        weaker.end(token)
+    for lack in noted:
+        weaker.note(lack)
+    return not noted
 
 
 def as_json(value: Any) -> str:
@@ -153,18 +186,6 @@ def make_state_dir(path: str) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
         keep_owner(path, os.stat(parent))
-
-
-def make_private(path: str) -> None:
-    """Makes the file 0600 before SQLite opens it; its journal takes over mode and owner from it."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except FileExistsError:
-        return
-    try:
-        keep_owner(fd, os.stat(os.path.dirname(path)))
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -184,12 +205,27 @@ def _is_no_file(path: str) -> bool:
         return False
 
 
+def _has_locks(path: str) -> bool:
+    from session_manager.live.trial import has_locks
+
+    try:
+        return has_locks(os.path.dirname(path))
+    except OSError:
+        return True
+
+
 def _explained(error: Exception, path: str) -> SessionManagerError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return explain(OSError(28, "No space left on device"), "write the ledger", path)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return explain(OSError(13, str(error)), "open the ledger", path)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR) and not _has_locks(path):
+        return Refused(
+            f"the file system of the ledger {path} has no locks, which SQLite needs; set ARIA_STATE_DIR to a folder on "
+            "a local disk",
+            code="no_locks",
+        )
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Refused(f"the ledger {path} is busy; try again", code="ledger_busy")
     if code == sqlite3.SQLITE_IOERR:

@@ -1,0 +1,78 @@
+"""The doctor's look at what the file systems can do, tried out in a folder of its own that is gone afterwards."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+from session_manager.core.errors import Refused, SessionManagerError
+from session_manager.functions.context import Context
+from session_manager.functions.diagnosis import Check
+from session_manager.live.volume import Store
+
+_ALL = "files can be swapped in one step; it has hard links, flock, fsync and modes"
+_PLACE = "keep it on a local file system if you can"
+
+
+def file_system_checks(context: Context) -> Iterator[Check]:
+    """Yields a check for each file system that holds sessions folders, the state directory, or both."""
+    stores = [s for _, s in context.volume.stores(None) if s is not None and not isinstance(s, SessionManagerError)]
+    state = context.settings.state_dir
+    by_device: dict[int, list[str]] = {}
+    for folder in (state, *(store.sessions_dir for store in stores)):
+        try:
+            by_device.setdefault(os.stat(folder).st_dev, []).append(folder)
+        except OSError:
+            # Whoever looks for something there says why it is not to be found.
+            continue
+    for folders in by_device.values():
+        # Where something is wrong with a folder, its own check says so.
+        place = next((folder for folder in folders if os.access(folder, os.R_OK | os.W_OK | os.X_OK)), None)
+        if place is not None:
+            yield from _try_out(context, place, [store for store in stores if store.sessions_dir in folders])
+
+
+def _try_out(context: Context, place: str, stores: list[Store]) -> Iterator[Check]:
+    from session_manager.live.trial import has_locks, lacks
+    from session_manager.live.unguarded import kind_of
+    from session_manager.live.weaker import EXCHANGE, SENTENCES
+
+    name = f"file_system {place}"
+    try:
+        found = lacks(place)
+        locks = place != context.settings.state_dir or has_locks(place)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            what = f"it could not be tried out: {error.strerror or error}"
+            yield Check(name, False, what, "see that the gateway's user may make folders there")
+        return
+    kind = kind_of(place) or "unknown type"
+    what = f"{kind}: {'; '.join(SENTENCES[lack] for lack in SENTENCES if lack in found) or _ALL}"
+    if not locks:
+        no_locks = Refused(f"{place} ({kind}) has no locks, and the ledger needs them", code="no_locks")
+        yield Check(name, False, no_locks.message, "set ARIA_STATE_DIR to a folder on a local disk", no_locks)
+    elif EXCHANGE in found and stores:
+        yield _without_exchange(context, name, what, stores)
+    else:
+        yield Check(name, True, what, _PLACE if found else None)
+
+
+def _without_exchange(context: Context, name: str, what: str, stores: list[Store]) -> Check:
+    """Says whether changes are refused because of that."""
+    from session_manager.live.observe import listing
+    from session_manager.live.unguarded import ADVICE, writer
+    from session_manager.live.volume import read_snapshot
+
+    if context.settings.allow_no_exchange:
+        return Check(name, False, f"{what}; changed all the same: ARIA_ALLOW_NO_EXCHANGE is 1", _PLACE)
+    for store in stores:
+        try:
+            sessions = read_snapshot(store, context.clock()).sessions
+            who = writer(store, listing(store), sessions)
+        except SessionManagerError:
+            continue
+        if who is not None:
+            refused = Refused(f"nothing is changed in agent {store.agent_id!r}: {who}", code="no_exchange")
+            return Check(name, False, f"{what}; {refused.message}", ADVICE, refused)
+    return Check(name, False, what, f"stop the gateway before something is changed, or {_PLACE}")

@@ -1,0 +1,93 @@
+"""Keeps our own processes apart: by the kernel's lock on a file, or where the file system has none by a lock file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+
+from filelock import FileLock, Timeout
+
+from session_manager.live import weaker
+from session_manager.live.atomic import make_private
+from session_manager.live.lock_file import LockFile
+
+_NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+_POLL_S = 0.02
+HELD_SUFFIX = ".held"
+
+
+class OwnLock:
+    """The kernel's lock on a file. It is of no use where ``works`` is False after it was taken.
+
+    A killed process holds nothing. Every method raises OSError.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = FileLock(path, mode=0o600)
+        self.works = True
+
+    def take(self, timeout: float) -> None:
+        """Takes the lock, or finds out that there is none on this file system. Raises Timeout."""
+        if make_private(self._path) and not has_flock(self._path):
+            # A file without a lock on it would tell the next call that there is one.
+            os.unlink(self._path)
+            self._give_up()
+            return
+        try:
+            self._lock.acquire(timeout=timeout, poll_interval=_POLL_S)
+        except (Timeout, NotImplementedError):
+            if has_flock(self._path):
+                raise
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self.works = False
+        weaker.note(weaker.FLOCK)
+
+    def release(self) -> None:
+        """Lets go of it."""
+        self._lock.release()
+
+
+@contextlib.contextmanager
+def own_lock(path: str, timeout: float) -> Iterator[None]:
+    """Holds the lock that ``path`` is the file of, for a moment. Raises Timeout and OSError."""
+    kernel = OwnLock(path)
+    kernel.take(timeout)
+    try:
+        with contextlib.nullcontext() if kernel.works else _held(path + HELD_SUFFIX, timeout):
+            yield
+    finally:
+        kernel.release()
+
+
+@contextlib.contextmanager
+def _held(path: str, timeout: float) -> Iterator[None]:
+    lock = LockFile(path, lambda: False)
+    lock.alone = False
+    deadline = time.monotonic() + timeout
+    while not lock.take():
+        if time.monotonic() >= deadline:
+            raise Timeout(path)
+        time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        lock.drop()
+
+
+def has_flock(path: str) -> bool:
+    """Says whether a file can be locked by the kernel, whoever holds it now."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _NO_FLOCK
+    finally:
+        os.close(fd)
+    return True

@@ -1,0 +1,113 @@
+"""What a file system can do, tried out in a folder of its own that is gone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+from session_manager.live import weaker
+from session_manager.live.atomic import OWN_PREFIX, exchange, sync_file, sync_folder
+from session_manager.live.lock_file import SUFFIX as LOCK_FILE
+from session_manager.live.own_lock import has_flock
+
+SUFFIX = ".trial"
+# What a killed process left is older than any trial is long.
+_LEFT_S = 3600
+_MODE = 0o640
+
+
+def lacks(folder: str) -> set[str]:
+    """Returns what the file system of a folder cannot do, of what is said in ``weaker``. Raises OSError."""
+    _sweep(folder)
+    with _trial(folder) as place:
+        one, other = (_made(os.path.join(place, name), name.encode()) for name in ("one", "other"))
+        tried: dict[str, Callable[[], bool]] = {
+            weaker.EXCHANGE: lambda: exchange(one, other) and _content(one) == b"other",
+            weaker.LINKS: lambda: _links(one, os.path.join(place, "link")),
+            weaker.FLOCK: lambda: has_flock(one),
+            weaker.FSYNC: lambda: _syncs(one, place),
+            weaker.MODES: lambda: _keeps_modes(one),
+        }
+        return {lack for lack, works in tried.items() if not works()}
+
+
+def has_locks(folder: str) -> bool:
+    """Says whether the file system of a folder has the locks that SQLite needs. Raises OSError."""
+    with _trial(folder) as place, open(_made(os.path.join(place, "one"), b""), "r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
+def can_exchange(folder: str) -> bool:
+    """Says whether two files of a folder can be swapped in one step, for the holder of its lock. Raises OSError."""
+    made: list[str] = []
+    try:
+        for _ in range(2):
+            made.append(_made(os.path.join(folder, f"{OWN_PREFIX}{os.getpid()}.{os.urandom(6).hex()}{LOCK_FILE}"), b""))
+        return exchange(*made)
+    finally:
+        for path in made:
+            os.unlink(path)
+
+
+def _sweep(folder: str) -> None:
+    for name in os.listdir(folder):
+        if name.startswith(OWN_PREFIX) and name.endswith(SUFFIX):
+            left = os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                if time.time() - os.lstat(left).st_mtime > _LEFT_S:
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _trial(folder: str) -> Iterator[str]:
+    place = tempfile.mkdtemp(SUFFIX, f"{OWN_PREFIX}{os.getpid()}.", folder)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _made(path: str, content: bytes) -> str:
+    with open(path, "xb") as file:
+        file.write(content)
+    return path
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _links(path: str, link: str) -> bool:
+    try:
+        os.link(path, link)
+    except OSError:
+        return False
+    return os.path.samefile(path, link)
+
+
+def _syncs(path: str, folder: str) -> bool:
+    noted: set[str] = set()
+    token = weaker.begin(noted)
+    try:
+        sync_file(path)
+        sync_folder(folder)
+    finally:
+        weaker.end(token)
+    return not noted
+
+
+def _keeps_modes(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        os.chmod(path, _MODE)
+    return stat.S_IMODE(os.lstat(path).st_mode) == _MODE

@@ -1,0 +1,89 @@
+"""Whether an index may be changed where two files cannot be swapped in one step.
+
+There what a gateway writes between our last look and our rename is overwritten. A gateway that takes the store's lock
+(up to 2026.4.29) does not write then, nor does one that is stopped; but one that runs elsewhere cannot be seen from
+here. So a change is refused when a gateway of the store is seen, and when something says that one may be elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from session_manager.core.errors import Refused
+from session_manager.core.session import Session
+from session_manager.live import weaker
+from session_manager.live.gateways import vouches
+from session_manager.live.liveness import now_ms
+from session_manager.live.locks import UNSEEN, locks
+from session_manager.live.trial import can_exchange
+from session_manager.live.volume import Store
+
+ADVICE = (
+    "stop the gateway and call with force: true, or set ARIA_ALLOW_NO_EXCHANGE=1 for a gateway that takes the lock "
+    "(2026.4.29 or older)"
+)
+# What other machines may write, too.
+_SHARES = frozenset(
+    ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "afs", "vboxsf", "fuse.sshfs", "fuse.glusterfs",
+     "fuse.ceph", "fuse.rclone", "fuse.s3fs", "fuse.grpcfuse", "fuse.osxfs", "fuse.vmhgfs-fuse", "fakeowner")
+)  # fmt: skip
+
+
+def refuse_unguarded(store: Store, names: Iterable[str], sessions: Iterable[Session], *, allowed: bool) -> None:
+    """Raises Refused (``no_exchange``) where an edit of the index could overwrite what a gateway writes.
+
+    ``names`` lie in the folder. ``allowed`` says that somebody has seen to it that nothing does. Raises OSError.
+    """
+    folder = os.path.dirname(store.index_path)
+    if can_exchange(folder):
+        return
+    who = None if allowed else writer(store, names, sessions)
+    if who is not None:
+        raise Refused(
+            f"the file system of {folder} cannot swap two files in one step, and {who}: what it writes at that moment "
+            f"would be lost; nothing was changed: {ADVICE}",
+            code="no_exchange",
+            agentId=store.agent_id,
+        )
+    weaker.note(weaker.EXCHANGE)
+
+
+def writer(store: Store, names: Iterable[str], sessions: Iterable[Session]) -> str | None:
+    """Says what may write a store now, as part of a sentence; None when nothing speaks for that."""
+    if vouches(store.sessions_dir, store.gateways):
+        return "a gateway of this store runs here"
+    if (kind := kind_of(store.sessions_dir)) in _SHARES:
+        return f"it is a share ({kind}), which a gateway on another machine may write"
+    held = next((lock for lock in locks(store, names, now_ms()) if lock.state == UNSEEN), None)
+    if held is not None:
+        return f"{held.name} is held by a process that is not seen here"
+    mount = next((path for session in sessions for path in session.session_files if _is_elsewhere(path)), None)
+    if mount is not None:
+        return f"its gateway has other paths ({mount}), as in another container"
+    return None
+
+
+def kind_of(folder: str) -> str | None:
+    """Returns the type of a folder's file system, None where it cannot be told."""
+    try:
+        device = os.stat(folder).st_dev
+        place = f"{os.major(device)}:{os.minor(device)}"
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                # "36 35 98:0 /root /mount options tag - type source superblock", with any number of tags.
+                fields, _, rest = line.partition(" - ")
+                if fields.split()[2] == place and rest:
+                    return rest.split()[0]
+    except (OSError, IndexError):
+        pass
+    return None
+
+
+def _is_elsewhere(session_file: str) -> bool:
+    """Says whether a path is one of another machine's or container's."""
+    if "\0" in session_file:
+        return False
+    if "\\" in session_file:
+        return True
+    return os.path.isabs(session_file) and not os.path.isdir(os.path.dirname(session_file))

@@ -1,0 +1,40 @@
+"""What a file system cannot do, noted where something weaker is done instead, so that a result can say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextvars import ContextVar, Token
+
+EXCHANGE, LINKS, FLOCK, FSYNC, MODES = "exchange", "hard_links", "flock", "fsync", "modes"
+SENTENCES = {
+    EXCHANGE: "the file system cannot swap two files in one step: what a gateway writes then may be lost",
+    LINKS: "the file system has no hard links: second names of archives are copies, and take room",
+    FLOCK: "the file system has no flock: calls of this tool keep each other out by a lock file alone",
+    FSYNC: "the file system cannot write through to disk: a power failure may undo or spoil the last changes",
+    MODES: "the file system keeps no modes: the mount decides who may read what is kept",
+}
+
+_noted: ContextVar[set[str] | None] = ContextVar("noted", default=None)
+
+
+def note(lack: str) -> None:
+    """Says that something weaker is done, because there is no ``lack``."""
+    found = _noted.get()
+    if found is not None:
+        found.add(lack)
+
+
+def begin(found: set[str]) -> Token[set[str] | None]:
+    """Has what is noted from now on collected in ``found``."""
+    return _noted.set(found)
+
+
+def end(token: Token[set[str] | None]) -> None:
+    """Ends what ``begin`` began."""
+    _noted.reset(token)
+
+
+def document(found: Iterable[str]) -> dict[str, object]:
+    """Returns a result's ``weaker``; empty when nothing is."""
+    told = [{"lacks": lack, "note": SENTENCES[lack]} for lack in SENTENCES if lack in found]
+    return {"weaker": told} if told else {}

@@ -351,3 +351,23 @@ def age_ledger(folder: Folder, days: int) -> None:
     with connection:
         connection.execute("UPDATE attempts SET created_at = created_at - ?", (days * 86_400_000,))
     connection.close()
+
+
+@pytest.mark.parametrize("first", ["main", "ops"])
+def test_a_file_of_two_agents_comes_back_with_the_first(folder: Folder, first: str) -> None:
+    for agent in ("main", "ops"):
+        folder.put(agent, "cron:both", f"{agent}-both", transcript=False, sessionFile="both.jsonl")
+    folder.write()
+    folder.transcript("both.jsonl", "both", now_ms() - 9_000_000)
+    gone = folder.call("prune_sessions")["deleted_ids"]
+    assert {"main-both", "ops-both"} <= set(gone)
+    assert "both.jsonl" in archived(folder)
+    second = "ops" if first == "main" else "main"
+    assert folder.call("restore_session", {"session_id": f"{first}-both"})["restored_files"] == ["both.jsonl"]
+    assert folder.call("restore_session", {"session_id": f"{second}-both"})["restored_files"] == []
+    assert folder.call("verify_ledger")["whole"] is True
+    folder.call("delete_session", {"session_id": f"{first}-both"})
+    folder.call("delete_session", {"session_id": f"{second}-both"})
+    arguments = {"session_id": f"{second}-both", "confirm": f"{second}-both"}
+    folder.call("erase_session", arguments, ARIA_ALLOW_ERASE="1")
+    assert folder.call("restore_session", {"session_id": f"{first}-both"})["restored_files"] == ["both.jsonl"]

@@ -21,6 +21,7 @@ from session_manager.functions.reading import (
     only_observe,
     read_view,
 )
+from session_manager.functions.shared_files import archive_left, left_by
 from session_manager.functions.tally import ACTIVE, Notes, note
 from session_manager.live.emptiness import empty_or_unseen
 from session_manager.live.volume import Snapshot, Store
@@ -103,6 +104,7 @@ class Cleanup:
         self.failed = view.failed
         self.removed: list[tuple[str, str]] = []
         self.errors: list[dict[str, object]] = []
+        self._left: list[tuple[str, str]] = []
         self._kept: list[dict[str, str]] = []
         self._also: Notes = {}
 
@@ -141,11 +143,13 @@ class Cleanup:
             self._kept += [{"id": i, "agentId": a, "reason": ACTIVE} for a, i in self.removed if (a, i) in woken]
             self.removed = [name for name in self.removed if name not in woken]
             self.errors += note(self._also, store, outcome)
+        self.errors += archive_left(self._context, remover, self._left).errors
 
     def _remove(self, remover: Remover, store: Store, going: dict[str, Decision], shared: Collection[str]) -> None:
         last: dict[str, Decision] = {}
         outcome = remover.remove(store, self._chooser(going, last), shared)
         gone = {removal.session_id for removal in outcome.removed}
+        self._left += left_by(outcome.removed)
         for session_id, decision in going.items():
             reason = last[session_id].reason if session_id in last else ACTIVE
             self._note(decision, None if session_id in gone else reason or ACTIVE)

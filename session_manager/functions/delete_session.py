@@ -25,11 +25,12 @@ from session_manager.functions.reading import (
     read_view,
 )
 from session_manager.functions.refusal import refusal
+from session_manager.functions.shared_files import archive_left, left_by
 from session_manager.functions.tally import Notes, note
 from session_manager.live.observe import listing
 from session_manager.live.transcripts import no_texts_of
 from session_manager.live.volume import Snapshot, Store, read_snapshot
-from session_manager.live.whereabouts import outside_files
+from session_manager.live.whereabouts import outside_files, still_outside
 
 DESCRIPTION = (
     "Removes one session: all its keys leave the index, its transcripts are archived, its history row is marked ended."
@@ -48,12 +49,13 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Result(msgspec.Struct):
-    """What a delete did, over all agents."""
+    """What a delete did, over all agents; ``left`` is what ``left_by`` says."""
 
     removed: list[tuple[str, str]]
     keys: list[str]
     archived: list[str]
-    left_alone: list[str]
+    left_alone: dict[str, list[str]]
+    left: list[tuple[str, str]]
     notes: Notes
     errors: list[dict[str, object]]
 
@@ -94,7 +96,7 @@ def delete(
         Remover(context.settings, run_info, force=arguments.force) as remover,
         History(context, run_info) as history,
     ):
-        result = Result([], [], [], [], {}, [])
+        result = Result([], [], [], {}, [], {}, [])
         try:
             _remove(context, remover, everyone, scope, arguments, result)
             if result.removed:
@@ -166,6 +168,9 @@ def _remove(context: Context, remover: Any, everyone: View, scope: View, argumen
         result.removed = [name for name in result.removed if name not in woken]
     if refused and not result.removed:
         raise refused[0][1]
+    left = archive_left(context, remover, result.left)
+    result.archived += left.names
+    result.errors += left.errors
     result.errors += [failure(error, agent_id, arguments.session_id) for agent_id, error in refused]
 
 
@@ -174,14 +179,15 @@ def _became_active(arguments: Arguments) -> Refused:
 
 
 def _collect(result: Result, store: Store, outcome: Any) -> None:
+    result.left += left_by(outcome.removed)
     unmoved = {session_id for session_id, _ in outcome.failures}
     by_id = {s.id: s for s in outcome.snapshot.sessions}
     for removal in outcome.removed:
         result.removed.append((store.agent_id, removal.session_id))
         result.keys += removal.keys
         archived = [source for source, _ in removal.files]
-        result.left_alone += outside_files(store, by_id.values(), [by_id[removal.session_id]], archived)
-        result.left_alone += no_texts_of((removal.session_id,), store.sessions_dir)
+        result.left_alone |= outside_files(store, by_id.values(), [by_id[removal.session_id]], archived)
+        result.left_alone |= {name: [] for name in no_texts_of((removal.session_id,), store.sessions_dir)}
         if removal.session_id not in unmoved:
             result.archived += [target for _, target in removal.files]
 
@@ -201,8 +207,8 @@ def _removed_now(context: Context, history: Any, result: Result) -> dict[str, An
         "agents": [agent_id for agent_id, _ in result.removed],
         "archived_files": result.archived,
     }
-    if result.left_alone:
-        document["left_alone"] = result.left_alone
+    if left_alone := still_outside(result.left_alone):
+        document["left_alone"] = left_alone
     return document
 
 

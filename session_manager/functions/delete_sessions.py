@@ -35,6 +35,7 @@ from session_manager.functions.reading import (
     read_view,
 )
 from session_manager.functions.refusal import kept_although_named
+from session_manager.functions.shared_files import archive_left
 from session_manager.functions.tally import Tally, plan_rows
 from session_manager.live.volume import Snapshot
 
@@ -176,6 +177,7 @@ def _delete(
                 continue
             tally.add(read.store, outcome, last, earlier)
         tally.add_second_look(remover.look_once_more(only_observe(context)))
+        tally.errors += archive_left(context, remover, tally.left).errors
         if absent:
             from session_manager.functions.gone import Absent
 

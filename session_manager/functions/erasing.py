@@ -13,12 +13,14 @@ from session_manager.core.session import Session
 from session_manager.functions.context import Context
 from session_manager.functions.reading import AgentRead, View, foreign_references, names_referred_to, observe
 from session_manager.functions.refusal import refusal
+from session_manager.functions.shared_files import archive_left, left_by
 from session_manager.live.erasure import Erased, Traces, erase, erase_lost, find_traces
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.observe import listing
 from session_manager.live.orphans import held_ids
 from session_manager.live.reappeared import reported
 from session_manager.live.removal import Remover
+from session_manager.live.sharing import others_too, pass_on
 from session_manager.live.volume import Snapshot, Store, read_snapshot
 
 
@@ -54,7 +56,10 @@ class Erasing:
         self._lost_too = scope is everyone
         self._session_id = session_id
         self._force = force
+        self._everyone = everyone.agents
         self._references = foreign_references(everyone.agents)
+        self._left: list[tuple[str, str]] = []
+        self._shared: list[tuple[str, str]] = []
         self.result = Result()
 
     def run(self) -> None:
@@ -67,6 +72,8 @@ class Erasing:
                     self._remover.locked(read.store, partial(self._erase_in, read.store))
             except SessionManagerError as error:
                 failed.append((read.agent_id, error))
+        failed += self._erase_left()
+        result.spared += [file for file in self._shared if file not in result.spared and self._is_there(*file)]
         if self._lost_too:
             failed += self._erase_lost()
         # What could not be read may hold what the ledger knows.
@@ -75,6 +82,25 @@ class Erasing:
         if not result.done and not result.begun and (failed or unread):
             raise failed[0][1] if failed else unread[0]
         result.errors += [failure(error, agent_id, self._session_id) for agent_id, error in failed]
+
+    def _is_there(self, agent_id: str, name: str) -> bool:
+        return any(
+            agent.agent_id == agent_id and name in listing(agent.store) for agent in self._everyone if agent.store
+        )
+
+    def _erase_left(self) -> list[tuple[str, SessionManagerError]]:
+        """Erases what it had in other agents' folders, as its last session; returns what failed."""
+        left = archive_left(self._context, self._remover, self._left)
+        self.result.errors += left.errors
+        failed: list[tuple[str, SessionManagerError]] = []
+        for agent_id in sorted({agent for agent, removal in left.archived if removal.session_id == self._session_id}):
+            store = self._context.volume.store(agent_id)
+            assert store is not None
+            try:
+                self._remover.locked(store, partial(self._erase_in, store))
+            except SessionManagerError as error:
+                failed.append((agent_id, error))
+        return failed
 
     def _is_concerned(self, read: AgentRead, store: Store) -> bool:
         return (
@@ -101,6 +127,8 @@ class Erasing:
         gone = [(done, self._session_id) for done in self.result.done]
         shared = names_referred_to(self._references, store, gone)
         keys = self._remove(store, lock, shared)
+        pass_on(self._remover, store, self._session_id)
+        self._shared += others_too(self._remover, store, self._session_id)
         names = listing(store)
         if not self._force and held_ids(store, names, (self._session_id,), now):
             raise refusal(Protection(BUSY, overridable=True), self._session_id, "erased")
@@ -117,6 +145,7 @@ class Erasing:
         result = self.result
         result.recovered += outcome.recovered
         result.reappeared += reported(store.agent_id, outcome.reappeared)
+        self._left += left_by(r for r in outcome.removed if r.session_id == self._session_id)
         keys = sum(len(removal.keys) for removal in outcome.removed)
         result.keys += keys
         if outcome.alive:

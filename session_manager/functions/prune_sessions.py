@@ -24,6 +24,7 @@ from session_manager.functions.reading import (
     read_view,
     stores_of,
 )
+from session_manager.functions.shared_files import archive_left
 from session_manager.functions.tally import Tally, plan_rows
 from session_manager.live.observe import transcript_sizes
 from session_manager.live.volume import Snapshot, Store
@@ -199,6 +200,7 @@ def _prune(
                 continue
             tally.add(store, outcome, last, earlier)
         tally.add_second_look(remover.look_once_more(only_observe(context)))
+        tally.errors += archive_left(context, remover, tally.left).errors
     from session_manager.functions.delivery import tell
 
     # What earlier calls owe is delivered even when every agent has failed.

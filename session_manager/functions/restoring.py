@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,11 +11,12 @@ from session_manager.core.errors import Refused, SessionManagerError, failure
 from session_manager.functions.context import Context
 from session_manager.functions.reading import errors_or_raise
 from session_manager.live import keeping
-from session_manager.live.ledger import Removal
+from session_manager.live.ledger import Removal, Removed
 from session_manager.live.observe import listing
 from session_manager.live.obstacles import UNFINISHED, Obstacle
 from session_manager.live.removal import Remover
 from session_manager.live.restoration import Find, Life, refusal, restore, split
+from session_manager.live.sharing import give_back
 from session_manager.live.volume import Store, read_snapshot
 
 
@@ -56,6 +57,7 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
     outcome = Outcome()
     failed: list[tuple[str, SessionManagerError]] = []
     stores: list[tuple[Store, Find]] = []
+    abroad: dict[str, dict[str, list[str]]] = {}
     conflicts: list[tuple[Life, Obstacle]] = []
     going: list[tuple[str, str]] = []
     for agent_id, find in wanted.items():
@@ -66,6 +68,7 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
             able, unable = split(place, find(remover.ledger))
             conflicts += unable
             going += [(agent_id, life[0].session_id) for life in able]
+            abroad[agent_id] = _abroad(removed for life in able for removed in life)
             stores.append((store, find))
         except SessionManagerError as error:
             failed.append((agent_id, error))
@@ -79,6 +82,9 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
         keeping.note_restored(context.settings, going, context.clock())
     for store, find in stores:
         try:
+            # An entry that comes back finds its transcript, in whatever folder that is.
+            for agent_id, names in abroad[store.agent_id].items():
+                outcome.errors += _give_back(context, remover, agent_id, names)
             done = remover.locked(
                 store,
                 lambda lock, store=store, find=find: restore(  # type: ignore[misc]
@@ -94,6 +100,26 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
         outcome.errors += [failure(error, store.agent_id, session_id) for session_id, error in done.failures]
     outcome.errors += errors_or_raise(failed, any_done=len(failed) < len(wanted))
     return outcome
+
+
+def _abroad(going: Iterable[Removed]) -> dict[str, list[str]]:
+    """Returns what removed sessions name in other agents' folders, by agent."""
+    found: dict[str, list[str]] = {}
+    for removed in going:
+        for name in removed.shares:
+            agent_id, slash, file = name.partition("/")
+            if slash:
+                found.setdefault(agent_id, []).append(file)
+    return found
+
+
+def _give_back(context: Context, remover: Remover, agent_id: str, names: Sequence[str]) -> list[dict[str, object]]:
+    """Brings transcripts in another agent's folder back, if need be; returns what could not be moved."""
+    store = context.volume.store(agent_id)
+    if store is None or set(names).issubset(listing(store)):
+        return []
+    failures = remover.locked(store, lambda lock: give_back(remover, store, lock, names))
+    return [failure(error, agent_id, session_id) for session_id, error in failures]
 
 
 def end_earlier(remover: Remover, store: Store) -> list[dict[str, object]]:

@@ -11,9 +11,10 @@ from session_manager.core.errors import failure
 from session_manager.core.retention import Decision
 from session_manager.functions.reading import AgentRead
 from session_manager.functions.rows import row
+from session_manager.functions.shared_files import left_by
 from session_manager.live.transcripts import no_texts_of
 from session_manager.live.volume import Store
-from session_manager.live.whereabouts import outside_files
+from session_manager.live.whereabouts import outside_files, still_outside
 
 if TYPE_CHECKING:
     from session_manager.core.rules import Overrun
@@ -40,14 +41,15 @@ def note(notes: Notes, store: Store, outcome: Outcome) -> list[dict[str, object]
 
 
 class Tally(msgspec.Struct):
-    """What came of the decisions so far. ``removed`` holds (agent id, session id)."""
+    """What came of the decisions so far. ``removed`` holds (agent id, session id), ``left`` what ``left_by`` says."""
 
     decisions: list[Decision]
     removed: list[tuple[str, str]]
     alive: set[tuple[str, str]]
     errors: list[dict[str, object]]
     agents: list[AgentRead] = []
-    left_alone: list[str] = []
+    left: list[tuple[str, str]] = []
+    left_alone: dict[str, list[str]] = {}
     notes: Notes = {}
     overruns: list[tuple[str, Overrun]] = []
 
@@ -65,8 +67,9 @@ class Tally(msgspec.Struct):
         gone = set(removed)
         going = [d.session for d in decisions if d.session.id in gone]
         archived = (source for removal in outcome.removed for source, _ in removal.files)
-        self.left_alone += outside_files(store, outcome.snapshot.sessions, going, archived)
-        self.left_alone += no_texts_of(gone, store.sessions_dir) if gone else []
+        self.left_alone |= outside_files(store, outcome.snapshot.sessions, going, archived)
+        self.left_alone |= {name: [] for name in no_texts_of(gone, store.sessions_dir)} if gone else {}
+        self.left += left_by(outcome.removed)
         self.errors += note(self.notes, store, outcome)
 
     def add_second_look(self, looked: Sequence[tuple[Store, Outcome]]) -> None:
@@ -108,7 +111,8 @@ class Tally(msgspec.Struct):
 
     def on_the_way(self) -> dict[str, Any]:
         """Returns the members of a document that are there only when there is something to say."""
-        return ({"left_alone": self.left_alone} if self.left_alone else {}) | self.notes
+        left_alone = still_outside(self.left_alone)
+        return ({"left_alone": left_alone} if left_alone else {}) | self.notes
 
 
 def plan_rows(decisions: Sequence[Decision], current: Set[str]) -> list[dict[str, Any]]:

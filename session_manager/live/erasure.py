@@ -78,6 +78,10 @@ def find_traces(
         second = second_names.of_agent(store.agent_id)
     kept = {n for files in files_by_session(here, sessions, store.sessions_dir).values() for n in files}
     kept |= known.foreign.union(shared)
+    # What a living session names and has not, because it was archived with another.
+    lost = {original_name(name) for name in here} - here
+    lost &= {n for files in files_by_session(lost, sessions, store.sessions_dir).values() for n in files}.union(shared)
+    kept |= {name for name in here | second.keys() if original_name(name) in lost}
     traces = Traces([], [])
     for name in sorted(here | second.keys()):
         original = original_name(name)

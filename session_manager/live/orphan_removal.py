@@ -31,7 +31,7 @@ ChooseOrphans = Callable[[Snapshot, Sequence[str]], Sequence[Orphan]]
 
 
 def archive_orphans(
-    remover: Remover, store: Store, lock: StoreLock, choose: ChooseOrphans
+    remover: Remover, store: Store, lock: StoreLock, choose: ChooseOrphans, reason: str = REASON
 ) -> tuple[list[Removal], set[str], Failures]:
     """Archives what ``choose`` picks from a fresh read, and picks again right before the act.
 
@@ -44,7 +44,7 @@ def archive_orphans(
     if not chosen:
         return [], set(), []
     taken, now = set(names), now_ms()
-    removals = [Removal(o.id, REASON, [], [], archive_names(o.files, taken, now)) for o in chosen]
+    removals = [Removal(o.id, reason, [], [], archive_names(o.files, taken, now)) for o in chosen]
     ledger = remover.ledger
     attempt = ledger.intend(remover.run, store.store_id, store.agent_id, [], [], removals)
     step("orphan intent written")

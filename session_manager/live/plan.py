@@ -9,6 +9,7 @@ from session_manager.live.ledger import Facts, Removal
 from session_manager.live.liveness import now_ms
 from session_manager.live.transcripts import archive_names, files_by_session, is_text
 from session_manager.live.volume import Snapshot
+from session_manager.live.whereabouts import files_abroad
 
 _LONGEST_TEXT = 200
 
@@ -25,17 +26,21 @@ def plan(
     files = files_by_session(names, snapshot.sessions, snapshot.store.sessions_dir)
     going = {session.id for session, _ in chosen}
     kept = {n for s in snapshot.sessions if s.id not in going for n in files.get(s.id, ())} | set(shared)
+    abroad = files_abroad(snapshot.store, snapshot.sessions, names, [session for session, _ in chosen])
     order = {key: place for place, key in enumerate(index.entries)}
     taken, now = set(names), now_ms()
     removals = []
     for session, reason in chosen:
         mine = [n for n in files.get(session.id, ()) if n not in kept and is_text(n)]
+        shares = [n for n in files.get(session.id, ()) if n in kept and is_text(n)] + abroad.get(session.id, [])
         kept.update(mine)
         members = [index.raw(key) for key in session.keys]
         targets = archive_names(mine, taken, now)
         places = [order[key] for key in session.keys]
         facts = facts_of(session, now)
-        removals.append(Removal(session.id, reason, list(session.keys), members, targets, facts=facts, places=places))
+        removal = Removal(session.id, reason, list(session.keys), members, targets, facts=facts, places=places)
+        removal.shares = shares
+        removals.append(removal)
     return removals
 
 

@@ -27,6 +27,7 @@ from session_manager.live.reappeared import REASON
 from session_manager.live.recovery import places_of, recover_attempt, try_recover
 from session_manager.live.removal import Remover
 from session_manager.live.second_names import SecondNames
+from session_manager.live.sharing import gather
 from session_manager.live.steps import step
 from session_manager.live.swap import IndexChanged, Swap, look_again, parsed_by, write_temp
 from session_manager.live.volume import Snapshot, Store, read_snapshot
@@ -53,10 +54,15 @@ class Restored(msgspec.Struct):
 def lives(removed: Iterable[Removed]) -> list[Life]:
     """Groups one session's removals, newest first, by what can only be taken back together.
 
-    What was written under the name of a removed session, and archived as an orphan, goes on with that session.
+    What was written under the name of a removed session, and archived as an orphan, goes on with that session. One that
+    only holds what a removal before it shares comes back by way of that.
     """
+    removed = list(removed)
+    shared = {name for removal in removed for name in removal.shares}
     found: list[list[Removed]] = []
     for removal in removed:
+        if not removal.keys and removal.state != "erased" and shared.issuperset(source for source, _ in removal.files):
+            continue
         last = found[-1][-1] if found else None
         goes_on = last is not None and last.reason == ORPHAN and removal.state == last.state == REMOVED
         if last is None or not (last.reason == REASON or goes_on):
@@ -104,6 +110,7 @@ def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip
             return Restored(done, blocked, recovered, failures)
         remover.refuse_unguarded(snapshot, names)
         lock.check()
+        gather(remover, store, [removed for life in going for removed in life])
         try:
             back, failed = _execute(remover, snapshot, lock, [removal for life in going for removal in life])
         except IndexChanged:

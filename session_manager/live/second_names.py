@@ -152,6 +152,21 @@ class SecondNames:
                     os.unlink(part)
         return True
 
+    def give(self, name: str, of: tuple[str, str], to: tuple[str, str]) -> None:
+        """Gives an archive with a second name under one run and agent id another under another. Raises OSError."""
+        old, new = self.path(*of, name), self.path(*to, name)
+        if old == new or not os.path.lexists(old):
+            return
+        self._make(os.path.dirname(new))
+        with contextlib.suppress(FileExistsError):
+            try:
+                os.link(old, new, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                os.rename(old, new)
+        sync_folder(os.path.dirname(new))
+
     def may_be(self, store: Store, run_id: str, name: str, source: str) -> bool:
         """Says whether all that the second name of ``name`` holds is in the live file ``source``, from its beginning.
 

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 import msgspec
@@ -233,18 +233,38 @@ def paths_inside(
     return {session_id: paths for session_id, paths in found if paths}
 
 
+def files_abroad(
+    store: Store, sessions: Iterable[Session], names: Collection[str], asked: Iterable[Session]
+) -> dict[str, list[str]]:
+    """Returns the transcripts in other agents' folders as ``<agent>/<name>``, by session id; see ``paths_inside``."""
+    root = store.agents_dir or os.path.dirname(os.path.dirname(store.sessions_dir))
+    found: dict[str, list[str]] = {}
+    for session_id, paths in paths_inside(store, sessions, names, asked).items():
+        for path in paths:
+            agent, *rest = os.path.relpath(path, root).split(os.sep)
+            if len(rest) == 2 and rest[0] == _FOLDER and is_transcript(rest[1]):
+                found.setdefault(session_id, []).append(f"{agent}/{rest[1]}")
+    return found
+
+
 def outside_files(
     store: Store, everyone: Iterable[Session], gone: Sequence[Session], archived: Iterable[str]
-) -> list[str]:
-    """Returns the ``sessionFile`` values of removed sessions that do not lie in the agent's own folder: they stay.
+) -> dict[str, list[str]]:
+    """Returns the ``sessionFile`` values of removed sessions that lie outside the agent's own folder, and stay there.
 
-    ``everyone`` is whoever the store had before, ``archived`` are names of files that have been archived since.
+    Each with its paths, as far as they lie in the agents directory. ``everyone`` is whoever the store had before,
+    ``archived`` are names of files that have been archived since.
     """
     if next(Whereabouts.of(store, everyone, ()).strange(gone), None) is None:
-        return []
+        return {}
     whereabouts = Whereabouts.of(store, everyone, {*archived, *os.listdir(store.sessions_dir)})
-    files = [(session.id, file) for session in gone for file in session.session_files]
-    return [file for i, file in files if any(spot.kind != OWN for spot in whereabouts.spots_of(i, file))]
+    spots = {file: whereabouts.spots_of(session.id, file) for session in gone for file in session.session_files}
+    return {file: inside(found) for file, found in spots.items() if any(spot.kind != OWN for spot in found)}
+
+
+def still_outside(files: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns what of ``outside_files`` has not been archived since with the other sessions that had it."""
+    return [file for file, paths in files.items() if not paths or any(map(os.path.lexists, paths))]
 
 
 def is_transcript(name: str) -> bool:

@@ -24,6 +24,8 @@ For whoever restores, purges or erases:
 - ``removals(run_id=…)`` or ``removals(session=…)`` finds what there is, newest first; ``members`` gives its raw
   members. A session may have several removals: one that was brought back by a gateway's cache and removed again left
   its files with the first.
+- A file that several sessions have is archived with one of them, the last to go; the others ``share`` it.
+  ``hand_over`` passes it on: to the one that comes back first, or to one that can still come back.
 - ``second_names.path`` says where a file's second name is (by run, agent and archive name).
 - Restore: under the store's lock, ``intend_restore``, then the files, then the index, then ``finish`` with the
   sessions that live now. Killed in between, ``recover`` ends it. It marks them restored and takes back their marks.
@@ -56,6 +58,7 @@ from session_manager.live.ledger.rows import (
     Temp,
 )
 from session_manager.live.ledger.run import Run, is_owed, new_run_id, run_started_at, start_run
+from session_manager.live.ledger.sharing import Sharing
 from session_manager.live.ledger.unfinished import Openness, Unfinished
 from session_manager.live.ledger.verification import Verification
 
@@ -84,5 +87,5 @@ __all__ = [
 ]
 
 
-class Ledger(Attempts, Endings, Marks, Openness, Removals, Verification):
+class Ledger(Attempts, Endings, Marks, Openness, Removals, Sharing, Verification):
     """The whole ledger, opened. A context manager; leaving it closes the file."""

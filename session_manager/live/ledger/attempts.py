@@ -35,13 +35,14 @@ from session_manager.live.volume import Identity
 _LEAST_DROPPED = 256
 
 
-class Details(msgspec.Struct):
+class Details(msgspec.Struct, omit_defaults=True):
     """What of a removal can be erased."""
 
     keys: list[str]
     files: list[tuple[str, str]]
     facts: Facts
     places: list[int] = []
+    shares: list[str] = []
 
 
 class Attempts(Clocks):
@@ -120,15 +121,7 @@ class Attempts(Clocks):
     def note_files(self, removal: Removal) -> None:
         """Writes down new archive names before they are used."""
         with self.transaction() as c:
-            row = c.execute("SELECT digest FROM removals WHERE removal_id = ?", (removal.removal_id,)).fetchone()
-            details = _details(removal)
-            sealed = chain.seal(details)
-            c.execute(
-                "UPDATE removals SET details = ?, digest = ? WHERE removal_id = ?",
-                (details.decode(), sealed, removal.removal_id),
-            )
-            was = row[0].hex() if row is not None and isinstance(row[0], bytes) else None
-            chain.append(c, "file", {"removal": removal.removal_id, "was": was, "is": sealed.hex()})
+            chain.reseal(c, removal.removal_id, _details(removal))
 
     def finish(self, attempt: Attempt, alive: Collection[str], *, complete: bool = True) -> None:
         """Ends an attempt: the sessions in ``alive`` live, all others are removed.
@@ -255,7 +248,7 @@ def _write_removals(c: sqlite3.Connection, attempt_id: int, removals: list[Remov
 
 
 def _details(removal: Removal) -> bytes:
-    return msgspec.json.encode(Details(removal.keys, removal.files, removal.facts, removal.places))
+    return msgspec.json.encode(Details(removal.keys, removal.files, removal.facts, removal.places, removal.shares))
 
 
 def _load(c: sqlite3.Connection, where: str, value: object) -> tuple[list[Removal], dict[int, str]]:
@@ -279,6 +272,7 @@ def _load(c: sqlite3.Connection, where: str, value: object) -> tuple[list[Remova
                 removal_id,
                 details.facts,
                 details.places,
+                details.shares,
             )
         )
     return removals, {row[0]: row[4] for row in rows}

@@ -6,7 +6,7 @@ the change, under SQLite's write lock, so concurrent and killed processes leave 
 - ``run``: a run began; ``digest`` over its row.
 - ``intent``: an attempt began; ``digest`` over its row and over its removals' ids, sessions, reasons and digests.
 - ``end``: ``state`` of the attempt, and the ids of removals that were ``kept``.
-- ``file``: a removal's archive name changed; its digest ``was`` and ``is``.
+- ``file``: a removal's archive names changed, or whose files they are; its digest ``was`` and ``is``.
 - ``restored``, ``purged``, ``erased``: the ids of ``removals`` that this happened to, by which ``run``, and how much
   was removed by it.
 - ``owed``, ``heard``: marks that history is owed, or has been told, by which ``run``.
@@ -51,6 +51,17 @@ def link(before: object, seq: object, at: object, kind: object, body: object) ->
 def digest(row: Iterable[object]) -> bytes:
     """Returns the digest of a row's columns: numbers, text, bytes or None."""
     return hashlib.sha256(msgspec.json.encode(tuple(row))).digest()
+
+
+def reseal(sql: sqlite3.Connection, removal_id: int, details: bytes) -> None:
+    """Replaces a removal's details, and says so, in the caller's transaction."""
+    row = sql.execute("SELECT digest FROM removals WHERE removal_id = ?", (removal_id,)).fetchone()
+    sealed = seal(details)
+    sql.execute(
+        "UPDATE removals SET details = ?, digest = ? WHERE removal_id = ?", (details.decode(), sealed, removal_id)
+    )
+    was = row[0].hex() if row is not None and isinstance(row[0], bytes) else None
+    append(sql, "file", {"removal": removal_id, "was": was, "is": sealed.hex()})
 
 
 def seal(details: bytes) -> bytes:

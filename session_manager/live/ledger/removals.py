@@ -70,8 +70,7 @@ class Removals(Connection):
         """
         where, values = _conditions(agent_id, since, run_id, session, reason)
         with clear_sqlite_errors(self.path):
-            rows = self.sql.execute(f"{_COLUMNS}{_FROM}{where} ORDER BY r.removal_id DESC LIMIT ?", (*values, limit))
-            return [_removed(row) for row in rows]
+            return select_removed(self.sql, f"{where} ORDER BY r.removal_id DESC LIMIT ?", (*values, limit))
 
     def recent_removals(self, store_id: str, since: int, sessions: Collection[str]) -> list[Removed]:
         """Returns the newest removal of each of ``sessions`` since then (epoch ms) in a store, unless it was undone
@@ -89,7 +88,7 @@ class Removals(Connection):
                     "SELECT session_id, removal_id FROM removals WHERE attempt_id = ? AND state <> 'kept'", attempt
                 )
                 newest.update((session_id, removal_id) for session_id, removal_id in rows if session_id in sessions)
-            found = [self._removal(removal_id) for removal_id in newest.values()]
+            found = [self.removal(removal_id) for removal_id in newest.values()]
             return [r for r in found if r.state == REMOVED and r.finished]
 
     def standing(self, agent_id: str, sessions: Collection[str], *states: str) -> list[Removed]:
@@ -108,7 +107,8 @@ class Removals(Connection):
             )
             return [removed for removed in map(_removed, rows) if removed.files]
 
-    def _removal(self, removal_id: int) -> Removed:
+    def removal(self, removal_id: int) -> Removed:
+        """Returns one removal."""
         return _removed(self.sql.execute(f"{_COLUMNS}{_FROM} WHERE r.removal_id = ?", (removal_id,)).fetchone())
 
     def count_removals(
@@ -131,6 +131,11 @@ class Removals(Connection):
         """Returns raw members (key token, value) by removal id; those whose entries were dropped are left out."""
         with clear_sqlite_errors(self.path):
             return read_members(self.sql, [r.removal_id for r in removed])
+
+
+def select_removed(sql: sqlite3.Connection, where: str, values: Sequence[object]) -> list[Removed]:
+    """Returns removals ``r``, of attempts ``a``, by the rest of a statement."""
+    return [_removed(row) for row in sql.execute(f"{_COLUMNS}{_FROM}{where}", values)]
 
 
 def change_state(
@@ -167,5 +172,5 @@ def _removed(row: Sequence[object]) -> Removed:
     *first, changed_at, finished, details, status, state, chunk_id = row
     known = msgspec.json.decode(details, type=Details) if isinstance(details, str) else Details([], [], Facts())
     mark = (str(status), str(state)) if status is not None else None
-    rest = [changed_at, bool(finished), known.keys, known.files, known.facts, mark, chunk_id is not None]
+    rest = [changed_at, bool(finished), known.keys, known.files, known.facts, mark, chunk_id is not None, known.shares]
     return Removed(*first, *rest)  # type: ignore[arg-type]

@@ -29,7 +29,9 @@ class Facts(msgspec.Struct, omit_defaults=True):
 class Removal(msgspec.Struct):
     """One session that goes: its keys, its raw members (key token, value), its files from → to (base names).
 
-    ``places`` are those of the keys in the index, counted from 0; empty where they are not known.
+    ``places`` are those of the keys in the index, counted from 0; empty where they are not known. ``shares`` are files
+    that the session had and that did not go with it, because others have them, too: ``<name>`` in its agent's own
+    folder, ``<agent>/<name>`` in another's.
     """
 
     session_id: str
@@ -40,6 +42,7 @@ class Removal(msgspec.Struct):
     removal_id: int = 0
     facts: Facts = msgspec.field(default_factory=Facts)
     places: list[int] = []
+    shares: list[str] = []
 
 
 class Temp(msgspec.Struct):
@@ -105,9 +108,10 @@ class Removed(msgspec.Struct):
     """One removal, looked up afterwards.
 
     ``state`` is ``removed``, ``kept``, ``restored``, ``purged`` or ``erased``, since ``changed_at`` when it is no
-    longer the first. ``finished`` is False while the attempt is open. ``files`` are from → to (base names). ``mark``
-    is what history has heard of the session: (status, state), or None when nothing was ever owed. ``has_entries``
-    says whether the raw entries are still there. An erased one has neither keys nor files nor facts.
+    longer the first. ``finished`` is False while the attempt is open. ``files`` are from → to (base names), ``shares``
+    those that it had and did not take along. ``mark`` is what history has heard of the session: (status, state), or
+    None when nothing was ever owed. ``has_entries`` says whether the raw entries are still there. An erased one has
+    neither keys nor files nor facts.
     """
 
     removal_id: int
@@ -129,3 +133,4 @@ class Removed(msgspec.Struct):
     facts: Facts
     mark: tuple[str, str] | None
     has_entries: bool
+    shares: list[str]

@@ -1,0 +1,70 @@
+"""What a removal leaves in other agents' folders: it goes when nobody is left who has it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from session_manager.core.errors import SessionManagerError, failure
+from session_manager.functions.context import Context
+from session_manager.functions.reading import foreign_references, names_referred_to, read_view
+from session_manager.live.volume import Store
+
+if TYPE_CHECKING:
+    from session_manager.live.ledger import Removal
+    from session_manager.live.removal import Remover
+
+
+class Left(msgspec.Struct):
+    """What became of files that removed sessions had in other agents' folders: what was archived, by agent."""
+
+    archived: list[tuple[str, Removal]] = []
+    errors: list[dict[str, object]] = []
+
+    @property
+    def names(self) -> list[str]:
+        """The archives' names."""
+        return [target for _, removal in self.archived for _, target in removal.files]
+
+
+def left_by(removals: Iterable[Removal]) -> list[tuple[str, str]]:
+    """Returns (session id, ``<agent>/<name>``) of what removed sessions had in other agents' folders."""
+    return [(removal.session_id, name) for removal in removals for name in removal.shares if "/" in name]
+
+
+def archive_left(context: Context, remover: Remover, left: Iterable[tuple[str, str]]) -> Left:
+    """Archives what is ``left`` of transcripts whose own agent has left them before, and that nobody names any more.
+
+    Failures of single agents are in the result: the files stay, and cleanup_orphans finds them.
+    """
+    by_agent: dict[str, dict[str, str]] = {}
+    for session_id, name in left:
+        agent_id, _, file = name.partition("/")
+        by_agent.setdefault(agent_id, {})[file] = session_id
+    result = Left()
+    for agent_id, names in by_agent.items():
+        from session_manager.live.sharing import archive_last
+
+        try:
+            store = context.volume.store(agent_id)
+            if store is None:
+                continue
+            act = partial(archive_last, remover, store, names=names, referred_to=partial(_referred_to, context, store))
+            archived, failures = remover.locked(store, act)
+        except SessionManagerError as error:
+            result.errors.append(failure(error, agent_id))
+            continue
+        result.archived += [(agent_id, removal) for removal in archived]
+        result.errors += [failure(error, agent_id, session_id) for session_id, error in failures]
+    return result
+
+
+def _referred_to(context: Context, store: Store) -> Collection[str]:
+    view = read_view(context, None)
+    for _, error in view.failed:
+        # What cannot be read may well name the file.
+        raise error
+    return names_referred_to(foreign_references(view.agents), store, ())

@@ -275,7 +275,6 @@ def test_an_age_below_one_minute_is_a_usage_error(sixteen: Path, skill: Skill, m
         {"dry-run": True},
         {"max_age": 60},
         {"include_durable": 2},
-        {"force": True},
     ],
 )
 def test_other_usage_errors(sixteen: Path, skill: Skill, arguments: dict[str, Any]) -> None:

@@ -113,7 +113,10 @@ def test_only_true_orphans_past_the_age_go(agents: Path, skill: Skill) -> None:
     }  # fmt: skip
     assert {a["id"] for a in document["archived"]} == {"lost-0", "lost-1"}
     assert reasons(document) == {"young": "young", "fresh": "young", "talking": "young"}
-    assert names - store.names() == {"lost-0.jsonl", "lost-1.jsonl"}
+    # What belongs to a transcript goes with it.
+    assert names - store.names() == {
+        "lost-0.jsonl", "lost-1.jsonl", "lost-0.trajectory.jsonl", "lost-0.jsonl.truncate-tmp",
+    }  # fmt: skip
 
 
 def test_the_age_is_an_argument(agents: Path, skill: Skill) -> None:

@@ -16,10 +16,11 @@ UNREADABLE = "unreadable"
 
 
 class Orphan(msgspec.Struct):
-    """A session id that no entry has, with the transcripts that bear it.
+    """A session id that no entry has, with the transcripts and sidecars that bear it; or a dead writer's own file.
 
     ``size`` is in bytes; ``last_activity`` (epoch ms) is the newest of the files' mtimes and of the times inside
-    them, None when a file cannot be read. ``busy``: one of the files' locks is held.
+    them, None when a file cannot be read. ``busy``: one of the files' locks is held, or its writer lives. ``kind`` is
+    the class of the first of its files, transcripts before all others.
     """
 
     agent_id: str
@@ -28,6 +29,12 @@ class Orphan(msgspec.Struct):
     size: int
     last_activity: int | None
     busy: bool
+    kind: str = "true_orphan"
+
+    @property
+    def is_session(self) -> bool:
+        """Says whether it is what is left of a session; else it is one file, and its name is its id."""
+        return self.files != [self.id]
 
 
 class Judged(msgspec.Struct):

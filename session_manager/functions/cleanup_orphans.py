@@ -81,7 +81,8 @@ class Result(msgspec.Struct):
             }
         )
         self.archived_bytes += orphan.size
-        self.gone.append((orphan.agent_id, orphan.id))
+        if orphan.is_session:
+            self.gone.append((orphan.agent_id, orphan.id))
 
     def remove(self, agent_id: str, session_id: str, keys: list[str]) -> None:
         """Adds a session whose entries were removed, or would be."""
@@ -97,7 +98,7 @@ class Result(msgspec.Struct):
 
     def keep(self, subject: Orphan | Session, reason: str) -> None:
         """Adds what stays although it looks like an orphan."""
-        kind = ORPHAN if isinstance(subject, Orphan) else DEAD_ENTRY
+        kind = subject.kind if isinstance(subject, Orphan) else DEAD_ENTRY
         self.kept.append({"id": subject.id, "agentId": subject.agent_id, "class": kind, "reason": reason})
 
     def document(self, arguments: Arguments) -> dict[str, Any]:
@@ -215,10 +216,13 @@ class Cleanup:
         def choose_sessions(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
             return [(session, "entry without transcript") for session in plan(snapshot, names)[1]]
 
-        def choose_orphans(snapshot: Snapshot, names: Sequence[str]) -> list[Orphan]:
-            orphans = plan(snapshot, names)[0]
-            chosen.update({o.id: o for o in orphans})
-            return orphans
+        def chooser(of_sessions: bool) -> Callable[[Snapshot, Sequence[str]], list[Orphan]]:
+            def choose_orphans(snapshot: Snapshot, names: Sequence[str]) -> list[Orphan]:
+                orphans = [o for o in plan(snapshot, names)[0] if o.is_session == of_sessions]
+                chosen.update({o.id: o for o in orphans})
+                return orphans
+
+            return choose_orphans
 
         outcome = remover.remove_locked(store, lock, choose_sessions, self._everyone.shared(store))
         result.errors += note(result.notes, store, outcome)
@@ -227,12 +231,15 @@ class Cleanup:
         by_id = {s.id: s for s in outcome.snapshot.sessions}
         for session_id in outcome.alive:
             result.keep(by_id[session_id], ACTIVE)
-        archived, spared, failures = archive_orphans(remover, store, lock, choose_orphans)
-        for removal in archived:
-            result.archive(chosen[removal.session_id], [target for _, target in removal.files])
-        for session_id in spared:
-            result.keep(chosen[session_id], ACTIVE)
-        result.errors += [failure(error, state.agent_id, i) for i, error in failures]
+        for of_sessions in (True, False):
+            archived, spared, failures = archive_orphans(
+                remover, store, lock, chooser(of_sessions), history=of_sessions
+            )
+            for removal in archived:
+                result.archive(chosen[removal.session_id], [target for _, target in removal.files])
+            for session_id in spared:
+                result.keep(chosen[session_id], ACTIVE)
+            result.errors += [failure(error, state.agent_id, i) for i, error in failures]
 
     def look_once_more(self, remover: Remover) -> None:
         """Looks again for sessions whose entry came back."""
@@ -249,7 +256,7 @@ class Cleanup:
         """Returns what may go of a plan. Raises Refused (``too_many_orphans``)."""
         orphans = [j.subject for j in plan.orphans if j.reason is None and isinstance(j.subject, Orphan)]
         sessions = [j.subject for j in plan.entries if j.reason is None and isinstance(j.subject, Session)]
-        going, total = sum(len(o.files) for o in orphans), plan.transcripts
+        going, total = sum(plan.folder.classes[f] == ORPHAN for o in orphans for f in o.files), plan.transcripts
         if too_many(going, total) and not self._arguments.force:
             agent_id = orphans[0].agent_id
             raise Refused(

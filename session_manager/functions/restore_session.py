@@ -76,7 +76,10 @@ def _restore(
     if ":" in wanted and removed:
         # A key may have named several sessions, one after the other: the last one is meant.
         wanted = removed[0].session_id
-    newest = {r.agent_id: r for r in reversed(removed) if r.session_id == wanted}
+    from session_manager.live.orphan_removal import LEFTOVER
+
+    ordered = sorted(removed, key=lambda r: r.reason == LEFTOVER)
+    newest = {r.agent_id: r for r in reversed(ordered) if r.session_id == wanted}
     going = {agent_id: _finder(agent_id, wanted) for agent_id, r in newest.items() if r.state in _MAY_COME_BACK}
     if not going:
         return _nothing_to_do(context, remover, newest, wanted, agent, pin=pin)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from session_manager.core.orphans import Orphan
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
 from session_manager.live.atomic import clear_errors, sync_folder
@@ -25,28 +27,40 @@ from session_manager.live.volume import Snapshot, Store, read_snapshot
 if TYPE_CHECKING:
     from session_manager.live.removal import Remover
 
-REASON = "orphan"
+REASON, LEFTOVER = "orphan", "leftover"
+ORPHAN = "true_orphan"
 
 ChooseOrphans = Callable[[Snapshot, Sequence[str]], Sequence[Orphan]]
 
 
 def archive_orphans(
-    remover: Remover, store: Store, lock: StoreLock, choose: ChooseOrphans, reason: str = REASON
+    remover: Remover,
+    store: Store,
+    lock: StoreLock,
+    choose: ChooseOrphans,
+    reason: str = REASON,
+    *,
+    history: bool = True,
 ) -> tuple[list[Removal], set[str], Failures]:
     """Archives what ``choose`` picks from a fresh read, and picks again right before the act.
 
     Returns what was archived, the ids of chosen orphans that turned out to be none, and files that could not be
     moved; their orphans stay whole. Raises whatever ``choose`` raises, LockLost, Refused, Damaged or Failed; the
-    files then have their names.
+    files then have their names. With ``history`` false they are no sessions, and history hears of none.
     """
     names = listing(store)
     chosen = choose(read_snapshot(store, now_ms()), names)
     if not chosen:
         return [], set(), []
     taken, now = set(names), now_ms()
-    removals = [Removal(o.id, reason, [], [], archive_names(o.files, taken, now)) for o in chosen]
-    ledger = remover.ledger
-    attempt = ledger.intend(remover.run, store.store_id, store.agent_id, [], [], removals)
+    removals = [
+        Removal(o.id, reason if o.kind == ORPHAN else LEFTOVER, [], [], archive_names(o.files, taken, now))
+        for o in chosen
+    ]
+    ledger, run = remover.ledger, remover.run
+    silent = msgspec.structs.replace(run, history=run.history and history)
+    attempt = ledger.intend(silent, store.store_id, store.agent_id, [], [], removals)
+    run.noted = run.noted or silent.noted
     step("orphan intent written")
     try:
         with clear_errors("archive orphans in", store.sessions_dir):

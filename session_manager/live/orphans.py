@@ -18,6 +18,7 @@ import msgspec
 from session_manager.core.orphans import Orphan
 from session_manager.core.session import EARLIEST_MS, Session
 from session_manager.live.atomic import OWN_PREFIX
+from session_manager.live.leftovers import find_leftovers, is_being_written, written_at
 from session_manager.live.observe import held_transcripts, last_timestamp
 from session_manager.live.transcripts import (
     files_by_session,
@@ -35,8 +36,9 @@ SIDECAR = "sidecar"
 PARTIAL = "partial"
 ORPHAN = "true_orphan"
 OTHER = "other"
+OWN = "own_temp"
 ARCHIVES = {"reset": "reset_archive", "deleted": "deleted_archive", "bak": "backup_archive"}
-CLASSES = (LIVE, PREVIOUS, *ARCHIVES.values(), TOPIC, SIDECAR, PARTIAL, ORPHAN, OTHER)
+CLASSES = (LIVE, PREVIOUS, *ARCHIVES.values(), TOPIC, SIDECAR, PARTIAL, ORPHAN, OWN, OTHER)
 
 _ID = r"(?i)^[a-z0-9][a-z0-9._-]{0,127}\Z"
 _STAMPED = r"^\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z_(?P<id>.+)\Z"
@@ -68,6 +70,7 @@ class Folder(msgspec.Struct):
     classes: dict[str, str]
     sizes: dict[str, int]
     mtimes: dict[str, int]
+    leftovers: dict[str, str] = {}
 
     def counted(self) -> dict[str, tuple[int, int]]:
         """Returns count and bytes of each class."""
@@ -142,7 +145,7 @@ def classify(
     """
     folder = Folder(store.sessions_dir, {}, {}, {})
     for name in names:
-        if name.startswith(OWN_PREFIX) or name == store.marker_name:
+        if (name.startswith(OWN_PREFIX) and not name.endswith((".index", ".part"))) or name == store.marker_name:
             continue
         try:
             status = os.lstat(os.path.join(store.sessions_dir, name))
@@ -156,8 +159,18 @@ def classify(
     for name in folder.sizes:
         kind = class_of_name(name, live)
         folder.classes[name] = OTHER if kind == ORPHAN and name not in folder.mtimes else kind
-    _find_previous(folder, {s.id for s in sessions}, mentions)
+    living = {s.id for s in sessions}
+    _find_previous(folder, living, mentions)
+    staying = {session_id_of(name) or "" for name in folder.of_class(LIVE, PREVIOUS, TOPIC)}
+    folder.leftovers = find_leftovers(folder, folder.of_class(SIDECAR, PARTIAL), staying | living, live, mentions)
     return folder
+
+
+def owner_of_sidecar(name: str) -> str | None:
+    """Returns the id of the session that a sidecar or temporary file is of, by its name; None when it holds none."""
+    while (match := re.search(_SIDECAR, name) or re.search(_PARTIAL, name)) is not None:
+        name = name[: match.start()] + ".jsonl"
+    return session_id_of(name)
 
 
 def class_of_name(name: str, live: Collection[str]) -> str:
@@ -165,6 +178,8 @@ def class_of_name(name: str, live: Collection[str]) -> str:
     archive = parse_archive(name)
     if archive is not None:
         return ARCHIVES[archive[1]]
+    if name.startswith(OWN_PREFIX):
+        return OWN
     if re.search(_PARTIAL, name) or (name.startswith(INDEX_NAME + ".") and name.endswith(".tmp")):
         return PARTIAL
     if name in live:
@@ -214,22 +229,30 @@ def read_header(path: str) -> Header | None:
 
 
 def orphans_in(store: Store, folder: Folder, names: Iterable[str], cutoff: int, now_ms: int) -> list[Orphan]:
-    """Returns a folder's true orphans, one a session id. The times inside are read where the mtime is old."""
+    """Returns a folder's true orphans and leftovers, one a session id.
+
+    The times inside transcripts are read where the mtime is old.
+    """
     grouped: dict[str, list[str]] = {}
     for name in folder.of_class(ORPHAN):
         grouped.setdefault(session_id_of(name) or "", []).append(name)
+    for name, session_id in folder.leftovers.items():
+        grouped.setdefault(session_id, []).append(name)
     busy = held_ids(store, names, grouped, now_ms)
     found = []
     for session_id, files in grouped.items():
         times = [_activity(folder, name, cutoff, now_ms) for name in files]
         newest = None if None in times else max(t for t in times if t is not None)
         size = sum(folder.sizes[name] for name in files)
-        found.append(Orphan(store.agent_id, session_id, files, size, newest, session_id in busy))
+        held = session_id in busy or any(map(is_being_written, files))
+        found.append(Orphan(store.agent_id, session_id, files, size, newest, held, folder.classes[files[0]]))
     return found
 
 
 def _activity(folder: Folder, name: str, cutoff: int, now_ms: int) -> int | None:
     mtime = folder.mtimes[name]
+    if name in folder.leftovers:
+        return written_at(mtime, now_ms)
     if mtime >= cutoff:
         return min(mtime, now_ms)
     try:

@@ -15,7 +15,7 @@ import msgspec
 
 from session_manager.core.errors import Locked, SessionManagerError
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
-from session_manager.live.atomic import clear_errors, rename_new, sync_folder
+from session_manager.live.atomic import OWN_PREFIX, clear_errors, rename_new, sync_folder
 from session_manager.live.erasure import end_erasure
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.index import Index
@@ -24,7 +24,7 @@ from session_manager.live.liveness import now_ms
 from session_manager.live.merge import union
 from session_manager.live.observe import listing
 from session_manager.live.purging import end_purge
-from session_manager.live.second_names import SecondNames
+from session_manager.live.second_names import PART, SecondNames
 from session_manager.live.steps import step
 from session_manager.live.swap import Swap, identity_of, is_ours, is_temp
 from session_manager.live.transcripts import archive_timestamp, files_by_session
@@ -110,6 +110,10 @@ def _sweep(store: Store) -> list[str]:
     names = _own_files(store)
     kept = []
     with clear_errors("tidy up", folder):
+        # Under the lock nobody copies: what is there was left by a killed process.
+        for name in os.listdir(store.sessions_dir):
+            if name.startswith(OWN_PREFIX) and name.endswith(PART):
+                os.unlink(os.path.join(store.sessions_dir, name))
         for name in names:
             path = os.path.join(folder, name)
             text = read_file(path)[0]

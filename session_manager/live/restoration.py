@@ -22,6 +22,7 @@ from session_manager.live.ledger import REMOVED, Attempt, Ledger, Removal, Remov
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing
 from session_manager.live.obstacles import FILE_EXISTS, NOT_RESTORABLE, Obstacle, Place
+from session_manager.live.orphan_removal import LEFTOVER
 from session_manager.live.orphan_removal import REASON as ORPHAN
 from session_manager.live.reappeared import REASON
 from session_manager.live.recovery import places_of, recover_attempt, try_recover
@@ -60,7 +61,11 @@ def lives(removed: Iterable[Removed]) -> list[Life]:
     removed = list(removed)
     shared = {name for removal in removed for name in removal.shares}
     found: list[list[Removed]] = []
+    # A leftover is no conversation: it comes behind what is, and hinders none.
+    leftovers = [[removal] for removal in removed if removal.reason == LEFTOVER]
     for removal in removed:
+        if removal.reason == LEFTOVER:
+            continue
         if not removal.keys and removal.state != "erased" and shared.issuperset(source for source, _ in removal.files):
             continue
         last = found[-1][-1] if found else None
@@ -68,7 +73,7 @@ def lives(removed: Iterable[Removed]) -> list[Life]:
         if last is None or not (last.reason == REASON or goes_on):
             found.append([])
         found[-1].append(removal)
-    return list(found)
+    return [*found, *leftovers]
 
 
 def split(place: Place, found: Iterable[Life]) -> tuple[list[Life], list[tuple[Life, Obstacle]]]:

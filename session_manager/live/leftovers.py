@@ -1,0 +1,57 @@
+"""Leftovers: sidecars and temporary files whose session is gone, and those of writers that are gone.
+
+A sidecar (trajectory, checkpoint, ``.bak-…``) goes where its session goes; gateways 2026.4 to 2026.6 leave it behind
+when they remove one. Temporary files stay when their writer is killed; some of their names hold its pid.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from session_manager.live.liveness import TRANSCRIPT_STALE_MS, process_lives
+from session_manager.live.transcripts import is_text
+from session_manager.live.volume import INDEX_NAME
+
+if TYPE_CHECKING:
+    from session_manager.live.orphans import Folder, Mentions
+
+_WRITER = re.escape(INDEX_NAME) + r"\.(?:(?P<pid>\d+)\.)?[0-9a-z-]+\.tmp\Z"
+_REPAIR = r".+\.jsonl\.repair-(?P<pid>\d+)-\d+\.tmp\Z"
+
+
+def is_index_temp(name: str) -> bool:
+    """Says whether a gateway's writer of the index made a file, on its way to be the index."""
+    return re.match(_WRITER, name) is not None
+
+
+def find_leftovers(
+    folder: Folder, names: Iterable[str], kept: Collection[str], live: Collection[str], mentions: Sequence[Mentions]
+) -> dict[str, str]:
+    """Returns which of ``names`` (sidecars, temporary files) are left over, each with its session's id.
+
+    A writer's temporary file stands for itself. ``kept`` are the ids of sessions that stay, ``live`` their files.
+    """
+    from session_manager.live.orphans import owner_of_sidecar
+
+    found = {}
+    for name in names:
+        if name in live or name not in folder.mtimes or not is_text(name):
+            continue
+        whose = name if is_index_temp(name) else owner_of_sidecar(name)
+        if whose is None or whose in kept or any(m.any_of(name, whose, f"{whose}.jsonl") for m in mentions):
+            continue
+        found[name] = whose
+    return found
+
+
+def is_being_written(name: str) -> bool:
+    """Says whether the process whose pid a temporary file's name holds lives here: it may be writing it."""
+    match = re.match(_WRITER, name) or re.match(_REPAIR, name)
+    return match is not None and match["pid"] is not None and process_lives(int(match["pid"]), None)
+
+
+def written_at(mtime: int, now_ms: int) -> int:
+    """Returns when a leftover was last written; within half an hour its writer may be at work."""
+    return now_ms if mtime > now_ms - TRANSCRIPT_STALE_MS else mtime

@@ -1,0 +1,139 @@
+"""Sidecars and temporary files of sessions that are gone: classes of cleanup_orphans, archived like the rest."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Skill, StoreBuilder, now_ms
+
+CLEANUP = "cleanup_orphans"
+REAL = {"dry_run": False}
+UUID = "6513270e-0b3c-4b8e-9a55-0123456789ab"
+DEAD = 2**22 - 7
+SIDECARS = [
+    "{}.trajectory.jsonl",
+    "{}.trajectory-path.json",
+    f"{{}}.checkpoint.{UUID}.jsonl",
+    f"{{}}.checkpoint.{UUID}.trajectory.jsonl",
+    "{}.jsonl.codex-app-server.json",
+    "{}.jsonl.bak-12-1771180200000",
+    "{}-topic-7.trajectory.jsonl",
+    f"{{}}.jsonl.repair-{DEAD}-1771180200000.tmp",
+    "{}.jsonl.truncate-tmp",
+    "{}.jsonl.manual-compaction-tmp",
+]
+TEMP = f"sessions.json.{DEAD}.{UUID}.tmp"
+
+
+def leave(store: StoreBuilder, name: str, age_minutes: float = 5 * 1440) -> Path:
+    path = store.dir / name
+    path.write_text("left " + name)
+    at = now_ms() / 1000 - age_minutes * 60
+    os.utime(path, (at, at))
+    return path
+
+
+@pytest.fixture
+def store(agents: Path) -> StoreBuilder:
+    store = StoreBuilder(agents)
+    store.add("cron:live", 300, "live", usageFamilySessionIds=["earlier"])
+    return store.write()
+
+
+def kept(document: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {k["id"]: (k["class"], k["reason"]) for k in document["kept"]}
+
+
+def live_names(store: StoreBuilder) -> set[str]:
+    return {name for name in store.names() if ".deleted." not in name}
+
+
+@pytest.mark.parametrize("name", SIDECARS)
+def test_a_sidecar_goes_when_its_session_is_gone(store: StoreBuilder, skill: Skill, name: str) -> None:
+    gone, stays, earlier = (leave(store, name.format(whose)) for whose in ("gone", "live", "earlier"))
+    content = gone.read_bytes()
+    plan, done = skill(CLEANUP).document, skill(CLEANUP, REAL).document
+    for document in (plan, done):
+        assert [a["id"] for a in document["archived"]] == ["gone"]
+        assert document["classes"]["sidecar"]["count"] + document["classes"]["partial"]["count"] >= 2
+    assert not gone.exists()
+    assert stays.exists()
+    assert earlier.exists()
+    (target,) = done["archived"][0]["files"]
+    assert (store.dir / target).read_bytes() == content
+    skill("restore_run", {"run_id": done["run_id"]})
+    assert gone.read_bytes() == content
+
+
+def test_the_young_and_what_lies_beside_its_transcript_stay(store: StoreBuilder, skill: Skill) -> None:
+    leave(store, "young.trajectory.jsonl", 60)
+    leave(store, "fresh.trajectory.jsonl")
+    store.transcript("fresh.jsonl", "fresh", now_ms() - 60_000)
+    leave(store, "topical.trajectory.jsonl")
+    leave(store, "topical-topic-7.jsonl")
+    before = live_names(store)
+    document = skill(CLEANUP, REAL).document
+    assert live_names(store) == before
+    assert kept(document) == {"young": ("sidecar", "young"), "fresh": ("true_orphan", "young")}
+
+
+def test_what_belongs_to_an_orphan_goes_and_comes_back_with_it(store: StoreBuilder, skill: Skill) -> None:
+    store.transcript("lost.jsonl", "lost", now_ms() - 5 * 86_400_000)
+    leave(store, "lost.trajectory.jsonl")
+    assert [len(a["files"]) for a in skill(CLEANUP, REAL).document["archived"]] == [2]
+    assert skill("restore_session", {"session_id": "lost"}).document["restored_files"] == [
+        "lost.jsonl", "lost.trajectory.jsonl",
+    ]  # fmt: skip
+
+
+def test_a_leftover_is_in_the_way_of_no_conversation(store: StoreBuilder, skill: Skill) -> None:
+    assert skill("delete_session", {"session_id": "live"}).exit_code == 0
+    leave(store, "live.trajectory.jsonl")
+    done = skill(CLEANUP, REAL).document
+    assert [a["id"] for a in done["archived"]] == ["live"]
+    restored = skill("restore_session", {"session_id": "live"}).document
+    assert (restored["restored_keys"], restored["restored_files"]) == (["agent:main:cron:live"], ["live.jsonl"])
+
+
+@pytest.mark.parametrize("name", [TEMP, f"sessions.json.{UUID}.tmp"])
+def test_a_dead_writers_file_goes_and_history_hears_nothing(store: StoreBuilder, skill: Skill, name: str) -> None:
+    path = leave(store, name)
+    document = skill(CLEANUP, REAL).document
+    assert [a["id"] for a in document["archived"]] == [name]
+    assert not path.exists()
+    assert (document["pg_pending"], skill("get_session_stats").document["pending_history_marks"]) == (0, 0)
+    assert skill("purge_archives", {"dry_run": True}).exit_code == 0
+    assert skill("restore_session", {"session_id": name}).document["restored_files"] == [name]
+
+
+def test_a_running_writers_file_stays(store: StoreBuilder, skill: Skill) -> None:
+    alive = f"sessions.json.{os.getpid()}.{UUID}.tmp"
+    leave(store, alive)
+    leave(store, TEMP, 10)
+    leave(store, f"gone.jsonl.repair-{os.getpid()}-1771180200000.tmp")
+    before = live_names(store)
+    document = skill(CLEANUP, {**REAL, "older_than_minutes": 1}).document
+    assert live_names(store) == before
+    assert kept(document) == {
+        alive: ("partial", "busy"), TEMP: ("partial", "young"), "gone": ("partial", "busy"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [".session_manager.12.0a1b2c3d4e5f.0123456789abcdef.index",
+                                  ".session_manager.12.0a1b2c3d4e5f.part"])  # fmt: skip
+def test_our_own_leftovers_are_counted_and_go(store: StoreBuilder, skill: Skill, name: str) -> None:
+    path = leave(store, name)
+    assert skill(CLEANUP).document["classes"]["own_temp"]["count"] == 1
+    assert skill(CLEANUP, REAL).exit_code == 0
+    assert not path.exists()
+
+
+def test_an_index_that_was_lost_makes_no_leftovers(store: StoreBuilder, skill: Skill) -> None:
+    leave(store, "live.trajectory.jsonl")
+    store.index.write_text("{}")
+    before = live_names(store)
+    assert skill(CLEANUP, {**REAL, "older_than_minutes": 60}).document["code"] == "too_many_orphans"
+    assert live_names(store) == before

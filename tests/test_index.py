@@ -180,7 +180,9 @@ def test_of_a_duplicate_field_the_last_counts() -> None:
 )
 def test_members_are_put_in_the_style_of_the_file(text: bytes, put: dict[str, bytes], expected: bytes) -> None:
     members = {key: (json.dumps(key).encode(), value) for key, value in put.items()}
-    assert Index(text).edited((), members) == expected
+    begins: dict[str, int] = {}
+    assert Index(text).edited((), members, begins=begins) == expected
+    assert {key: expected[at : at + len(put[key])] for key, at in begins.items()} == put
 
 
 @given(st.lists(st.text(), unique=True, min_size=1, max_size=12), st.data())

@@ -95,13 +95,14 @@ def _restore(
 def _known(remover: Remover, run_id: str, agent: str | None) -> tuple[int, list[str]]:
     """Returns how many of a run's sessions were restored before, and its agents, the last first. Raises NotFound."""
     ledger = remover.existing_ledger
-    removed = [] if ledger is None else ledger.removals(run_id=run_id, agent_id=agent)
-    if not removed:
+    states = [] if ledger is None else ledger.states(run_id, agent)
+    if not states:
         raise NotFound(
             f"no removal by a run {run_id!r} is known: list_deleted shows the runs, prune and delete return theirs",
             code="run_not_found",
         )
-    return sum(r.state == "restored" for r in removed), list(dict.fromkeys(r.agent_id for r in removed))
+    restored = sum(count for _, state, count in states if state == "restored")
+    return restored, list(dict.fromkeys(agent_id for agent_id, _, _ in states))
 
 
 def _pinned(context: Context, remover: Remover, run_id: str, agents: Sequence[str]) -> dict[str, Any]:

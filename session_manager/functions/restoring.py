@@ -64,11 +64,10 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
         try:
             store = _store(context, agent_id)
             outcome.recovered += end_earlier(remover, store)
-            place = remover.place(read_snapshot(store, context.clock()), listing(store))
-            able, unable = split(place, find(remover.ledger))
+            able, unable, elsewhere = _look(context, remover, store, find)
             conflicts += unable
-            going += [(agent_id, life[0].session_id) for life in able]
-            abroad[agent_id] = _abroad(removed for life in able for removed in life)
+            going += [(agent_id, session_id) for session_id in able]
+            abroad[agent_id] = elsewhere
             stores.append((store, find))
         except SessionManagerError as error:
             failed.append((agent_id, error))
@@ -120,6 +119,15 @@ def _give_back(context: Context, remover: Remover, agent_id: str, names: Sequenc
         return []
     failures = remover.locked(store, lambda lock: give_back(remover, store, lock, names))
     return [failure(error, agent_id, session_id) for session_id, error in failures]
+
+
+def _look(
+    context: Context, remover: Remover, store: Store, find: Find
+) -> tuple[list[str], list[tuple[Life, Obstacle]], dict[str, list[str]]]:
+    """Returns the ids of sessions that can come back to a store, what keeps others from it, and what they share."""
+    place = remover.place(read_snapshot(store, context.clock()), listing(store))
+    able, unable = split(place, find(remover.ledger))
+    return [life[0].session_id for life in able], unable, _abroad(removed for life in able for removed in life)
 
 
 def end_earlier(remover: Remover, store: Store) -> list[dict[str, object]]:

@@ -67,10 +67,19 @@ class Index:
 
     def raw(self, key: str) -> tuple[bytes, bytes]:
         """Returns the key's token and its value, both exactly as in the file."""
+        token, value = self.view(key)
+        return token, bytes(value)
+
+    def view(self, key: str) -> tuple[bytes, memoryview]:
+        """Returns what ``raw`` does; the value is no copy, but part of ``data``."""
+        m = self.span(key)
+        return self.data[m.key_start : m.key_end], memoryview(self.data)[m.value_start : m.value_end]
+
+    def span(self, key: str) -> Member:
+        """Returns where a key's token and its value are in ``data``."""
         if self._by_key is None:
             self._by_key = dict(self.members())
-        m = self._by_key[key]
-        return self.data[m.key_start : m.key_end], self.data[m.value_start : m.value_end]
+        return self._by_key[key]
 
     def members(self) -> list[tuple[str, Member]]:
         """Returns every member in file order, duplicates included."""
@@ -127,14 +136,15 @@ class Index:
     def edited(
         self,
         remove: Collection[str],
-        put: Mapping[str, tuple[bytes, bytes]],
+        put: Mapping[str, tuple[bytes, bytes | memoryview]],
         places: Mapping[str, int] = MappingProxyType({}),
+        begins: dict[str, int] | None = None,
     ) -> bytes:
         """Returns the text without the keys ``remove`` and with the raw members ``put``.
 
         ``put`` maps a key to (key token, value); a key that exists keeps its place, a new one goes to its place in
         ``places`` (0 is the first), or to the end. An index that loses its last key becomes ``{}``, as the gateway
-        writes it.
+        writes it. ``begins`` is told where in the text the values of ``put`` begin.
         """
         members = self.members()
         keep = [(key, m) for key, m in members if key not in remove]
@@ -145,14 +155,19 @@ class Index:
             return bytes(b"".join((before, b"{}", after)))
         lead, tail, colon = self._style(members)
         parts: list[bytes | memoryview] = []
+        at = len(before)
         for key, m in _in_place(keep, new, places):
-            parts.append(b",")
+            member: tuple[bytes | memoryview, ...]
             if m is None or key in put:
                 token, value = put[key]
-                parts += (lead, token, colon, value)
+                member = (b",", lead, token, colon, value)
             else:
-                parts.append(lead if len(parts) == 1 else view[self._lead_start(m) : m.key_start])
-                parts.append(view[m.key_start : m.value_end])
+                space = view[self._lead_start(m) : m.key_start] if parts else lead
+                member = (b",", space, view[m.key_start : m.value_end])
+            parts += member
+            at += sum(map(len, member))
+            if begins is not None and key in put:
+                begins[key] = at - len(put[key][1])
         parts[0] = b"{"
         return bytes(b"".join((before, *parts, tail, b"}", after)))
 

@@ -30,12 +30,12 @@ def merge(theirs: Index, removals: Sequence[Removal], base: Index, mine: Index) 
     alive = {
         session_id
         for key, (session_id, member) in gone.items()
-        if session_ids.get(key) == session_id and theirs.raw(key)[1] != member[1]
+        if session_ids.get(key) == session_id and theirs.raw(key)[1] != bytes(member[1])
     }
     remove = {
         key
         for key, (sid, member) in gone.items()
-        if sid not in alive and key in theirs.entries and theirs.raw(key)[1] == member[1]
+        if sid not in alive and key in theirs.entries and theirs.raw(key)[1] == bytes(member[1])
     }
     put = {key: member for key, (sid, member) in gone.items() if sid in alive and key not in theirs.entries}
     for key in {**base.entries, **mine.entries}:
@@ -65,7 +65,7 @@ def union(current: Index, rescued: Index, removals: Sequence[Removal], now_ms: i
     put = {}
     for key in rescued.entries:
         member = rescued.raw(key)
-        if gone.get(key) == member[1]:
+        if key in gone and bytes(gone[key]) == member[1]:
             continue
         if key in current.entries:
             theirs = current.raw(key)[1]

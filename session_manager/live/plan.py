@@ -34,11 +34,11 @@ def plan(
         mine = [n for n in files.get(session.id, ()) if n not in kept and is_text(n)]
         shares = [n for n in files.get(session.id, ()) if n in kept and is_text(n)] + abroad.get(session.id, [])
         kept.update(mine)
-        members = [index.raw(key) for key in session.keys]
         targets = archive_names(mine, taken, now)
         places = [order[key] for key in session.keys]
         facts = facts_of(session, now)
-        removal = Removal(session.id, reason, list(session.keys), members, targets, facts=facts, places=places)
+        removal = Removal(session.id, reason, list(session.keys), [], targets, facts=facts, places=places)
+        removal.members += [index.view(key) for key in session.keys]
         removal.shares = shares
         removals.append(removal)
     return removals

@@ -139,8 +139,13 @@ def _keep_in_sight(store: Store, path: str) -> str:
     return name
 
 
-def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt) -> tuple[set[str], Failures]:
-    """Ends one open attempt; returns the sessions that live, and the files that could not be moved."""
+def recover_attempt(
+    store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt, known: tuple[bytes, Identity] | None = None
+) -> tuple[set[str], Failures]:
+    """Ends one open attempt; returns the sessions that live, and the files that could not be moved.
+
+    ``known`` is the text of a version of the index.
+    """
     if attempt.kind == PURGE:
         # Archives may be what a damaged index is rebuilt from.
         read_snapshot(store, now_ms())
@@ -151,7 +156,7 @@ def recover_attempt(store: Store, lock: StoreLock, ledger: Ledger, attempt: Atte
         swap = Swap(store, lock, attempt)
         for temp in list(attempt.temps):
             _rescue(store, swap, attempt, temp)
-        snapshot = read_snapshot(store, now_ms())
+        snapshot = read_snapshot(store, now_ms(), known)
         by_id = {session.id for session in snapshot.sessions}
         # A removal without keys was that of an orphan: whether it still is one, only a new decision can tell.
         alive = {r.session_id for r in attempt.removals if r.session_id in by_id or not r.keys}

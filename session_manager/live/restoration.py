@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -19,6 +19,7 @@ from session_manager.live.archive import Failures, bring_back_files
 from session_manager.live.atomic import clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock
 from session_manager.live.ledger import REMOVED, Attempt, Ledger, Removal, Removed
+from session_manager.live.ledger.rows import Member
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing
 from session_manager.live.obstacles import FILE_EXISTS, NOT_RESTORABLE, Obstacle, Place
@@ -31,7 +32,7 @@ from session_manager.live.second_names import SecondNames
 from session_manager.live.sharing import gather
 from session_manager.live.steps import step
 from session_manager.live.swap import IndexChanged, Swap, look_again, parsed_by, write_temp
-from session_manager.live.volume import Snapshot, Store, read_snapshot
+from session_manager.live.volume import Identity, Snapshot, Store, read_snapshot
 
 _FRESH_STARTS = 20
 _LOOKS_AFTER = 20
@@ -115,12 +116,17 @@ def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip
             return Restored(done, blocked, recovered, failures)
         remover.refuse_unguarded(snapshot, names)
         lock.check()
-        gather(remover, store, [removed for life in going for removed in life])
+        sessions = {life[0].removal_id: life[0].session_id for life in going}
+        removed = [removal for life in going for removal in life]
+        # With very many sessions each of these is as large as the index: they go as soon as they can.
+        del going
+        gather(remover, store, removed)
         try:
-            back, failed = _execute(remover, snapshot, lock, [removal for life in going for removal in life])
+            back, failed = _execute(remover, snapshot, lock, removed)
         except IndexChanged:
             continue
-        lost = _lost(remover, store, going, back)
+        alive = {removal.session_id for removal in back}
+        lost = _lost(remover, store, find, {n for n, session_id in sessions.items() if session_id not in alive})
         if lost and not back and not done:
             if lost[0][1] != LOST:
                 raise refusal(lost)
@@ -129,15 +135,15 @@ def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip
     raise Locked(f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id)
 
 
-def _lost(
-    remover: Remover, store: Store, going: Sequence[Life], back: Sequence[Removal]
-) -> list[tuple[Life, Obstacle]]:
-    """Returns the lives that a gateway's writing has kept from coming back, each with what it found there."""
-    alive = {removal.session_id for removal in back}
-    lost = [life for life in going if life[0].session_id not in alive]
-    if not lost:
+def _lost(remover: Remover, store: Store, find: Find, missing: Collection[int]) -> list[tuple[Life, Obstacle]]:
+    """Returns the lives that a gateway's writing has kept from coming back, each with what it found there.
+
+    ``missing`` are the newest removals of these.
+    """
+    if not missing:
         return []
     place = remover.place(read_snapshot(store, now_ms()), listing(store))
+    lost = [life for life in find(remover.ledger) if life[0].removal_id in missing]
     return [(life, place.obstacle(life) or LOST) for life in lost]
 
 
@@ -158,22 +164,25 @@ def refusal(blocked: Sequence[tuple[Life, Obstacle]]) -> Refused:
 
 
 def _execute(
-    remover: Remover, snapshot: Snapshot, lock: StoreLock, removed: Sequence[Removed]
+    remover: Remover, snapshot: Snapshot, lock: StoreLock, removed: list[Removed]
 ) -> tuple[list[Removal], Failures]:
-    """Returns what lives again, and what went wrong when the index had been written. Raises when nothing does."""
+    """Returns what lives again, and what went wrong when the index had been written. Raises when nothing does.
+
+    Empties ``removed``.
+    """
     store, identity = snapshot.store, snapshot.identity
     assert identity is not None
     ledger = remover.ledger
     stage(f"noting what shall come back to {store.agent_id}")
-    attempt = ledger.intend_restore(remover.run, store.store_id, store.agent_id, [], [identity], removed)
+    attempt = ledger.intend_restore(remover.run, store.store_id, store.agent_id, [], [identity], _drained(removed))
     step("restore intended")
     try:
         with clear_errors("restore sessions in", store.sessions_dir):
-            swap_in = _prepared(snapshot, lock, attempt)
+            swap_in, known = _prepared(snapshot, lock, attempt)
             _bring_back(store, remover.second_names, attempt)
             stage(f"writing the index of {store.agent_id}")
             swap_in()
-            alive, failures = recover_attempt(store, lock, ledger, attempt)
+            alive, failures = recover_attempt(store, lock, ledger, attempt, known)
     except LockLost:
         raise
     except BaseException as error:
@@ -185,20 +194,31 @@ def _execute(
     return [r for r in attempt.removals if r.session_id in alive], failures
 
 
-def _prepared(snapshot: Snapshot, lock: StoreLock, attempt: Attempt) -> Callable[[], None]:
-    """Writes the new index beside the old one; returns what puts it in place."""
+def _drained(removed: list[Removed]) -> Iterator[Removed]:
+    removed.reverse()
+    while removed:
+        yield removed.pop()
+
+
+def _prepared(
+    snapshot: Snapshot, lock: StoreLock, attempt: Attempt
+) -> tuple[Callable[[], None], tuple[bytes, Identity] | None]:
+    """Writes the new index beside the old one; returns what puts it in place, and what it is."""
     store, index, identity = snapshot.store, snapshot.index, snapshot.identity
     assert index is not None
     assert identity is not None
-    put: dict[str, tuple[bytes, bytes]] = {}
+    put: dict[str, Member] = {}
     for removal in attempt.removals:
         if len(removal.members) != len(removal.keys):
             raise Refused(f"the index entry of session {removal.session_id} has just been dropped", code=NOT_RESTORABLE)
         # Of a session's removals the newest comes last.
         put |= {k: m for k, m in zip(removal.keys, removal.members, strict=True) if k not in index.entries}
     if not put:
-        return lambda: None
-    text = index.edited((), put, places_of(attempt.removals))
+        return lambda: None, None
+    begins: dict[str, int] = {}
+    text = index.edited((), put, places_of(attempt.removals), begins)
+    _share(text, begins, put, attempt.removals)
+    put.clear()
     temp = write_temp(store, text)
     attempt.temps.append(temp)
     attempt.expected.append(temp.identity)
@@ -217,7 +237,16 @@ def _prepared(snapshot: Snapshot, lock: StoreLock, attempt: Attempt) -> Callable
                 break
         step("restored index in place")
 
-    return swap_in
+    return swap_in, (text, temp.identity)
+
+
+def _share(text: bytes, begins: Mapping[str, int], put: Mapping[str, Member], removals: Iterable[Removal]) -> None:
+    """Has members that a text holds (``put``) be parts of it: what they were before needs no memory any more."""
+    view = memoryview(text)
+    for removal in removals:
+        for n, (key, member) in enumerate(zip(removal.keys, removal.members, strict=True)):
+            if put.get(key) is member:
+                removal.members[n] = member[0], view[begins[key] : begins[key] + len(member[1])]
 
 
 def _bring_back(store: Store, second_names: SecondNames, attempt: Attempt) -> None:

@@ -313,13 +313,13 @@ def _log_creates(path: str, names: tuple[str, ...]) -> bool:
     return False
 
 
-def read_snapshot(store: Store, now_ms: int) -> Snapshot:
-    """Reads a store's index once.
+def read_snapshot(store: Store, now_ms: int, known: tuple[bytes, Identity] | None = None) -> Snapshot:
+    """Reads a store's index once; a version whose text is ``known``, and that is in place, is not read again.
 
     Raises Damaged (``index_damaged``) when it cannot be read, is no JSON object, or is missing although
     transcripts lie beside it; Refused (``not_readable``) when this user may not read it.
     """
-    found = _read_patiently(store)
+    found = known if known is not None and _identity(store) == known[1] else _read_patiently(store)
     if found is None:
         return Snapshot(store, None, None, [])
     data, identity = found
@@ -342,6 +342,13 @@ def sessions_of(store: Store, index: Index, now_ms: int) -> list[Session]:
     if store.main_key is not None:
         tell_main(sessions, store.main_key)
     return sessions
+
+
+def _identity(store: Store) -> Identity | None:
+    try:
+        return Identity.of(os.lstat(store.index_path))
+    except OSError:
+        return None
 
 
 def _read_patiently(store: Store) -> tuple[bytes, Identity] | None:

@@ -75,7 +75,7 @@ class Attempts(Clocks):
         agent_id: str,
         temps: list[Temp],
         expected: list[Identity],
-        removed: Sequence[Removed],
+        removed: Iterable[Removed],
     ) -> Attempt:
         """Writes the intent to bring removals of one store back, durably, before anything of it is done.
 
@@ -89,6 +89,8 @@ class Attempts(Clocks):
             chain.append(c, "intent", {"attempt": attempt_id, "digest": seal.hex()})
             removals, runs = _load(c, "removal_id IN (SELECT value FROM json_each(?))", as_json(ids))
         run.noted = True
+        # What was read once, and the members are parts of, shall not stay in SQLite's memory as well.
+        self.sql.execute("PRAGMA shrink_memory")
         return Attempt(attempt_id, run.run_id, agent_id, temps, expected, removals, RESTORE, runs)
 
     def intend_purge(self, run: Run, store_id: str, agent_id: str, removal_ids: Sequence[int]) -> Attempt:

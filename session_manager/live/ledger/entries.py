@@ -37,13 +37,18 @@ def packed(removals: Sequence[Removal]) -> Iterator[tuple[bytes, list[Removal], 
         yield b"".join((*parts, packer.flush())), inside, spans
 
 
-def members_of(text: bytes) -> list[Member]:
-    """Returns the members (key token, value) of one removal's text. Raises sqlite3.DatabaseError for a damaged one."""
+def members_in(chunk: bytes, start: int, length: int) -> list[Member]:
+    """Returns the members (key token, value) of one removal: the values are parts of the chunk.
+
+    Raises sqlite3.DatabaseError for a damaged one.
+    """
     try:
-        index = Index(text)
+        index = Index(chunk[start : start + length])
     except ValueError as error:
         raise sqlite3.DatabaseError(f"an entry is no JSON: {error}") from error
-    return [index.raw(key) for key in index.entries]
+    whole, text = memoryview(chunk), index.data
+    spans = [index.span(key) for key in index.entries]
+    return [(text[m.key_start : m.key_end], whole[start + m.value_start : start + m.value_end]) for m in spans]
 
 
 def read_members(sql: sqlite3.Connection, removal_ids: Iterable[int]) -> dict[int, list[Member]]:
@@ -60,7 +65,7 @@ def read_members(sql: sqlite3.Connection, removal_ids: Iterable[int]) -> dict[in
         chunk_id, start, length = row
         if last is None or last[0] != chunk_id:
             last = (chunk_id, _text(sql, chunk_id))
-        found[removal_id] = members_of(last[1][start : start + length])
+        found[removal_id] = members_in(last[1], start, length)
     return found
 
 

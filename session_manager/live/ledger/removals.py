@@ -72,6 +72,17 @@ class Removals(Connection):
         with clear_sqlite_errors(self.path):
             return select_removed(self.sql, f"{where} ORDER BY r.removal_id DESC LIMIT ?", (*values, limit))
 
+    def states(self, run_id: str, agent_id: str | None) -> list[tuple[str, str, int]]:
+        """Returns (agent id, state, how many) of the removals by a run, of an agent or of all, the last agent first."""
+        where, values = _conditions(agent_id, None, run_id, None, None)
+        with clear_sqlite_errors(self.path):
+            rows = self.sql.execute(
+                "SELECT a.agent_id, r.state, count(*) FROM removals r JOIN attempts a USING (attempt_id)"
+                f"{where} GROUP BY a.agent_id, r.state ORDER BY max(r.removal_id) DESC",
+                values,
+            )
+            return [(str(agent), str(state), int(count)) for agent, state, count in rows]
+
     def recent_removals(self, store_id: str, since: int, sessions: Collection[str]) -> list[Removed]:
         """Returns the newest removal of each of ``sessions`` since then (epoch ms) in a store, unless it was undone
         or taken back, or is not finished.
@@ -135,7 +146,8 @@ class Removals(Connection):
 
 def select_removed(sql: sqlite3.Connection, where: str, values: Sequence[object]) -> list[Removed]:
     """Returns removals ``r``, of attempts ``a``, by the rest of a statement."""
-    return [_removed(row) for row in sql.execute(f"{_COLUMNS}{_FROM}{where}", values)]
+    once: dict[object, object] = {}
+    return [_removed(row, once) for row in sql.execute(f"{_COLUMNS}{_FROM}{where}", values)]
 
 
 def change_state(
@@ -168,8 +180,11 @@ def _conditions(
     return " AND ".join(parts), values
 
 
-def _removed(row: Sequence[object]) -> Removed:
+def _removed(row: Sequence[object], once: dict[object, object] | None = None) -> Removed:
+    """Reads a row. What many rows say (a run, a user, an agent) is in memory ``once``."""
     *first, changed_at, finished, details, status, state, chunk_id = row
+    if once is not None:
+        first = [once.setdefault(value, value) for value in first]
     known = msgspec.json.decode(details, type=Details) if isinstance(details, str) else Details([], [], Facts())
     mark = (str(status), str(state)) if status is not None else None
     rest = [changed_at, bool(finished), known.keys, known.files, known.facts, mark, chunk_id is not None, known.shares]

@@ -11,7 +11,8 @@ REMOVE, RESTORE = "remove", "restore"
 PURGE, ERASE = "purge", "erase"
 REMOVED, KEPT, RESTORED, PURGED, ERASED = "removed", "kept", "restored", "purged", "erased"
 
-Member = tuple[bytes, bytes]
+# A key's token and its value, which may be part of an index in memory.
+Member = tuple[bytes, bytes | memoryview]
 
 
 class Facts(msgspec.Struct, omit_defaults=True):

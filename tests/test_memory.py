@@ -46,7 +46,7 @@ def test_a_prune_and_its_undoing_copy_the_index_no_more_often_than_they_must(age
     restored, most = peak(lambda: call(agents, "restore_run", run_id=run_id))
     assert restored["restored_count"] == pruned["pruned_count"]
     # What the ledger has, and the new text, which is read back by nobody.
-    assert most < 2.5 * index_bytes
+    assert most < 2.7 * index_bytes
 
 
 def test_a_version_that_is_known_is_read_again_only_when_another_is_in_its_place(agents: Path) -> None:

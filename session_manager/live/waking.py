@@ -52,7 +52,10 @@ class Woken(msgspec.Struct, frozen=True):
 def half_removed(
     ledger: Ledger, store: Store, sessions: Iterable[Session], names: Collection[str], second_names: SecondNames
 ) -> list[Removed]:
-    """Returns the removals, oldest first, that hold files of living ``sessions``; ``names`` lie in the folder."""
+    """Returns the removals, oldest first, that hold files of living ``sessions``; ``names`` lie in the folder.
+
+    What went once more out of a gateway's cache had no files: that removal is one with the one before it.
+    """
     living = {session.id for session in sessions}
     here = set(names)
 
@@ -62,7 +65,13 @@ def half_removed(
             for _, target in removed.files
         )
 
-    return [removed for removed in ledger.standing(store.agent_id, living, REMOVED) if holds_files(removed)]
+    halves: list[Removed] = []
+    half: set[str] = set()
+    for removed in ledger.standing(store.agent_id, living, REMOVED):
+        if holds_files(removed) if removed.files else removed.session_id in half:
+            halves.append(removed)
+            half.add(removed.session_id)
+    return halves
 
 
 def strays(

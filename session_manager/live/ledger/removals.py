@@ -103,7 +103,7 @@ class Removals(Connection):
             return [r for r in found if r.state == REMOVED and r.finished]
 
     def standing(self, agent_id: str, sessions: Collection[str], *states: str) -> list[Removed]:
-        """Returns the removals of some sessions that have files and are in one of ``states``; the oldest first.
+        """Returns the removals of some sessions that are in one of ``states``; the oldest first.
 
         Whatever the store is called by now: a folder that was copied or put back has another id.
         """
@@ -116,7 +116,7 @@ class Removals(Connection):
                 " AND r.state IN (SELECT value FROM json_each(?)) ORDER BY r.removal_id",
                 (as_json(list(sessions)), agent_id, as_json(states)),
             )
-            return [removed for removed in map(_removed, rows) if removed.files]
+            return [_removed(row) for row in rows]
 
     def removal(self, removal_id: int) -> Removed:
         """Returns one removal."""

@@ -81,7 +81,8 @@ def table(size: Size, found: Rounds, index_bytes: int) -> None:
     _row("prune, budget", found["prune"], budget, size, index_bytes)
     _row("restore / prune", found["restore"], found["prune"], size, index_bytes)
     print(
-        "expected: prune at most 1 x its budget (2 x floor + the ledger's floor); memory at most 3 x the index\n",
+        "expected: prune at most 1 x its budget (2 x floor + the ledger's floor); memory at most 2.5 x the index to"
+        " prune, 3 x to restore\n",
         flush=True,
     )
 

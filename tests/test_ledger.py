@@ -89,9 +89,9 @@ def test_a_ledger_of_format_1_is_taken_over_with_all_that_is_in_it(
         b'"agent:main:cron:one"',
         b'"agent:main:cron:one:run:one"',
     ]
-    entry = json.loads(members[found["one"].removal_id][0][1])
+    entry = json.loads(bytes(members[found["one"].removal_id][0][1]))
     assert (entry["sessionId"], entry["totalTokens"]) == ("one", 5)
-    assert len(json.loads(members[found["three"].removal_id][0][1])["note"]) == 20_000
+    assert len(json.loads(bytes(members[found["three"].removal_id][0][1]))["note"]) == 20_000
     assert found["one"].mark == ("ended", "delivered")
     assert pending == {("two", "ended"), ("three", "ended")}
     verdict = skill("verify_ledger").document

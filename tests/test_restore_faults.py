@@ -24,6 +24,7 @@ from test_faults import (
     sql_error,
 )
 
+from session_manager.live import restoration
 from session_manager.live.transcripts import parse_archive
 
 Request = tuple[str, dict[str, Any]]
@@ -143,3 +144,19 @@ def test_the_ledger_fails(tmp_path: Path, number: int, sticky: bool, monkeypatch
             codes = {e["code"] for e in answer.document.get("errors", [])} or {answer.document["code"]}
             assert codes == {SQL_ERRORS[number][1]}
         check(agents, store, before, after, answer, request)
+
+
+def test_the_new_index_cannot_be_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agents = tmp_path / "agents"
+    store, before, run_id = pruned(agents, reaped=False)
+    after, request = picture(agents), ("restore_run", {"run_id": run_id})
+
+    def failing(path: str) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restoration, "read_file", failing)
+        answer = in_process(agents, *request)
+    assert (answer.exit_code, answer.document["code"]) == (70, "io_error")
+    assert picture(agents) == after
+    check(agents, store, before, after, answer, request)

@@ -15,7 +15,7 @@ from session_manager.live.ledger import Removal, Removed
 from session_manager.live.observe import listing
 from session_manager.live.obstacles import UNFINISHED, Obstacle
 from session_manager.live.removal import Remover
-from session_manager.live.restoration import Find, Life, refusal, restore, split
+from session_manager.live.restoration import Find, Life, refusal, restore, spare_memory, split
 from session_manager.live.sharing import give_back
 from session_manager.live.volume import Store, read_snapshot
 
@@ -54,6 +54,7 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
     Raises Refused for a conflict, unless conflicts are skipped, and what keeps that from being noted.
     Failures of single agents are in the result; when all fail, the first is raised.
     """
+    spare_memory()
     outcome = Outcome()
     failed: list[tuple[str, SessionManagerError]] = []
     stores: list[tuple[Store, Find]] = []

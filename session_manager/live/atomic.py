@@ -9,7 +9,7 @@ import functools
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from session_manager.core.errors import Failed, Refused, SessionManagerError
 from session_manager.live import weaker
@@ -61,20 +61,21 @@ def explain(error: OSError, what: str, path: str) -> SessionManagerError:
     return Failed(sentence, code="io_error")
 
 
-def write_new(path: str, data: bytes, like: os.stat_result, *, durable: bool = True) -> Identity:
-    """Writes a new file, with the mode and owner of ``like``; nothing is left behind on failure.
+def write_new(
+    path: str, data: bytes | Iterable[bytes | memoryview], like: os.stat_result, *, durable: bool = True
+) -> Identity:
+    """Writes a new file of ``data`` (or its parts), with the mode and owner of ``like``; a failure leaves nothing.
 
     Returns the new file's identity. Raises OSError; EPERM when the owner cannot be kept, because a gateway that
     cannot read its own index any more would start an empty one.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        with open(fd, "wb", buffering=0) as file:
+        with open(fd, "wb") as file:
             keep_owner(fd, like)
             keep_mode(fd, like)
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) :]
+            file.writelines((data,) if isinstance(data, bytes) else data)
+            file.flush()
             if durable:
                 sync(fd)
             return Identity.of(os.fstat(fd))

@@ -138,38 +138,47 @@ class Index:
         remove: Collection[str],
         put: Mapping[str, tuple[bytes, bytes | memoryview]],
         places: Mapping[str, int] = MappingProxyType({}),
-        begins: dict[str, int] | None = None,
     ) -> bytes:
         """Returns the text without the keys ``remove`` and with the raw members ``put``.
 
         ``put`` maps a key to (key token, value); a key that exists keeps its place, a new one goes to its place in
         ``places`` (0 is the first), or to the end. An index that loses its last key becomes ``{}``, as the gateway
-        writes it. ``begins`` is told where in the text the values of ``put`` begin.
+        writes it.
         """
+        return b"".join(self.parts_edited(remove, put, places)[0])
+
+    def parts_edited(
+        self,
+        remove: Collection[str],
+        put: Mapping[str, tuple[bytes, bytes | memoryview]],
+        places: Mapping[str, int],
+    ) -> tuple[list[bytes | memoryview], dict[str, int]]:
+        """Returns what ``edited`` does in its parts, none of them a copy, and where the values of ``put`` begin."""
         members = self.members()
         keep = [(key, m) for key, m in members if key not in remove]
         new = [key for key in put if key not in self.entries or key in remove]
         view = memoryview(self.data)
         before, after = view[: self.data.index(b"{")], view[self.data.rindex(b"}") + 1 :]
         if not keep and not new:
-            return bytes(b"".join((before, b"{}", after)))
+            return [before, b"{}", after], {}
         lead, tail, colon = self._style(members)
-        parts: list[bytes | memoryview] = []
+        parts: list[bytes | memoryview] = [before]
+        begins: dict[str, int] = {}
         at = len(before)
         for key, m in _in_place(keep, new, places):
+            first = len(parts) == 1
             member: tuple[bytes | memoryview, ...]
             if m is None or key in put:
                 token, value = put[key]
-                member = (b",", lead, token, colon, value)
+                member = (lead, token, colon, value)
             else:
-                space = view[self._lead_start(m) : m.key_start] if parts else lead
-                member = (b",", space, view[m.key_start : m.value_end])
-            parts += member
-            at += sum(map(len, member))
-            if begins is not None and key in put:
+                member = (lead if first else view[self._lead_start(m) : m.key_start], view[m.key_start : m.value_end])
+            parts += (b"{" if first else b",", *member)
+            at += 1 + sum(map(len, member))
+            if key in put:
                 begins[key] = at - len(put[key][1])
-        parts[0] = b"{"
-        return bytes(b"".join((before, *parts, tail, b"}", after)))
+        parts += (tail, b"}", after)
+        return parts, begins
 
     def _lead_start(self, member: Member) -> int:
         start = member.key_start

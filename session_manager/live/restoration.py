@@ -7,6 +7,8 @@ by what the index says. Killed anywhere, the next call does that: every session 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -32,9 +34,10 @@ from session_manager.live.second_names import SecondNames
 from session_manager.live.sharing import gather
 from session_manager.live.steps import step
 from session_manager.live.swap import IndexChanged, Swap, look_again, parsed_by, write_temp
-from session_manager.live.volume import Identity, Snapshot, Store, read_snapshot
+from session_manager.live.volume import Identity, Snapshot, Store, read_file, read_snapshot
 
 _FRESH_STARTS = 20
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 128 * 1024
 _LOOKS_AFTER = 20
 LOST = Obstacle("store_locked", "a gateway that takes no lock wrote its index back without it; try again")
 
@@ -91,6 +94,15 @@ def split(place: Place, found: Iterable[Life]) -> tuple[list[Life], list[tuple[L
         else:
             blocked.append((life, obstacle))
     return going, blocked
+
+
+def spare_memory() -> None:
+    """Has large buffers go back to the system when they are freed.
+
+    The GNU C library keeps them once it has seen one go (its mmap threshold rises); other libraries have no such thing.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip_conflicts: bool) -> Restored:
@@ -215,14 +227,13 @@ def _prepared(
         put |= {k: m for k, m in zip(removal.keys, removal.members, strict=True) if k not in index.entries}
     if not put:
         return lambda: None, None
-    begins: dict[str, int] = {}
-    text = index.edited((), put, places_of(attempt.removals), begins)
-    _share(text, begins, put, attempt.removals)
-    put.clear()
-    temp = write_temp(store, text)
+    parts, begins = index.parts_edited((), put, places_of(attempt.removals))
+    temp = write_temp(store, parts)
     attempt.temps.append(temp)
     attempt.expected.append(temp.identity)
     step("restored index prepared")
+    del parts
+    text = _read_back(os.path.join(os.path.dirname(store.index_path), temp.name), begins, put, attempt.removals)
 
     def swap_in() -> None:
         # To a swap an attempt's removals are keys that shall go.
@@ -240,13 +251,28 @@ def _prepared(
     return swap_in, (text, temp.identity)
 
 
-def _share(text: bytes, begins: Mapping[str, int], put: Mapping[str, Member], removals: Iterable[Removal]) -> None:
-    """Has members that a text holds (``put``) be parts of it: what they were before needs no memory any more."""
-    view = memoryview(text)
+def _read_back(path: str, begins: Mapping[str, int], put: dict[str, Member], removals: list[Removal]) -> bytes:
+    """Returns the text that was written, of which the members in it (``put``) are parts from now on.
+
+    What they were parts of goes first: with very many sessions that is as large as the index. Nothing has come back by
+    then, so that a failure to read leaves no removal to be brought back.
+    """
+    spots = []
     for removal in removals:
         for n, (key, member) in enumerate(zip(removal.keys, removal.members, strict=True)):
             if put.get(key) is member:
-                removal.members[n] = member[0], view[begins[key] : begins[key] + len(member[1])]
+                spots.append((removal.members, n, begins[key], len(member[1])))
+                removal.members[n] = member[0], b""
+    put.clear()
+    try:
+        text = read_file(path)[0]
+    except BaseException:
+        removals.clear()
+        raise
+    view = memoryview(text)
+    for members, n, begin, length in spots:
+        members[n] = members[n][0], view[begin : begin + length]
+    return text
 
 
 def _bring_back(store: Store, second_names: SecondNames, attempt: Attempt) -> None:

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from session_manager.core.errors import Damaged, Locked
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, exchange, sync_file, write_new
@@ -214,8 +214,14 @@ def identity_of(path: str) -> Identity:
     return Identity.of(os.lstat(path))
 
 
-def write_temp(store: Store, text: bytes, *, durable: bool = True, like: os.stat_result | None = None) -> Temp:
-    """Writes a new version of the index under a name of our own beside it. Raises Refused or Failed.
+def write_temp(
+    store: Store,
+    text: bytes | Sequence[bytes | memoryview],
+    *,
+    durable: bool = True,
+    like: os.stat_result | None = None,
+) -> Temp:
+    """Writes a new version of the index (or its parts) under a name of our own beside it. Raises Refused or Failed.
 
     Mode and owner are those of the index, or of ``like``.
     """
@@ -242,5 +248,8 @@ def is_ours(names: Iterable[str], text: bytes) -> bool:
     return _digest(text) in {name.split(".")[-2] for name in names}
 
 
-def _digest(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()[:16]
+def _digest(text: bytes | Iterable[bytes | memoryview]) -> str:
+    found = hashlib.sha256()
+    for part in (text,) if isinstance(text, bytes) else text:
+        found.update(part)
+    return found.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 
@@ -90,7 +91,8 @@ class Attempts(Clocks):
             removals, runs = _load(c, "removal_id IN (SELECT value FROM json_each(?))", as_json(ids))
         run.noted = True
         # What was read once, and the members are parts of, shall not stay in SQLite's memory as well.
-        self.sql.execute("PRAGMA shrink_memory")
+        with contextlib.suppress(sqlite3.Error):
+            self.sql.execute("PRAGMA shrink_memory")
         return Attempt(attempt_id, run.run_id, agent_id, temps, expected, removals, RESTORE, runs)
 
     def intend_purge(self, run: Run, store_id: str, agent_id: str, removal_ids: Sequence[int]) -> Attempt:

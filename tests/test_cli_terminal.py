@@ -396,16 +396,16 @@ def test_an_end_instead_of_an_answer_changes_nothing(store: StoreBuilder, agents
 
 
 @pytest.mark.parametrize("wide", [100, 40])
-def test_a_hundred_thousand_sessions_are_listed(agents: Path, wide: int) -> None:
+def test_many_thousand_sessions_are_listed(agents: Path, wide: int) -> None:
     store = StoreBuilder(agents)
     at = now_ms() - 86_400_000
     entries: dict[str, Any] = {
         f"agent:main:cron:{i}": {"sessionId": f"{i:08d}-0000-4000-8000-000000000000", "updatedAt": at + i, "label": "x"}
-        for i in range(100_000)
+        for i in range(20_000)
     }
     store.index.write_text(json.dumps(entries))
     child = terminal(agents, "list", width=wide)
     code, said = ended(child)
     assert code == 0
-    assert len(set(re.findall(r"\d{8}-0000-4000-8000-000000000000", said))) == 100_000
-    assert "100,000 sessions" in said
+    assert len(set(re.findall(r"\d{8}-0000-4000-8000-000000000000", said))) == 20_000
+    assert "20,000 sessions" in said

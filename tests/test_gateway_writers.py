@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from support import ROOT, Skill, StoreBuilder
 
-SOAK = 10 if os.environ.get("SOAK") else 1
-WRITES = 2000 * SOAK
-PRUNES = 50 * SOAK
+SOAK = 25 if os.environ.get("SOAK") else 1
+WRITES = 800 * SOAK
+PRUNES = 20 * SOAK
 EACH = 2
 DELETES = PRUNES // 5
-RESTORES = 10 * SOAK
+RESTORES = 5 * SOAK
 NODE = shutil.which("node")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from chats import Chats
 from service import Service, refused
 
 
@@ -324,9 +325,13 @@ def test_no_row_is_missed_or_seen_twice_while_rows_are_inserted(shared_service: 
             thread.join()
 
 
-def test_sums_beyond_64_bits(client: httpx.Client, agent: str) -> None:
-    for _ in range(1030):
-        create(client, agent, tokens_used=2**53)
+def test_sums_beyond_64_bits(client: httpx.Client, agent: str, chats: Chats) -> None:
+    row = create(client, agent, tokens_used=2**53)
+    chats.execute(
+        "INSERT INTO agent_sessions (agent_id, session_type, tokens_used)"
+        " SELECT agent_id, session_type, tokens_used FROM agent_sessions, generate_series(1, 1030) WHERE id = %s",
+        row,
+    )
     assert client.get("/api/sessions/stats").json()["total_tokens"] > 2**63
 
 

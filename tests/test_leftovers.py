@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Forks
 from support import Skill, StoreBuilder, now_ms
 
 CLEANUP = "cleanup_orphans"
@@ -137,3 +138,63 @@ def test_an_index_that_was_lost_makes_no_leftovers(store: StoreBuilder, skill: S
     before = live_names(store)
     assert skill(CLEANUP, {**REAL, "older_than_minutes": 60}).document["code"] == "too_many_orphans"
     assert live_names(store) == before
+
+
+BARE: dict[str, Any] = {"label": "nobody's", "note": "\u00e9"}
+
+
+@pytest.fixture
+def bare(store: StoreBuilder) -> StoreBuilder:
+    """Entries without a session id: old ones, one of a person's main session, a young one, one of unknown age."""
+    old = now_ms() - 5 * 86_400_000
+    store.entries["agent:main:cron:bare"] = {**BARE, "updatedAt": old}
+    store.entries["agent:main:hook:blank"] = {**BARE, "sessionId": "  ", "updatedAt": old}
+    store.entries["agent:main:hook:null"] = {**BARE, "sessionId": None, "updatedAt": old}
+    store.entries["agent:main:main"] = {**BARE, "updatedAt": old}
+    store.entries["agent:main:cron:young"] = {**BARE, "updatedAt": now_ms()}
+    store.entries["agent:main:cron:whenever"] = BARE
+    store.entries["agent:main:cron:file"] = {**BARE, "updatedAt": old, "sessionFile": "live.jsonl"}
+    return store.write()
+
+
+GOING = ["agent:main:cron:bare", "agent:main:hook:blank", "agent:main:hook:null"]
+
+
+def test_old_entries_without_a_session_id_go_and_come_back(bare: StoreBuilder, skill: Skill) -> None:
+    before = bare.index.read_bytes()
+    plan, done = skill(CLEANUP).document, skill(CLEANUP, REAL).document
+    for document in (plan, done):
+        assert [(e["id"], e["keys"]) for e in document["removed_entries"]] == [(key, [key]) for key in GOING]
+        assert kept(document) == {
+            "agent:main:main": ("entry_without_transcript", "main"),
+            "agent:main:cron:young": ("entry_without_transcript", "young"),
+            "agent:main:cron:whenever": ("entry_without_transcript", "unknown age"),
+        }
+    assert bare.read().keys() == bare.entries.keys() - GOING
+    assert skill(CLEANUP, REAL).document["removed_entries_count"] == 0
+    for key in GOING:
+        assert skill("restore_session", {"session_id": key}).exit_code == 0
+    assert bare.index.read_bytes() == before
+
+
+def test_an_entry_without_a_session_id_that_is_written_meanwhile_stays(
+    bare: StoreBuilder, skill: Skill, fork: Forks
+) -> None:
+    key = GOING[0]
+    changed = bare.index.read_text().replace(f'"{key}": {{', f'"{key}": {{"n": 2, ')
+    written = {"index swapped": (bare.index, changed)}
+    document = fork(CLEANUP, REAL, meanwhile=written).document
+    assert [e["id"] for e in document["removed_entries"]] == GOING[1:]
+    assert bare.read()[key]["n"] == 2
+    assert skill("verify_ledger").document["whole"] is True
+
+
+@pytest.mark.parametrize("step", range(1, 16))
+def test_killed_over_entries_without_a_session_id(bare: StoreBuilder, skill: Skill, fork: Forks, step: int) -> None:
+    before = bare.index.read_bytes()
+    fork(CLEANUP, REAL, kill_at=step)
+    assert skill(CLEANUP, REAL).exit_code == 0
+    assert bare.read().keys() == bare.entries.keys() - GOING
+    for key in GOING:
+        assert skill("restore_session", {"session_id": key}).exit_code == 0
+    assert bare.index.read_bytes() == before

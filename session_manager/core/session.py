@@ -331,6 +331,12 @@ def build_sessions(agent_id: str, entries: Iterable[tuple[str, Entry]], now_ms: 
     return sessions
 
 
+def bare_sessions(agent_id: str, entries: Iterable[tuple[str, Entry]], now_ms: int) -> list[Session]:
+    """Returns the entries (key, entry) without a session id, each as a session whose id is its key."""
+    bare = [(key, entry) for key, entry in entries if trimmed_or_none(entry.session_id) is None]
+    return [_with_one_key(agent_id, key, key, entry, now_ms) for key, entry in bare]
+
+
 def _session(agent_id: str, session_id: str, members: list[tuple[str, Entry]], now_ms: int) -> Session:
     each = [_with_one_key(agent_id, session_id, key, entry, now_ms) for key, entry in members]
     if len(each) == 1:

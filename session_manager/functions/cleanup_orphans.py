@@ -212,9 +212,12 @@ class Cleanup:
 
         result = self.result
         chosen: dict[str, Orphan] = {}
+        by_id: dict[str, Session] = {}
 
         def choose_sessions(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
-            return [(session, "entry without transcript") for session in plan(snapshot, names)[1]]
+            sessions = plan(snapshot, names)[1]
+            by_id.update({s.id: s for s in (*snapshot.sessions, *sessions)})
+            return [(session, "entry without transcript") for session in sessions]
 
         def chooser(of_sessions: bool) -> Callable[[Snapshot, Sequence[str]], list[Orphan]]:
             def choose_orphans(snapshot: Snapshot, names: Sequence[str]) -> list[Orphan]:
@@ -228,7 +231,6 @@ class Cleanup:
         result.errors += note(result.notes, store, outcome)
         for removal in outcome.removed:
             result.remove(state.agent_id, removal.session_id, removal.keys)
-        by_id = {s.id: s for s in outcome.snapshot.sessions}
         for session_id in outcome.alive:
             result.keep(by_id[session_id], ACTIVE)
         for of_sessions in (True, False):

@@ -24,7 +24,7 @@ from session_manager.functions.reading import (
 from session_manager.functions.sharing import names_of
 from session_manager.live.observe import listing
 from session_manager.live.orphans import Folder, Mentions, classify, orphans_in, with_traces
-from session_manager.live.volume import Identity, Snapshot, Store, read_file, read_snapshot
+from session_manager.live.volume import Identity, Snapshot, Store, bare_entries, read_file, read_snapshot
 from session_manager.live.wrapping import unwrapped
 
 # A list in a result shows so many elements at most; the counts beside it count all.
@@ -127,14 +127,15 @@ class Planner:
         folder = self.classify(snapshot, names)
         found_orphans = orphans_in(store, folder, names, cutoff, now) if store.keeper else []
         orphans = judge_orphans(found_orphans, cutoff, current, self._context.pins)
+        listed = [*sessions, *bare_entries(snapshot, now)]
         raws = (
-            {s.id: [snapshot.index.raw(key)[1] for key in s.keys] for s in sessions if not _has_file(folder, s)}
+            {s.id: [snapshot.index.raw(key)[1] for key in s.keys] for s in listed if not _has_file(folder, s)}
             if snapshot.index
             else {}
         )
-        found = with_traces(store, folder, sessions, raws)
+        found = with_traces(store, folder, listed, raws)
         kin = self._everyone.kin(self._agent_id)
-        entries = judge_entries(sessions, found, self._policy, now, current, kin)
+        entries = judge_entries(listed, found, self._policy, now, current, kin)
         part = folder.only(names_of(store, names, sessions, self._everyone.shared(store)))
         return Plan(part, orphans, entries, len(folder.transcripts()))
 

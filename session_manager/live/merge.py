@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from session_manager.core.session import entry_activity, trimmed_or_none
 from session_manager.live.index import Index
 from session_manager.live.ledger import Removal
+from session_manager.live.volume import Snapshot
 
 
 class Merged(msgspec.Struct):
@@ -26,7 +27,8 @@ def merge(theirs: Index, removals: Sequence[Removal], base: Index, mine: Index) 
     all its keys. Where both sides changed a key, theirs wins.
     """
     gone = {key: (r.session_id, member) for r in removals for key, member in zip(r.keys, r.members, strict=False)}
-    session_ids = {key: trimmed_or_none(entry.session_id) for key, entry in theirs.decoded() if key in gone}
+    # An entry without a session id goes by its key.
+    session_ids = {key: trimmed_or_none(entry.session_id) or key for key, entry in theirs.decoded() if key in gone}
     alive = {
         session_id
         for key, (session_id, member) in gone.items()
@@ -53,6 +55,17 @@ def merge(theirs: Index, removals: Sequence[Removal], base: Index, mine: Index) 
 
 def _value(side: Index, key: str) -> bytes | None:
     return side.raw(key)[1] if key in side.entries else None
+
+
+def living_ids(snapshot: Snapshot, removals: Iterable[Removal]) -> set[str]:
+    """Returns the ids of all sessions in an index; of removed entries without one (``removals``), their keys."""
+    found = {session.id for session in snapshot.sessions}
+    index = snapshot.index
+    for removal in removals:
+        (key, *more) = removal.keys or ("",)
+        if index is not None and not more and key == removal.session_id and key in index.entries:
+            found.update({key} if trimmed_or_none(index.entry(key).session_id) is None else ())
+    return found
 
 
 def union(current: Index, rescued: Index, removals: Sequence[Removal], now_ms: int) -> bytes | None:

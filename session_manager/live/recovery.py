@@ -21,7 +21,7 @@ from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.index import Index
 from session_manager.live.ledger import ERASE, PURGE, REMOVE, RESTORE, Attempt, Ledger, Removal, Temp
 from session_manager.live.liveness import now_ms
-from session_manager.live.merge import union
+from session_manager.live.merge import living_ids, union
 from session_manager.live.observe import listing
 from session_manager.live.purging import end_purge
 from session_manager.live.second_names import PART, SecondNames
@@ -157,7 +157,7 @@ def recover_attempt(
         for temp in list(attempt.temps):
             _rescue(store, swap, attempt, temp)
         snapshot = read_snapshot(store, now_ms(), known)
-        by_id = {session.id for session in snapshot.sessions}
+        by_id = living_ids(snapshot, attempt.removals)
         # A removal without keys was that of an orphan: whether it still is one, only a new decision can tell.
         alive = {r.session_id for r in attempt.removals if r.session_id in by_id or not r.keys}
         put_back(swap, attempt, snapshot, alive)
@@ -309,5 +309,5 @@ def try_recover(store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt)
         return recover_attempt(store, lock, ledger, attempt)
     going = {r.session_id for r in attempt.removals}
     with contextlib.suppress(Exception):
-        return going & {s.id for s in read_snapshot(store, now_ms()).sessions}, []
+        return going & living_ids(read_snapshot(store, now_ms()), attempt.removals), []
     return going, []

@@ -24,7 +24,7 @@ from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.index import Index
 from session_manager.live.ledger import Attempt, Temp
 from session_manager.live.liveness import now_ms
-from session_manager.live.merge import merge
+from session_manager.live.merge import living_ids, merge
 from session_manager.live.steps import step
 from session_manager.live.transcripts import files_by_session
 from session_manager.live.volume import INDEX_NAME, Identity, Store, read_file, read_snapshot
@@ -199,7 +199,7 @@ def look_again(store: Store, swap: Swap) -> set[str]:
         swap.install(current.index, current.identity, text)
     current = read_snapshot(store, now_ms())
     removals = swap.attempt.removals
-    swap.alive |= {s.id for s in current.sessions} & {r.session_id for r in removals}
+    swap.alive |= living_ids(current, removals) & {r.session_id for r in removals}
     names = [source for r in removals for source, _ in r.files]
     return {n for files in files_by_session(names, current.sessions, store.sessions_dir).values() for n in files}
 

@@ -12,7 +12,7 @@ import msgspec
 
 from session_manager.core.errors import Damaged, Failed, NotFound, Refused, SessionManagerError, UsageError
 from session_manager.core.layout import USUAL, Layout, tell_main
-from session_manager.core.session import Session, build_sessions, safe_name
+from session_manager.core.session import Entry, Session, bare_sessions, build_sessions, safe_name
 from session_manager.live.index import Index
 from session_manager.settings import Settings
 
@@ -333,15 +333,25 @@ def read_snapshot(store: Store, now_ms: int, known: tuple[bytes, Identity] | Non
     return Snapshot(store, index, identity, sessions_of(store, index, now_ms))
 
 
+def _entries(store: Store, index: Index) -> Iterator[tuple[str, Entry]]:
+    if (layout := store.shared_as) is None:
+        return index.decoded()
+    return ((k, index.entry(k)) for k in index.entries if layout.agent_of(k) == store.agent_id)
+
+
 def sessions_of(store: Store, index: Index, now_ms: int) -> list[Session]:
     """Returns the sessions that an index holds of a store's agent."""
-    entries = index.decoded()
-    if (layout := store.shared_as) is not None:
-        entries = ((k, index.entry(k)) for k in index.entries if layout.agent_of(k) == store.agent_id)
-    sessions = build_sessions(store.agent_id, entries, now_ms)
+    sessions = build_sessions(store.agent_id, _entries(store, index), now_ms)
     if store.main_key is not None:
         tell_main(sessions, store.main_key)
     return sessions
+
+
+def bare_entries(snapshot: Snapshot, now_ms: int) -> list[Session]:
+    """Returns the entries of a store's agent that have no session id, each as a session whose id is its key."""
+    if snapshot.index is None:
+        return []
+    return bare_sessions(snapshot.store.agent_id, _entries(snapshot.store, snapshot.index), now_ms)
 
 
 def _identity(store: Store) -> Identity | None:

@@ -12,7 +12,7 @@ from session_manager.core.protection import PINNED, Protection
 from session_manager.core.session import safe_name
 from session_manager.functions.context import Agent, Context, iso_utc, named_when_interrupted
 from session_manager.functions.policy import with_policy
-from session_manager.functions.reading import View, agent_ids, read_view
+from session_manager.functions.reading import View, agent_ids, read_view, with_moved
 from session_manager.functions.refusal import refusal
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ BEYOND = {
     "a running gateway": "it may hold the session in memory and write it back: look again, and erase it again",
     "free blocks": "blocks of the disk that were freed may not have been overwritten yet",
 }
+_IN_SQLITE = (
+    "only the gateway writes its database: that, and what its imports and deletes have put aside beside it, may still "
+    "hold the session"
+)
 
 SessionId = Annotated[str, msgspec.Meta(description="the full session id; no key")]
 Confirm = Annotated[str, msgspec.Meta(description="the same session id once more")]
@@ -59,7 +63,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     if context.pins is not None and arguments.session_id in context.pins.ids and not arguments.force:
         raise refusal(Protection(PINNED, overridable=True), arguments.session_id, "erased")
     # Every agent is read: another agent's entry may refer to a transcript of this one.
-    everyone = read_view(context, None)
+    everyone = with_moved(context, read_view(context, None))
     scope = everyone.of(agent_ids(context, arguments.agent))
     failed = scope.errors()
 
@@ -206,15 +210,18 @@ def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str
     """Returns where something of the session is or may be still: what was found, then what cannot be looked into."""
     from session_manager.live.mentions import mentions
     from session_manager.live.observe import listing
+    from session_manager.live.volume import SQLITE_NAME
 
     found = [_place(agent_id, name, "it belongs to a session that stays, too") for agent_id, name in result.spared]
     for agent_id in sorted({*result.done, *result.begun}):
         try:
-            store = context.volume.store(agent_id) if safe_name(agent_id) else None
+            store = context.volume.archive_store(agent_id) if safe_name(agent_id) else None
             holding, unread = mentions(store, listing(store), session_id) if store is not None else ([], [])
         except SessionManagerError as error:
             found.append({"place": f"{agent_id}/sessions", "reason": error.message})
             continue
+        if store is not None and store.database:
+            found.append({"place": f"{agent_id}/agent/{SQLITE_NAME}", "reason": _IN_SQLITE})
         found += [_place(agent_id, name, "it holds the session's id") for name in holding]
         found += [_place(agent_id, name, "it could not be read, or not all of it") for name in unread]
     if "pg_error" in pg:

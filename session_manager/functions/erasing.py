@@ -21,7 +21,7 @@ from session_manager.live.orphans import held_ids
 from session_manager.live.reappeared import reported
 from session_manager.live.removal import Remover
 from session_manager.live.sharing import others_too, pass_on
-from session_manager.live.volume import Snapshot, Store, read_snapshot
+from session_manager.live.volume import UNSUPPORTED, Snapshot, Store, read_snapshot
 
 
 class Result(msgspec.Struct):
@@ -94,7 +94,7 @@ class Erasing:
         self.result.errors += left.errors
         failed: list[tuple[str, SessionManagerError]] = []
         for agent_id in sorted({agent for agent, removal in left.archived if removal.session_id == self._session_id}):
-            store = self._context.volume.store(agent_id)
+            store = self._context.volume.archive_store(agent_id)
             assert store is not None
             try:
                 self._remover.locked(store, partial(self._erase_in, store))
@@ -141,6 +141,9 @@ class Erasing:
 
     def _remove(self, store: Store, lock: StoreLock, shared: Collection[str]) -> int:
         """Removes the session from the index; returns how many keys it had there."""
+        if store.database:
+            self._leave_to_gateway(store, lock)
+            return 0
         outcome = self._remover.remove_locked(store, lock, self._choose, shared, erased=self._session_id)
         result = self.result
         result.recovered += outcome.recovered
@@ -155,6 +158,19 @@ class Erasing:
                 raise error
             result.errors.append(failure(error, store.agent_id, session_id))
         return keys
+
+    def _leave_to_gateway(self, store: Store, lock: StoreLock) -> None:
+        """Ends what was left half done. Raises Refused when the gateway's database has the session."""
+        _, recovered, failures = self._remover.end_earlier(store, lock)
+        self.result.recovered += recovered
+        self.result.errors += [failure(error, store.agent_id, session_id) for session_id, error in failures]
+        if any(s.id == self._session_id for s in read_snapshot(store, self._context.clock()).sessions):
+            raise Refused(
+                f"session {self._session_id} of agent {store.agent_id!r} is in the gateway's database, which only the "
+                "gateway may edit; delete it there (`openclaw sessions`), then call again",
+                code=UNSUPPORTED,
+                agentId=store.agent_id,
+            )
 
     def _choose(self, snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
         observe(snapshot, names, self._context.clock(), None, self._context.pins)

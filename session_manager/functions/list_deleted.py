@@ -102,7 +102,7 @@ class Stores:
         from session_manager.live.obstacles import Place
 
         try:
-            store = self._context.volume.store(agent_id)
+            store = self._context.volume.archive_store(agent_id)
             if store is None:
                 return f"agent {agent_id} has no sessions folder"
             snapshot = read_snapshot(store, self._context.clock())

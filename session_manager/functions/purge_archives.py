@@ -20,7 +20,7 @@ from session_manager.live.ledger import Ledger, start_run
 from session_manager.live.observe import listing
 from session_manager.live.purging import Archive, Purged, PurgePlan, plan_purge, preview_purge, purge
 from session_manager.live.second_names import SecondNames
-from session_manager.live.volume import Store, read_snapshot
+from session_manager.live.volume import UNSUPPORTED, Store, read_snapshot
 
 DESCRIPTION = (
     "Removes archived transcripts and what the ledger keeps of their sessions for good, when they are old enough. "
@@ -97,9 +97,11 @@ class Call:
         """Does ``act`` for every agent that has a store, or had; one's failure does not keep the others waiting."""
         failed: list[tuple[str, SessionManagerError]] = []
         agents = 0
-        for agent_id, store in stores_ever(self._context, self._arguments.agent, ledger):
+        for agent_id, found in stores_ever(self._context, self._arguments.agent, ledger):
             agents += 1
             try:
+                moved = isinstance(found, SessionManagerError) and found.code == UNSUPPORTED
+                store = self._context.volume.archive_store(agent_id) if moved else found
                 if isinstance(store, SessionManagerError):
                     raise store
                 if store is not None:

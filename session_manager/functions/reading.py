@@ -16,7 +16,7 @@ from session_manager.core.session import Session
 from session_manager.functions.context import Context, named
 from session_manager.live.observe import Cutoff, listing, observe_locks, observe_transcripts
 from session_manager.live.transcripts import files_by_session
-from session_manager.live.volume import Snapshot, Store, read_snapshot
+from session_manager.live.volume import UNSUPPORTED, Snapshot, Store, read_snapshot
 from session_manager.live.whereabouts import paths_inside
 
 if TYPE_CHECKING:
@@ -140,6 +140,24 @@ def read_view(
     if agents is None and any(read.store is not None and read.store.mates for read in view.agents):
         _tell_names_apart(view)
     return view
+
+
+def with_moved(context: Context, view: View) -> View:
+    """Returns a view that has agents whose sessions have moved to SQLite, too, with what was archived of them before.
+
+    Their sessions are those that the database has. Where that cannot be told, the agent has failed as before.
+    """
+    found = View(list(view.agents), [])
+    for agent_id, error in view.failed:
+        try:
+            store = context.volume.archive_store(agent_id) if error.code == UNSUPPORTED else None
+            if store is None:
+                raise error
+            sessions = read_snapshot(store, context.clock()).sessions
+            found.agents.append(AgentRead(agent_id, store, sessions, listing(store)))
+        except SessionManagerError as failed:
+            found.failed.append((agent_id, failed))
+    return found
 
 
 def _tell_names_apart(view: View) -> None:

@@ -63,7 +63,7 @@ def _restore(
     context: Context, remover: Remover, arguments: Arguments, before: int, agents: Sequence[str]
 ) -> dict[str, Any]:
     from session_manager.functions.delivery import tell
-    from session_manager.functions.restoring import also, take_back
+    from session_manager.functions.restoring import also, import_of, take_back
 
     try:
         finds = {agent_id: _finder(agent_id, arguments.run_id) for agent_id in agents}
@@ -84,7 +84,8 @@ def _restore(
         "skipped": _skipped(outcome),
         "restored_files": len(outcome.files),
         **told,
-        "message": f"{sessions} of run {arguments.run_id} restored, {len(outcome.blocked)} could not be",
+        "message": f"{sessions} of run {arguments.run_id} restored, {len(outcome.blocked)} could not be"
+        + import_of(outcome),
         **also(remover, outcome),
         **(_pinned(context, remover, arguments.run_id, agents) if arguments.pin else {}),
     }

@@ -11,7 +11,7 @@ from session_manager.core.errors import NotFound, Refused, SessionManagerError, 
 from session_manager.functions.context import Agent, Context, Unguarded, check_session_id, named_when_interrupted
 from session_manager.functions.delete_session import SessionId
 from session_manager.functions.naming import hint, keys_of, meant, tidied
-from session_manager.functions.reading import View, read_view
+from session_manager.functions.reading import View, read_view, with_moved
 
 if TYPE_CHECKING:
     from session_manager.functions.restoring import Outcome
@@ -85,7 +85,7 @@ def _restore(
         return _nothing_to_do(context, remover, newest, wanted, agent, pin=pin)
     outcome = take_back(context, remover, going, skip_conflicts=False)
     if not outcome.back:
-        view = read_view(context, agent)
+        view = with_moved(context, read_view(context, agent))
         if not _living(view, wanted):
             raise Refused(
                 f"session {wanted} was restored before, and deleted since by somebody else", code="not_restorable"
@@ -106,6 +106,8 @@ def _finder(agent_id: str, session_id: str) -> Find:
 
 
 def _document(context: Context, remover: Remover, outcome: Outcome, session_id: str) -> dict[str, Any]:
+    from session_manager.functions.restoring import import_of
+
     told = _deliver(context, remover, outcome.names)
     mark = "PG mark pending" if remover.run.history else "no history layer"
     if told["pg_status_updated"]:
@@ -117,7 +119,7 @@ def _document(context: Context, remover: Remover, outcome: Outcome, session_id: 
         "restored_keys": outcome.keys,
         "transcript_restored": bool(outcome.files),
         **told,
-        "message": f"Session {session_id} restored ({keys} keys, transcript={transcript}), {mark}",
+        "message": f"Session {session_id} restored ({keys} keys, transcript={transcript}), {mark}{import_of(outcome)}",
         "agents": sorted({agent_id for agent_id, _ in outcome.names}),
         "restored_files": outcome.files,
     }
@@ -139,7 +141,7 @@ def _nothing_to_do(
     """Says why nothing is to be restored. Raises NotFound or Refused when the session does not live."""
     from session_manager.functions.restoring import also
 
-    view = read_view(context, agent)
+    view = with_moved(context, read_view(context, agent))
     session_id = meant(session_id, keys_of(view.sessions))
     outcome = _tidied(remover, view)
     if _living(view, session_id):

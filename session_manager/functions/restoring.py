@@ -27,6 +27,7 @@ class Outcome(msgspec.Struct):
     blocked: list[tuple[Life, Obstacle]] = []
     recovered: list[dict[str, object]] = []
     errors: list[dict[str, object]] = []
+    to_import: list[dict[str, str]] = []
 
     @property
     def names(self) -> list[tuple[str, str]]:
@@ -95,6 +96,8 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
             failed.append((store.agent_id, error))
             continue
         outcome.back += [(store.agent_id, removal) for removal in done.removals]
+        if store.database and done.removals:
+            outcome.to_import.append(_to_import(store))
         outcome.blocked += done.blocked
         outcome.recovered += done.recovered
         outcome.errors += [failure(error, store.agent_id, session_id) for session_id, error in done.failures]
@@ -115,7 +118,7 @@ def _abroad(going: Iterable[Removed]) -> dict[str, list[str]]:
 
 def _give_back(context: Context, remover: Remover, agent_id: str, names: Sequence[str]) -> list[dict[str, object]]:
     """Brings transcripts in another agent's folder back, if need be; returns what could not be moved."""
-    store = context.volume.store(agent_id)
+    store = context.volume.archive_store(agent_id)
     if store is None or set(names).issubset(listing(store)):
         return []
     failures = remover.locked(store, lambda lock: give_back(remover, store, lock, names))
@@ -142,7 +145,7 @@ def end_earlier(remover: Remover, store: Store) -> list[dict[str, object]]:
 
 
 def _store(context: Context, agent_id: str) -> Store:
-    store = context.volume.store(agent_id)
+    store = context.volume.archive_store(agent_id)
     if store is None:
         raise Refused(f"agent {agent_id!r} has no sessions folder any more", code="not_restorable", agentId=agent_id)
     return store
@@ -156,7 +159,20 @@ def pinned(context: Context, session_ids: Collection[str]) -> dict[str, Any]:
     return {"pinned": True}
 
 
+def _to_import(store: Store) -> dict[str, str]:
+    from session_manager.live.moved import how_to_import, waiting_path
+
+    return {"agentId": store.agent_id, "index": waiting_path(store), "how": how_to_import(store)}
+
+
+def import_of(outcome: Outcome) -> str:
+    """Returns the end of a message: how gateways import what came back as files only; nothing for all others."""
+    return "".join(f"; {agent['how']}" for agent in outcome.to_import)
+
+
 def also(remover: Remover, outcome: Outcome) -> dict[str, Any]:
     """Returns the members that every document of a restore has."""
     document: dict[str, Any] = {"run_id": remover.run.shown_id, **remover.notes()}
+    if outcome.to_import:
+        document["to_import"] = outcome.to_import
     return document if not outcome.recovered else {**document, "recovered": outcome.recovered}

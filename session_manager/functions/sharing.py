@@ -34,9 +34,12 @@ def names_of(store: Store, names: Sequence[str], sessions: Sequence[Session], ot
 def archives_of(store: Store, names: Sequence[str], ledger: Ledger | None) -> tuple[list[str], list[Archived]]:
     """Returns which names in a folder may be archives of an agent's, and its removals that the ledger knows."""
     removed = ledger.archived(store.agent_id) if ledger is not None else []
-    if not store.mates:
+    if not store.mates and not store.database:
         return list(names), removed
     own = {name for removal in removed for name in removal.archives}
+    if store.database:
+        # What the gateway has made there since is its own to keep.
+        return [name for name in names if name in own], removed
     known = {name for removal in ledger.archived(None) for name in removal.archives} if ledger is not None else set()
     return [name for name in names if name in own or (store.keeper and name not in known)], removed
 

@@ -88,6 +88,9 @@ class ConfiguredVolume(Volume):
         Raises Refused as for an agents directory.
         """
         self._check_kind(agent_id)
+        return self._found(agent_id)
+
+    def _found(self, agent_id: str) -> Store | None:
         layout = self._layout
         name = os.path.basename(layout.index(agent_id))
         store = self._store_in(self._folder(agent_id), agent_id, name)

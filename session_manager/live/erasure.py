@@ -159,6 +159,11 @@ def _erase(store: Store, ledger: Ledger, attempt: Attempt, traces: Traces, keys:
     session_id = attempt.removals[0].session_id
     erased = _unlink(session_id, traces)
     try:
+        if store.database:
+            from session_manager.live.moved import forget_waiting
+
+            forget_waiting(store, [session_id])
+            step("waiting entries removed")
         _make_durable(store, ledger, traces)
         step("erased folders synced")
         if not erased.failures:

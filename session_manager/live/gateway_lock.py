@@ -21,7 +21,7 @@ from session_manager.core.errors import Locked
 from session_manager.live.atomic import OWN_PREFIX, clear_errors
 from session_manager.live.liveness import OWNER, STORE_STALE_MS, Marker, is_held, now_ms, read_marker, vouched_in
 from session_manager.live.lock_file import LockFile
-from session_manager.live.own_lock import OwnLock
+from session_manager.live.own_lock import OwnLock, own_lock
 from session_manager.live.volume import Store
 
 KERNEL_LOCK_NAME = OWN_PREFIX + "lock"
@@ -45,6 +45,11 @@ def has_dead_marker(store: Store) -> bool:
 
 def _vouched(store: Store) -> Callable[[], bool]:
     return vouched_in(store.sessions_dir, store.gateways)
+
+
+def lock_of(store: Store, timeout: float) -> StoreLock:
+    """Returns the lock of a store; where its sessions have moved to SQLite, one that no gateway hears of."""
+    return OurLock(store, timeout) if store.database else StoreLock(store, timeout)
 
 
 class StoreLock:
@@ -125,3 +130,42 @@ class StoreLock:
             holder=holder,
             agentId=self._agent_id,
         )
+
+
+class OurLock(StoreLock):
+    """Holds a moved store against our own processes only: its gateway locks a database, and writes none of its files.
+
+    What a killed process left of a marker goes.
+    """
+
+    def __init__(self, store: Store, timeout: float) -> None:
+        super().__init__(store, timeout)
+        self._store = store
+        self._held = own_lock(os.path.join(self._dir, KERNEL_LOCK_NAME), timeout)
+
+    def __enter__(self) -> Self:
+        with clear_errors("lock", self._dir):
+            try:
+                self._held.__enter__()
+            except Timeout:
+                raise self._locked(None) from None
+            try:
+                self._marker.sweep()
+                if has_dead_marker(self._store) and self._marker.take():
+                    self._marker.drop()
+            except BaseException:
+                self._held.__exit__(None, None, None)
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.__exit__(kind, error, trace)
+
+    def is_ours(self) -> bool:
+        """Says that nobody takes it from us."""
+        return True
+
+    def check(self) -> None:
+        """Does nothing: nobody takes it from us."""

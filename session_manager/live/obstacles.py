@@ -39,6 +39,10 @@ class Place:
         self._second_names = second_names
         self._keep_days = keep_days
         self._claimed: dict[str, str] = {}
+        if snapshot.store.database:
+            from session_manager.live.moved import held_keys
+
+            self._claimed = held_keys(snapshot)
 
     def obstacle(self, life: Sequence[Removed]) -> Obstacle | None:
         """Returns what keeps removals of one session from being taken back together, or None."""
@@ -75,6 +79,11 @@ class Place:
             return Obstacle(NOT_RESTORABLE, _ENDS.get(removed.state, f"it is {removed.state}"))
         if not removed.finished:
             return Obstacle(UNFINISHED, "its removal is not finished; the next call that removes something ends it")
+        if self._snapshot.store.database and removed.session_id in self._living:
+            return Obstacle(
+                NOT_RESTORABLE,
+                "the gateway's database has it, and takes no older part in: that stays archived, and no purge takes it",
+            )
         if removed.keys and not removed.has_entries and removed.session_id not in self._living:
             days = self._keep_days
             return Obstacle(NOT_RESTORABLE, f"its index entry is kept no longer (ARIA_KEEP_DAYS is {days})")

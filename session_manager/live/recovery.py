@@ -152,6 +152,10 @@ def recover_attempt(
         return set(), end_purge(store, ledger, attempt)
     if attempt.kind == ERASE:
         return set(), end_erasure(store, ledger, attempt)
+    if store.database:
+        from session_manager.live.moved import settle
+
+        return settle(store, lock, ledger, attempt)
     with clear_errors("recover the store in", store.sessions_dir):
         swap = Swap(store, lock, attempt)
         for temp in list(attempt.temps):
@@ -170,7 +174,7 @@ def recover_attempt(
         in_use = files_by_session(names, snapshot.sessions, store.sessions_dir)
         gone = [r for r in attempt.removals if r.session_id not in alive]
         spared = {name for files in in_use.values() for name in files}
-        spared |= _never_brought_back(store, second_names, attempt, gone)
+        spared |= never_brought_back(store, second_names, attempt, gone)
         unmoved = archive_files(store, lock, ledger, second_names, attempt, gone, spared)
         step("archives recovered")
         # Of what a restore brought back and cannot put away again the entries may be another session's.
@@ -210,7 +214,7 @@ def _woken(store: Store, attempt: Attempt, gone: Sequence[Removal]) -> set[str]:
     return {r.session_id for r in gone} & living
 
 
-def _never_brought_back(store: Store, second_names: SecondNames, attempt: Attempt, gone: Iterable[Removal]) -> set[str]:
+def never_brought_back(store: Store, second_names: SecondNames, attempt: Attempt, gone: Iterable[Removal]) -> set[str]:
     """Returns names that a restore did not give, because something else had them: they are not to be archived."""
     if attempt.kind != RESTORE:
         return set()

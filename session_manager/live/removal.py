@@ -23,7 +23,7 @@ from session_manager.core.session import DAY_MS, Session
 from session_manager.live import weaker
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
 from session_manager.live.atomic import clear_errors, sync_folder
-from session_manager.live.gateway_lock import LockLost, StoreLock, has_dead_marker
+from session_manager.live.gateway_lock import LockLost, StoreLock, has_dead_marker, lock_of
 from session_manager.live.ledger import Attempt, Clock, Ledger, Removal, Run, Temp
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing, observe_locks
@@ -119,7 +119,7 @@ class Remover:
     def _living(self, agent_id: str) -> set[str] | None:
         """Returns the ids of an agent's live sessions, None where they cannot be told."""
         with contextlib.suppress(OSError, SessionManagerError):
-            store = open_volume(self._settings).store(agent_id)
+            store = open_volume(self._settings).archive_store(agent_id)
             return set() if store is None else {s.id for s in read_snapshot(store, now_ms()).sessions}
         return None
 
@@ -194,7 +194,7 @@ class Remover:
         deadline = time.monotonic() + self._settings.lock_timeout
         while True:
             try:
-                with StoreLock(store, max(0.0, deadline - time.monotonic())) as lock:
+                with lock_of(store, max(0.0, deadline - time.monotonic())) as lock:
                     return act(lock)
             except LockLost:
                 if time.monotonic() >= deadline:

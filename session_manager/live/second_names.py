@@ -254,6 +254,18 @@ class SecondNames:
                 keep_owner(path, os.stat(state_dir))
 
 
+def alone(path: str) -> None:
+    """Gives a file that has other names a copy of its own under this one. Raises OSError."""
+    status = os.lstat(path)
+    if status.st_nlink == 1 or not stat.S_ISREG(status.st_mode):
+        return
+    part = _own_part()
+    with opened_folder(os.path.dirname(path)) as folder:
+        _Copying(None).copy(folder, os.path.basename(path), folder, part)
+        os.rename(part, os.path.basename(path), src_dir_fd=folder, dst_dir_fd=folder)
+        sync(folder)
+
+
 def _own_part() -> str:
     return f".session_manager.{os.getpid()}.{os.urandom(6).hex()}{PART}"
 

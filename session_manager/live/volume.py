@@ -18,6 +18,7 @@ from session_manager.settings import Settings
 
 INDEX_NAME = "sessions.json"
 SQLITE_NAME = "openclaw-agent.sqlite"
+UNSUPPORTED = "store_unsupported"
 _SQLITE_HEADER = b"SQLite format 3\0"
 # Gateways 2026.2.17 to 2026.4.26 in enforce mode rename the index away before they write the new one.
 MISSING_INDEX_PATIENCE_S = 1.0
@@ -46,7 +47,8 @@ class Store(msgspec.Struct, frozen=True):
     agents' folders; left out, it is two levels up. ``main_key`` is what a main session's key ends with, beside
     ``main``. Where all agents share one index, ``shared_as`` tells its keys apart. Where several agents have one folder
     each has ``mates``, and one of them, the ``keeper``, answers for files that are nobody's. ``gateway_dir`` is the
-    gateway's own agents directory, where that is another one than ``agents_dir``.
+    gateway's own agents directory, where that is another one than ``agents_dir``. ``database`` is where the sessions
+    have moved, when they have: the folder has no index then, and nothing but what was archived before.
     """
 
     agent_id: str
@@ -60,6 +62,7 @@ class Store(msgspec.Struct, frozen=True):
     mates: bool = False
     keeper: bool = True
     gateway_dir: str = ""
+    database: str = ""
 
     @property
     def gateways(self) -> str:
@@ -175,14 +178,30 @@ class Volume:
         sessions have moved to SQLite, ``not_readable`` when this user may not look into the agent's folder.
         """
         self._check_kind(agent_id)
+        return self._found(agent_id)
+
+    def _found(self, agent_id: str) -> Store | None:
         return self._store_in(self._folder(agent_id), agent_id)
+
+    def archive_store(self, agent_id: str) -> Store | None:
+        """Does what ``store`` does; of an agent whose sessions have moved to SQLite it returns the folder they left.
+
+        Only what was archived in there is anybody's business then. Where several agents have that folder it raises.
+        """
+        try:
+            return self.store(agent_id)
+        except Refused as error:
+            store = self._found(agent_id) if error.code == UNSUPPORTED else None
+            if store is None or store.mates:
+                raise
+        return msgspec.structs.replace(store, database=_sqlite_path(os.path.join(self._agents_dir, agent_id)))
 
     def _check_kind(self, agent_id: str) -> None:
         if _moved_to_sqlite(os.path.join(self._agents_dir, agent_id)):
             raise Refused(
                 f"the sessions of agent {agent_id!r} are kept in SQLite ({SQLITE_NAME}); this version edits "
                 "sessions.json stores only, use the gateway's own `openclaw sessions` commands",
-                code="store_unsupported",
+                code=UNSUPPORTED,
                 agentId=agent_id,
             )
 
@@ -314,11 +333,17 @@ def _log_creates(path: str, names: tuple[str, ...]) -> bool:
 
 
 def read_snapshot(store: Store, now_ms: int, known: tuple[bytes, Identity] | None = None) -> Snapshot:
-    """Reads a store's index once; a version whose text is ``known``, and that is in place, is not read again.
+    """Reads a store's index once, or a moved store's database.
+
+    A version of the index whose text is ``known``, and that is in place, is not read again.
 
     Raises Damaged (``index_damaged``) when it cannot be read, is no JSON object, or is missing although
     transcripts lie beside it; Refused (``not_readable``) when this user may not read it.
     """
+    if store.database:
+        from session_manager.live.database import read_database
+
+        return read_database(store, now_ms)
     found = known if known is not None and _identity(store) == known[1] else _read_patiently(store)
     if found is None:
         return Snapshot(store, None, None, [])

@@ -1,0 +1,213 @@
+"""Agents that have moved to SQLite: what becomes of that which was archived from their files before.
+
+Nothing of ours writes a gateway's database, and an index beside one keeps the gateway from starting. So a session comes
+back as files: its transcripts under their live names, with no second name, because the gateway's import takes no file
+that has one; and its entries in ``sessions.json.restored``, from where a person lets the gateway import them.
+
+Order, each step durable before the next: the intent in the ledger; the files; the entries; second names; the end in the
+ledger. Killed in between, the next call that takes the lock goes on to the end, as it does with attempts from the time
+of the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from session_manager.core.errors import Refused
+from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
+from session_manager.live.atomic import OWN_PREFIX, clear_errors, explain, private_in, sync_folder, write_new
+from session_manager.live.gateway_lock import LockLost, StoreLock
+from session_manager.live.index import Index
+from session_manager.live.ledger import REMOVED, RESTORE, Attempt, Ledger, Removal, Removed
+from session_manager.live.liveness import now_ms
+from session_manager.live.observe import listing
+from session_manager.live.second_names import PART, SecondNames, alone
+from session_manager.live.steps import step
+from session_manager.live.volume import Snapshot, Store, read_file, read_snapshot
+
+if TYPE_CHECKING:
+    from session_manager.live.removal import Remover
+    from session_manager.live.restoration import Find, Restored
+
+SUFFIX = ".restored"
+
+
+def waiting_path(store: Store) -> str:
+    """Returns where the entries of sessions are that wait to be imported."""
+    return os.path.join(store.sessions_dir, store.index_name + SUFFIX)
+
+
+def how_to_import(store: Store) -> str:
+    """Says how the gateway takes in what was brought back."""
+    return (
+        f"agent {store.agent_id!r} keeps its sessions in SQLite, so the session is back as files only; to let the "
+        f"gateway import it: stop the gateway, rename {waiting_path(store)} to {store.index_name} (it does not start "
+        f"while that lies there), run `openclaw doctor --session-sqlite import --session-sqlite-agent {store.agent_id}`"
+        ", start the gateway"
+    )
+
+
+def held_keys(snapshot: Snapshot) -> dict[str, str]:
+    """Returns which session has a key, in the database or among those that wait to be imported.
+
+    Raises Refused where the file of these cannot be read.
+    """
+    waiting = _waiting(snapshot.store)
+    held = {key: str(entry.session_id) for key, entry in waiting.decoded()}
+    return held | {key: session.id for session in snapshot.sessions for key in session.keys}
+
+
+def _waiting(store: Store) -> Index:
+    path = waiting_path(store)
+    try:
+        return Index(read_file(path)[0])
+    except FileNotFoundError:
+        return Index(b"{}")
+    except ValueError as error:
+        raise Refused(
+            f"{path} is no JSON object ({error}); move it elsewhere, and call again", code="not_restorable"
+        ) from error
+    except OSError as error:
+        raise explain(error, "read", path) from error
+
+
+def forget_waiting(store: Store, session_ids: Iterable[str]) -> None:
+    """Takes sessions out of those that wait to be imported. Raises Refused or Failed."""
+    _edit(store, set(session_ids), {})
+
+
+def _edit(store: Store, gone: set[str], put: Mapping[str, tuple[bytes, bytes]]) -> None:
+    waiting, path = _waiting(store), waiting_path(store)
+    text = waiting.edited([key for key, entry in waiting.decoded() if entry.session_id in gone], put)
+    if text == waiting.data:
+        return
+    with clear_errors("write", path):
+        if text == b"{}":
+            os.unlink(path)
+        else:
+            temp = os.path.join(store.sessions_dir, f"{OWN_PREFIX}{os.getpid()}.{os.urandom(6).hex()}{PART}")
+            write_new(temp, text, private_in(store.sessions_dir))
+            os.replace(temp, path)
+        sync_folder(store.sessions_dir)
+
+
+def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip_conflicts: bool) -> Restored:
+    """Does what ``restoration.restore`` does, for a moved store."""
+    from session_manager.live.restoration import LOST, Restored, refusal, split
+    from session_manager.live.sharing import gather
+
+    done, recovered, failures = remover.end_earlier(store, lock)
+    going, blocked = split(remover.place(read_snapshot(store, now_ms()), listing(store)), find(remover.ledger))
+    if blocked and not skip_conflicts:
+        raise refusal(blocked)
+    if not going:
+        return Restored(done, blocked, recovered, failures)
+    removed = [removal for life in going for removal in life]
+    gather(remover, store, removed)
+    back, failed = _execute(remover, store, lock, removed)
+    alive = {removal.session_id for removal in back}
+    lost = [life for life in going if life[0].session_id not in alive]
+    if lost:
+        place = remover.place(read_snapshot(store, now_ms()), listing(store))
+        blocked += [(life, place.obstacle(life) or LOST) for life in lost]
+        if not back and not done:
+            raise failed[0][1] if failed else refusal(blocked)
+    return Restored(done + back, blocked, recovered, failures + failed)
+
+
+def _execute(
+    remover: Remover, store: Store, lock: StoreLock, removed: Sequence[Removed]
+) -> tuple[list[Removal], Failures]:
+    attempt = remover.ledger.intend_restore(remover.run, store.store_id, store.agent_id, [], [], removed)
+    step("restore intended")
+    try:
+        alive, failures = settle(store, lock, remover.ledger, attempt)
+    except LockLost:
+        raise
+    except BaseException:
+        # What cannot be undone now either, the next call ends.
+        with contextlib.suppress(Exception):
+            settle(store, lock, remover.ledger, attempt, forward=False)
+        raise
+    return [removal for removal in attempt.removals if removal.session_id in alive], failures
+
+
+def settle(
+    store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt, *, forward: bool = True
+) -> tuple[set[str], Failures]:
+    """Ends an attempt to remove or to restore; returns the sessions that live, and the files that could not be moved.
+
+    One to restore goes on, unless ``forward`` is False. Of one to remove, from the time of the files, lives what the
+    gateway has taken into its database; an orphan's files come back. Raises LockLost, Refused, Damaged or Failed.
+    """
+    second_names = SecondNames(ledger.state_dir)
+    snapshot = read_snapshot(store, now_ms())
+    living = {session.id for session in snapshot.sessions}
+    failures: Failures = []
+    with clear_errors("recover the store in", store.sessions_dir):
+        if attempt.kind == RESTORE:
+            back = _back(store, snapshot, second_names, attempt, failures) if forward else []
+        else:
+            back = [r for r in attempt.removals if not r.keys and r.session_id not in living]
+            failures += bring_back_files(store, second_names, attempt, back)[0]
+        alive = {r.session_id for r in attempt.removals if r.session_id in living}
+        alive |= {r.session_id for r in back}
+        gone = [r for r in attempt.removals if r.session_id not in alive]
+        # One that had come back before stays where it is.
+        gone = [r for r in gone if ledger.removal(r.removal_id).state == REMOVED]
+        spared = _never_brought_back(store, second_names, attempt, gone)
+        failures += archive_files(store, lock, ledger, second_names, attempt, gone, spared)
+        second_names.keep(store, lock, attempt, gone)
+        sync_folder(store.sessions_dir)
+        step("files back")
+        if attempt.kind == RESTORE:
+            put = {k: m for r in back for k, m in zip(r.keys, r.members, strict=True)}
+            _edit(store, {r.session_id for r in gone}, put)
+            step("entries written")
+        forget_second_names(store, second_names, attempt, back)
+        failures += _without_second_names(store, back)
+        step("second names dropped")
+    ledger.finish(attempt, alive, complete=not failures)
+    step("end noted")
+    return alive, failures
+
+
+def _never_brought_back(store: Store, second_names: SecondNames, attempt: Attempt, gone: Sequence[Removal]) -> set[str]:
+    from session_manager.live.recovery import never_brought_back
+
+    return never_brought_back(store, second_names, attempt, gone)
+
+
+def _back(
+    store: Store, snapshot: Snapshot, second_names: SecondNames, attempt: Attempt, failures: Failures
+) -> list[Removal]:
+    """Gives files their live names; returns the removals of sessions that have all of theirs, and may have their keys.
+
+    What the database has by now stays archived.
+    """
+    held, living = held_keys(snapshot), {session.id for session in snapshot.sessions}
+    able = [r for r in attempt.removals if r.session_id not in living and len(r.members) == len(r.keys)]
+    able = [r for r in able if all(held.get(key, r.session_id) == r.session_id for key in r.keys)]
+    failed, taken = bring_back_files(store, second_names, attempt, able)
+    failures += failed
+    there = set(os.listdir(store.sessions_dir)).difference(taken)
+    broken = {r.session_id for r in attempt.removals if r not in able}
+    broken.update(session_id for session_id, _ in failed if session_id is not None)
+    broken.update(r.session_id for r in able if not there.issuperset(source for source, _ in r.files))
+    return [r for r in able if r.session_id not in broken]
+
+
+def _without_second_names(store: Store, back: Iterable[Removal]) -> Failures:
+    """Sees to it that files have one name only; returns those where that cannot be."""
+    failures: Failures = []
+    for removal in back:
+        for source, _ in removal.files:
+            path = os.path.join(store.sessions_dir, source)
+            try:
+                alone(path)
+            except OSError as error:
+                failures.append((removal.session_id, explain(error, "copy", path)))
+    return failures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -282,6 +283,24 @@ def test_another_file_under_the_live_name_stays(scene: Scene) -> None:
     done = scene.fork("restore_session", {"session_id": "old-0"})
     assert (done.exit_code, done.document["code"]) == (4, "file_exists")
     assert picture(scene.agents) == before
+
+
+@pytest.mark.parametrize("where", ["session_manager.live.moved.write_new", "session_manager.live.moved.alone"])
+def test_a_full_disk_changes_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, full)
+        done = in_process(scene.agents, "restore_session", {"session_id": "old-0"})
+    if where.endswith("write_new"):
+        assert (done.exit_code, done.document["code"]) == (4, "disk_full")
+        scene.assert_back()
+    else:
+        # What is back is said, and the next call goes on.
+        assert (done.exit_code, [e["code"] for e in done.document["errors"]]) == (3, ["disk_full"] * 2)
+    assert scene.fork("restore_session", {"session_id": "old-0"}).exit_code == 0
+    scene.assert_back("old-0")
 
 
 # --- what lives in the database -------------------------------------------------------------------------------------

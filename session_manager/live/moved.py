@@ -43,8 +43,8 @@ def waiting_path(store: Store) -> str:
 def how_to_import(store: Store) -> str:
     """Says how the gateway takes in what was brought back."""
     return (
-        f"agent {store.agent_id!r} keeps its sessions in SQLite, so the session is back as files only; to let the "
-        f"gateway import it: stop the gateway, rename {waiting_path(store)} to {store.index_name} (it does not start "
+        f"agent {store.agent_id!r} keeps its sessions in SQLite, so what came back are files only; to let the gateway "
+        f"import them: stop the gateway, rename {waiting_path(store)} to {store.index_name} (it does not start "
         f"while that lies there), run `openclaw doctor --session-sqlite import --session-sqlite-agent {store.agent_id}`"
         ", start the gateway"
     )

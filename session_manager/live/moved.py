@@ -22,6 +22,7 @@ from session_manager.live.atomic import OWN_PREFIX, clear_errors, explain, priva
 from session_manager.live.gateway_lock import LockLost, StoreLock
 from session_manager.live.index import Index
 from session_manager.live.ledger import REMOVED, RESTORE, Attempt, Ledger, Removal, Removed
+from session_manager.live.ledger.rows import Member
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing
 from session_manager.live.second_names import PART, SecondNames, alone
@@ -79,7 +80,7 @@ def forget_waiting(store: Store, session_ids: Iterable[str]) -> None:
     _edit(store, set(session_ids), {})
 
 
-def _edit(store: Store, gone: set[str], put: Mapping[str, tuple[bytes, bytes]]) -> None:
+def _edit(store: Store, gone: set[str], put: Mapping[str, Member]) -> None:
     waiting, path = _waiting(store), waiting_path(store)
     text = waiting.edited([key for key, entry in waiting.decoded() if entry.session_id in gone], put)
     if text == waiting.data:

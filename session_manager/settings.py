@@ -129,10 +129,10 @@ def _api_url(text: str) -> str | None:
         return None
     found = _API_URL.fullmatch(text)
     if found is None or "?" in text or "#" in text or not 0 < int(found[1] or 1) <= _HIGHEST_PORT:
-        shown = repr(text) if "@" not in text else "no plain URL"
+        shown = repr(text) if "@" not in text else "not a plain URL"
         raise UsageError(
-            f"ARIA_API_URL is {shown}; it must look like {DEFAULT_API_URL} (no user name, no query), or be empty where "
-            "there is no history layer",
+            f"ARIA_API_URL is {shown}; it must look like {DEFAULT_API_URL} (no user name, no query), or be empty "
+            "to turn history off",
             code="bad_setting",
         )
     return text.rstrip("/")

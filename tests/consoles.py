@@ -76,7 +76,7 @@ class Console:
         assert match, f"$ {command}\nthe page shows:\n{shown}\nit printed:\n{printed}"
         self.known.update({name: match[group] for group, name in self._groups.items()})
         # A page shows what fails with what it says.
-        failed = any(sign in shown for sign in ("error: ", '"error":', "found something to do", "waits, see above"))
+        failed = any(sign in shown for sign in ("error: ", '"error":', "found a problem", "waits, see above"))
         assert (code != 0) == failed, (command, code, printed)
         return printed
 

@@ -217,7 +217,7 @@ def test_bad_arguments_change_nothing(agents: Path, skill: Skill, arguments: dic
     assert picture(agents) == before
 
 
-# When aria-api cannot be asked.
+# When aria-api cannot be reached.
 
 
 @pytest.mark.parametrize("arguments", [{}, REAL])

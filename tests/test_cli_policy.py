@@ -34,7 +34,7 @@ def test_it_says_what_goes_and_why(agents: Path, policy: Path) -> None:
     notes = done.stderr.splitlines()
     assert any(note.startswith("agent 'main': its cron transcripts stay over budget by ") for note in notes)
     assert "unused pin: no session has nowhere among its ids" in notes
-    assert notes[-1].startswith("1 session of 3 would go (")
+    assert notes[-1].startswith("1 session of 3 would be removed (")
     assert "\u001b" not in done.stdout + done.stderr
 
 
@@ -45,7 +45,7 @@ def test_json_is_the_functions_own_document(agents: Path, policy: Path) -> None:
 
 def test_without_a_policy_it_says_so(agents: Path, policy: Path) -> None:
     policy.unlink()
-    assert cli("policy", "check").stdout.splitlines()[0] == "policy  none; what is older than 60 minutes goes"
+    assert cli("policy", "check").stdout.splitlines()[0] == "policy  none; sessions older than 60 minutes are removed"
 
 
 def test_a_bad_policy_ends_it_with_2(agents: Path, policy: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_prune_needs_no_filter_where_a_policy_says_what_goes(agents: Path, pol
     policy.write_text('pins.ids = ["young"]')
     refused = cli("prune", "--yes")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "say which sessions" in refused.stderr
+    assert "select the sessions" in refused.stderr
 
 
 @pytest.mark.parametrize("command", [["list"], ["stats"], ["show", "old"]])
@@ -80,7 +80,7 @@ def test_who_only_looks_is_told_that_no_pin_holds(policy: Path, command: list[st
     assert "without pins" not in cli(*command).stderr
     policy.write_text("nonsense")
     done = cli(*command)
-    assert (done.returncode, done.stderr.count("without pins: the retention policy ")) == (0, 1)
+    assert (done.returncode, done.stderr.count("pins are not shown: the retention policy ")) == (0, 1)
     assert str(policy) in done.stderr
 
 

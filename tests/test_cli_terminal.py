@@ -177,7 +177,7 @@ def test_only_archives_that_were_seen_are_purged(store: StoreBuilder, agents: Pa
     skill("delete_session", {"session_id": "daily"})
     ledger_sql(agents, "UPDATE attempts SET created_at = ?", now_ms() - 40 * 86_400_000)
     child = terminal(agents, "purge", "--older-than", "30d")
-    child.expect(r"Remove 1 file, .* for good\? \[y/N\]")
+    child.expect(r"Permanently delete 1 file, .*\? \[y/N\]")
     (store.dir / "late.jsonl.deleted.2025-01-02T03-04-05.678Z").write_text("{}\n")
     skill("delete_session", {"session_id": "talk"})
     ledger_sql(agents, "UPDATE attempts SET created_at = ?", now_ms() - 40 * 86_400_000)
@@ -212,7 +212,7 @@ def test_ctrl_c_in_mid_prune_leaves_a_whole_state_and_says_what_was_done(agents:
     assert code == 130
     assert "interrupted" in said
     assert "Traceback" not in said
-    told = re.search(r"(\d+) sessions? had been removed; take it back with: session-manager undo (\S+)", said)
+    told = re.search(r"(\d+) sessions? had been removed; undo this with: session-manager undo (\S+)", said)
     told_of = set(scene.ids) if told is not None else set()
     assert told_of == set(scene.ids) - {e["sessionId"] for e in scene.store.read().values()}
     assert (told is None) == (at == "intent written")
@@ -253,7 +253,7 @@ def test_ctrl_c_in_mid_undo_says_how_many_are_back(agents: Path, skill: Skill, a
     child.sendintr()
     code, said = ended(child)
     assert (code, "Traceback" in said) == (130, False)
-    assert f"{back} sessions had been brought back" in said
+    assert f"{back} sessions had been restored" in said
     alive = {entry["sessionId"] for entry in scene.store.read().values()}
     assert len(alive.intersection(scene.ids)) == back
     assert ended(terminal(agents, "undo", run_id))[0] == 0
@@ -338,7 +338,7 @@ def test_a_purge_says_that_it_is_for_good(store: StoreBuilder, agents: Path) -> 
     archive = store.dir / "gone.jsonl.deleted.2025-01-02T03-04-05.678Z"
     archive.write_text("{}\n")
     child = terminal(agents, "purge", "--older-than", "30d")
-    child.expect(r"for good\? \[y/N\]")
+    child.expect(r"Permanently delete .*\? \[y/N\]")
     assert archive.exists()
     child.sendline("y")
     assert ended(child)[0] == 0
@@ -348,7 +348,7 @@ def test_a_purge_says_that_it_is_for_good(store: StoreBuilder, agents: Path) -> 
 def test_an_erasure_asks_for_the_id_once_more(store: StoreBuilder, agents: Path) -> None:
     for typed, code in (("dally", 2), ("daily", 0)):
         child = terminal(agents, "erase", "daily", ARIA_ALLOW_ERASE="1")
-        child.expect("once more")
+        child.expect("id again")
         child.sendline(typed)
         assert ended(child)[0] == code
         assert (store.dir / "daily.jsonl").exists() == bool(code)
@@ -357,7 +357,7 @@ def test_an_erasure_asks_for_the_id_once_more(store: StoreBuilder, agents: Path)
 def test_ctrl_c_at_the_id_erases_nothing(store: StoreBuilder, agents: Path) -> None:
     before = picture(agents, without_state=False)
     child = terminal(agents, "erase", "daily", ARIA_ALLOW_ERASE="1")
-    child.expect("once more")
+    child.expect("id again")
     child.sendintr()
     code, said = ended(child)
     assert (code, "Nothing was changed." in lines(said)) == (130, True)

@@ -249,7 +249,7 @@ def check(call: Call) -> dict[str, Any]:
         (0, True, "no jump"),
         (3, True, "3 days after the ledger's last entry"),
         (8, False, "8 days after the ledger's last entry"),
-        (-3, False, "before the ledger's last entry"),
+        (-3, False, "earlier than the ledger's last entry"),
     ],
 )
 def test_the_doctor_says_what_the_ledger_has_seen(
@@ -258,7 +258,7 @@ def test_the_doctor_says_what_the_ledger_has_seen(
     found = check(at(days, "doctor", {}))
     assert found["ok"] is ok
     assert what in found["what"]
-    assert ok or "set the clock" in found["advice"]
+    assert ok or "correct the clock" in found["advice"]
 
 
 def test_the_doctor_says_that_ages_count_from_before_a_jump(agents: Path, store: StoreBuilder, at: At) -> None:

@@ -83,7 +83,7 @@ def test_without_aria_api_all_is_quiet(
     assert "error" not in document
     assert (document["pg_status_updated"], document.get("pg_pending", 0)) == (False, 0)
     assert "pg_error" not in document
-    assert "message" not in document or document["message"].endswith("no history layer")
+    assert "message" not in document or document["message"].endswith("no history service")
     assert set(store.read()) == {"agent:main:cron:b"}
     assert waiting(agents) == 0
     assert call(agents, url, "deliver_history")["pending"] == 0
@@ -162,7 +162,7 @@ def test_what_does_not_answer_is_not_waited_for_long_and_hears_no_more(
     hanging = Hanging()
     aria.prepared = [hanging]
     document = call(agents, aria.url, "delete_session", session_id="old")
-    assert ("pg_pending" in document, document["message"].endswith("no history layer")) == (False, True)
+    assert ("pg_pending" in document, document["message"].endswith("no history service")) == (False, True)
     hanging.free.set()
     for thread in threading.enumerate():
         if thread.name == "history":
@@ -173,7 +173,7 @@ def test_what_does_not_answer_is_not_waited_for_long_and_hears_no_more(
 def test_nothing_is_asked_when_there_is_nothing_to_tell(store: StoreBuilder, agents: Path, aria: SmallAria) -> None:
     call(agents, CLOSED_API, "delete_session", session_id="old")
     assert call(agents, aria.url, "prune_sessions")["pg_updated"] == 0
-    assert call(agents, aria.url, "restore_session", session_id="old")["message"].endswith("no history layer")
+    assert call(agents, aria.url, "restore_session", session_id="old")["message"].endswith("no history service")
     assert call(agents, aria.url, "deliver_history")["pending"] == 0
     assert aria.requests == []
 

@@ -67,7 +67,7 @@ def test_the_documented_answer(agents: Path, skill: Skill) -> None:
     assert document["removed_keys"] == ["agent:main:cron:abc123"]
     assert document["transcript_archived"] is True
     assert (document["pg_status_updated"], document["pg_pending"]) == (False, True)
-    assert document["message"] == "Session abc123 removed (1 keys, transcript=archived), PG mark pending"
+    assert document["message"] == "Session abc123 removed (1 keys, transcript=archived), PG update pending"
     assert "cannot be reached" in document["pg_error"]
     assert marks(agents) == [("main", "abc123", "ended", "pending")]
     assert list(store.read()) == ["agent:main:cron:other"]
@@ -80,7 +80,7 @@ def test_without_a_history_layer_no_mark_is_owed(agents: Path, skill: Skill) -> 
     store.write()
     document = skill("delete_session", {"session_id": sid}, ARIA_API_URL="").document
     assert (document["pg_status_updated"], "pg_pending" in document) == (False, False)
-    assert document["message"] == f"Session {sid} removed (1 keys, transcript=archived), no history layer"
+    assert document["message"] == f"Session {sid} removed (1 keys, transcript=archived), no history service"
     assert marks(agents) == []
     assert document["deleted"] == sid
     again = skill("delete_session", {"session_id": sid}, ARIA_API_URL="").document

@@ -85,7 +85,7 @@ def test_all_is_well_on_both_layers(sixteen: Path, shared_service: Service) -> N
     assert "10 sessions" in found["store main"]["what"]
     assert "10 transcripts" in found["store main"]["what"]
     assert "version 0.1.0" in found["aria_api"]["what"]
-    assert "may change history" in found["aria_api_token"]["what"]
+    assert "can change history" in found["aria_api_token"]["what"]
     assert "ready" in found["database"]["what"]
 
 
@@ -141,7 +141,7 @@ def test_a_newer_ledger_is_told(whole: StoreBuilder, agents: Path, skill: Skill)
 
 def test_a_policy_that_stops_every_removal_is_told(whole: StoreBuilder, agents: Path, skill: Skill) -> None:
     policy = agents / ".session_manager" / "session-manager.toml"
-    assert checks(skill("doctor").document)["policy"]["what"] == f"there is none at {policy}"
+    assert checks(skill("doctor").document)["policy"]["what"] == f"there is no policy file at {policy}"
     policy.parent.mkdir()
     policy.write_text(
         '[types.cron]\nmax_age = "1h"\n[agents]\nbudget = "1 GB"\n[pins]\nids = ["a", "b"]\nlabels = ["c"]'
@@ -177,7 +177,7 @@ def test_a_disk_that_is_nearly_full_is_told(whole: StoreBuilder, skill: Skill, t
             (place / str(i)).touch()
         answer = skill("doctor")
         assert (answer.exit_code, set(bad(answer))) == (3, {f"disk {state}"})
-        assert re.search(r"only \d files? more can be made", bad(answer)[f"disk {state}"]["what"])
+        assert re.search(r"only \d more files? can be created", bad(answer)[f"disk {state}"]["what"])
         with contextlib.suppress(OSError):
             for i in range(95, 105):
                 (place / str(i)).touch()
@@ -190,8 +190,8 @@ def test_a_living_lock_is_told_with_its_holder(whole: StoreBuilder, skill: Skill
     answer = skill("doctor")
     assert (answer.exit_code, bad(answer)) == (0, {})
     found = checks(answer.document)
-    assert found["lock main/sessions.json.lock"]["what"].startswith(f"of gateway, pid {os.getpid()}, ")
-    assert f"pid {os.getpid()}, 2 h old, which lives" in found["lock main/old.jsonl.lock"]["what"]
+    assert found["lock main/sessions.json.lock"]["what"].startswith(f"held by gateway, pid {os.getpid()}, ")
+    assert f"pid {os.getpid()}, 2 h old, which is running" in found["lock main/old.jsonl.lock"]["what"]
 
 
 def test_a_store_that_a_living_process_holds_for_long_is_locked(whole: StoreBuilder, skill: Skill) -> None:
@@ -256,7 +256,10 @@ def test_a_killed_run_is_told_and_left_to_the_next_call(whole: StoreBuilder, for
 
 def test_marks_that_wait_for_long_are_told(whole: StoreBuilder, agents: Path, skill: Skill, aria: SmallAria) -> None:
     skill("delete_session", {"session_id": "old"}, ARIA_API_URL="http://127.0.0.1:1/api")
-    assert "1 mark for history" in checks(skill("doctor", ARIA_API_URL=aria.url).document)["history_marks"]["what"]
+    assert (
+        "1 status update for history"
+        in checks(skill("doctor", ARIA_API_URL=aria.url).document)["history_marks"]["what"]
+    )
     assert bad(skill("doctor", ARIA_API_URL=aria.url)) == {}
     assert "ARIA_API_URL" in bad(skill("doctor"))["history_marks"]["advice"]
     ledger_sql(agents, "UPDATE marks SET changed_at = ?", now_ms() - DAY_MS)
@@ -403,7 +406,7 @@ def test_what_is_no_aria_api_is_told(whole: StoreBuilder, skill: Skill, aria: Sm
 def test_an_older_aria_api_says_less(whole: StoreBuilder, skill: Skill, older_aria: SmallAria) -> None:
     answer = skill("doctor", ARIA_API_URL=older_aria.url)
     assert (answer.exit_code, bad(answer)) == (0, {})
-    assert "does not say" in checks(answer.document)["database"]["what"]
+    assert "does not report" in checks(answer.document)["database"]["what"]
     assert older_aria.rows == []
 
 

@@ -64,7 +64,7 @@ def test_delete_deletes_what_was_listed_and_says_which(client: httpx.Client, cha
     assert done.stderr == "3 chat sessions without a message, deleted\n"
     assert chats.ids() == before - set(listed)
     again = ghosts(chats, "--delete")
-    assert (again.stdout, again.stderr) == ("", "no chat session older than 15 minutes is without a message\n")
+    assert (again.stdout, again.stderr) == ("", "every chat session older than 15 minutes has a message\n")
 
 
 def test_json_and_the_age(client: httpx.Client, chats: Chats) -> None:

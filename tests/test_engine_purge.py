@@ -225,7 +225,7 @@ def test_cleanup_that_is_switched_off_keeps_what_was_made_first(
         assert chats.ids() == {made}
         assert purge(service.client) == 1
     words = " ".join(cli("serve", "--help").stdout.split())
-    assert "SESSION_CLEANUP_ENABLED (default true; false keeps it until purged by hand)" in words
+    assert "SESSION_CLEANUP_ENABLED (default true; false: it stays until it is deleted by hand)" in words
 
 
 @pytest.mark.parametrize(

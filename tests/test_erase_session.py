@@ -316,7 +316,7 @@ def test_it_is_off_unless_a_person_switches_it_on(scene: Scene, skill: Skill, ag
     answer = skill("erase_session", WANTED, ARIA_ALLOW_ERASE=value)
     assert (answer.exit_code, answer.document["code"]) == (4, "erase_disabled")
     assert "ARIA_ALLOW_ERASE=1" in answer.document["error"]
-    assert "not a wall" in answer.document["error"]
+    assert "not against attackers" in answer.document["error"]
     assert picture(agents, without_state=False) == before
     assert skill("list_sessions", ARIA_ALLOW_ERASE="yes").document["code"] == "bad_setting"
 
@@ -478,7 +478,7 @@ def test_what_cannot_be_removed_is_said_and_tried_again(
         assert (exit_code, document["code"]) == (3, "partial")
         assert [e["id"] for e in document["errors"]] == [GONE]
         assert document["pg_status_updated"] is False
-        assert "not wholly erased" in document["message"]
+        assert "not completely erased" in document["message"]
         assert set(scene.bytes_left()) - {".session_manager/ledger.sqlite"} == {
             f"main/sessions/{GONE}.jsonl.reset.{OLD}"
         }
@@ -593,7 +593,7 @@ def test_an_agents_name_in_history_leads_nowhere(agents: Path, skill: Skill, ari
 def test_without_a_history_layer_nothing_is_owed(scene: Scene, skill: Skill, agents: Path) -> None:
     ledger_sql(agents, "DELETE FROM marks")
     document = skill("erase_session", WANTED, ARIA_API_URL="").document
-    assert (document["pg_status_updated"], document["message"].endswith("no history layer")) == (False, True)
+    assert (document["pg_status_updated"], document["message"].endswith("no history service")) == (False, True)
     assert marks(agents) == []
 
 

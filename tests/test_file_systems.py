@@ -502,9 +502,9 @@ def test_the_doctor_tries_it_out_beforehand(agents: Path, without: list[str], kn
     assert picture(agents, without_state=False) == before
     assert [p.stat().st_mtime_ns for p in sorted(store.dir.iterdir())] == times
     assert found["ok"] is (EXCHANGE not in without)
-    words = {EXCHANGE: "swap two files", LINKS: "hard links", FLOCK: "flock", FSYNC: "write through", MODES: "modes"}
+    words = {EXCHANGE: "swap two files", LINKS: "hard links", FLOCK: "flock", FSYNC: "no fsync", MODES: "modes"}
     if not without:
-        assert "files can be swapped in one step" in found["what"]
+        assert "files can be swapped atomically" in found["what"]
         assert found["advice"] is None
     for lack in without:
         assert f"the file system {'has no' if lack in (LINKS, FLOCK) else ''}".strip() in found["what"]

@@ -286,7 +286,7 @@ def test_doctor_names_the_stranger_behind_a_lock(agents: Path, skill: Skill) -> 
             lock(store, "a", pid, age_s)
             checks = {check["name"]: check for check in skill("doctor").document["checks"]}
             found = checks["lock main/a.jsonl.lock"]
-            assert f"pid {pid} here is sh, no gateway" in found["what"]
+            assert f"here pid {pid} is sh, not a gateway" in found["what"]
             assert bool(found["advice"]) is advised
         # A living process's lock is never broken all the same.
         answer = skill("delete_session", {"session_id": "a"})
@@ -305,5 +305,5 @@ def test_a_very_old_lock_of_pid_1_keeps_nothing_busy(agents: Path, monkeypatch: 
     assert refused.value.details["reason"] == "busy"
     lock(store, "a", 1, 330 * 86_400)
     checks = {check["name"]: check["what"] for check in doctor.run(context, doctor.Arguments())["checks"]}
-    assert "pid 1 here is tini, no gateway" in checks["lock main/a.jsonl.lock"]
+    assert "here pid 1 is tini, not a gateway" in checks["lock main/a.jsonl.lock"]
     assert delete_session.run(context, delete_session.Arguments("a"))["deleted"] == "a"

@@ -243,7 +243,7 @@ def test_the_commands(store: StoreBuilder, agents: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("ARIA_AGENTS_DIR", str(agents))
     assert cli("pin", "old").stdout == "Session old is pinned\n"
     assert "pinned: old\n" in cli("policy", "check").stdout
-    assert cli("unpin", "old").stdout == "Session old is pinned no more\n"
+    assert cli("unpin", "old").stdout == "Session old is no longer pinned\n"
     cli("delete", "old", "child")
     assert cli("restore", "old", "--pin").returncode == 0
     run_id = json.loads(cli("deleted", "--json").stdout)["deleted"][0]["run_id"]

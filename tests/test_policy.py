@@ -254,7 +254,7 @@ def test_reading_goes_on_beside_a_bad_policy_and_says_so(agents: Path, skill: Sk
     listed, counted = skill("list_sessions"), skill("get_session_stats")
     for answer in (listed, counted, skill("show_session", {"session_id": "a1"})):
         assert answer.exit_code == 0
-        assert "no valid TOML" in answer.document["policy_error"]
+        assert "not valid TOML" in answer.document["policy_error"]
     assert (listed.document["session_count"], counted.document["total_sessions"]) == (7, 7)
     for function in ("list_deleted", "verify_ledger", "deliver_history"):
         assert skill(function).exit_code == 0

@@ -84,7 +84,7 @@ class Interrupted(SessionManagerError):
     default_code = "interrupted"
 
 
-INTERRUPTED = "interrupted; what was begun is finished or undone by the next call"
+INTERRUPTED = "interrupted; the next call finishes or undoes what this one had begun"
 PARTIAL_EXIT_CODE = 3
 
 

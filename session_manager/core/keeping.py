@@ -41,7 +41,7 @@ def decode(data: bytes, path: str) -> Kept:
 def damaged(path: str, why: str) -> Damaged:
     """Returns the error for a file that cannot be read: what is pinned is not known then."""
     return Damaged(
-        f"{path}, which holds the pins, cannot be read ({why}); nothing is removed until you restore it from a backup, "
-        "or move it away to go on without pins",
+        f"the pin file {path} cannot be read ({why}); nothing is removed until you restore it from a backup, "
+        "or move it away to continue without pins",
         code="pins_damaged",
     )

@@ -91,32 +91,32 @@ def parse_policy(text: str) -> RetentionPolicy:
     try:
         found = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _bad(f"it is no valid TOML: {error}") from error
+        raise _bad(f"it is not valid TOML: {error}") from error
     _check_names("", found, ("types", "agents", "pins"))
     types = _table("types", found.get("types", {}))
     rules = {name: _rule(name, _table(f"types.{name}", table)) for name, table in types.items()}
     agents = _table("agents", found.get("agents", {}))
     _check_names("agents", agents, ("budget",))
     if "agents" in found and not agents:
-        raise _bad("agents is empty: give it a budget")
+        raise _bad("agents is empty: add a budget")
     budget = _size("agents.budget", agents["budget"]) if agents else None
     pins = _pins(_table("pins", found.get("pins", {})))
     if not rules and budget is None and not pins:
-        raise _bad("it is empty: give a rule in [types.<type>], a budget in [agents], or [pins], or remove the file")
+        raise _bad("it is empty: add a rule in [types.<type>], a budget in [agents], or [pins], or remove the file")
     return RetentionPolicy(rules, budget, pins)
 
 
 def _rule(name: str, table: Mapping[str, Any]) -> Rule:
     key = f"types.{name}"
     if name not in KINDS:
-        raise _bad(f"{_shown(key)} names no session type{_nearest(name, KINDS)}")
+        raise _bad(f"{_shown(key)} does not name a session type{_nearest(name, KINDS)}")
     if name == MAIN:
         raise _bad(f"{key}: main sessions are never removed, so there is no rule for them")
     _check_names(key, table, ("max_age", "keep_newest", "keep_per", "budget"))
     if not table:
-        raise _bad(f"{key} is empty: give it max_age, keep_newest or budget")
+        raise _bad(f"{key} is empty: add max_age, keep_newest or budget")
     if "keep_per" in table and "keep_newest" not in table:
-        raise _bad(f"{key}.keep_per says how keep_newest counts, and there is no {key}.keep_newest")
+        raise _bad(f"{key}.keep_per needs {key}.keep_newest, which is not set")
     return Rule(
         max_age_minutes=_age(f"{key}.max_age", table["max_age"]) if "max_age" in table else None,
         keep_newest=_count(f"{key}.keep_newest", table["keep_newest"]) if "keep_newest" in table else None,
@@ -131,7 +131,7 @@ def _pins(table: Mapping[str, Any]) -> Pins:
     for name in _PINS:
         values = table.get(name, [])
         if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
-            raise _bad(f"pins.{name} is {_shown(values)}: it must be a list of texts, none of them empty")
+            raise _bad(f"pins.{name} is {_shown(values)}: it must be a list of strings, none of them empty")
         found[name] = frozenset(value.lower() if name == "keys" else value for value in values)
     return Pins(**found)
 
@@ -189,7 +189,7 @@ def _nearest(name: str, known: Collection[str]) -> str:
     from difflib import get_close_matches
 
     near = get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
+    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
 
 
 def _shown(value: object) -> str:

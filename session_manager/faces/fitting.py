@@ -11,7 +11,7 @@ BYTES = 100_000
 # Entries of each list, and characters of each text: tried in this order, until the document is short enough.
 STEPS = ((200, 2_000), (50, 1_000), (10, 500), (2, 200), (0, 200))
 _DEEPEST = 12
-SENTENCE = "this answer was too long and is cut; ask for less: by agent, type, label, age or limit"
+SENTENCE = "this result was too long and is cut; narrow it by agent, type, label, age or limit"
 
 
 def fitted(document: Mapping[str, Any]) -> dict[str, Any]:

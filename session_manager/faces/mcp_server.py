@@ -41,11 +41,11 @@ from session_manager.faces.runner import call, catalogue_entry, encode
 from session_manager.functions import NAMES, load
 
 INSTRUCTIONS = """\
-Keeps the agent's sessions clean, and loses nothing: what is removed is archived and can be restored.
+Keeps the agent's sessions clean and loses nothing: removed sessions are archived and can be restored.
 After every sub-agent delegation call cleanup_after_delegation with its session id. During a work cycle call
-prune_sessions with max_age_minutes 60; with dry_run true it only says what it would do. Before a session review call
-get_session_stats. Never pass force, purge with dry_run false, or erase, unless a person asked for it. A long answer is
-cut, and "shortened" in it says what is missing: ask for less.
+prune_sessions with max_age_minutes 60; with dry_run true it only shows what it would do. Before a session review call
+get_session_stats. Never pass force, purge with dry_run false, or erase, unless a person asked for it. A long result is
+cut, and "shortened" in it says what is missing: narrow the request.
 """
 
 READ_ONLY = frozenset(
@@ -69,7 +69,7 @@ class Turn:
         await self._one.acquire()
         if self._ending:
             self._one.release()
-            raise Interrupted("the server is ending; nothing was done")
+            raise Interrupted("the server is stopping; nothing was done")
 
     async def __aexit__(self, *_: object) -> None:
         """Lets the next one have it."""
@@ -183,7 +183,7 @@ def _failure(error: SessionManagerError) -> CallToolResult:
 
 def _call(name: str, arguments: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     if name not in NAMES:
-        raise UsageError(f"unknown tool {name!r}; there are: {', '.join(NAMES)}", code="unknown_function")
+        raise UsageError(f"unknown tool {name!r}; known tools: {', '.join(NAMES)}", code="unknown_function")
     try:
         return call(load(name), arguments, environ)
     except SessionManagerError:

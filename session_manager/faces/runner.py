@@ -31,31 +31,31 @@ usage: run_skill.py session_manager <function> ['<json object>' | -]
        run_skill.py --help
 
 Prints one JSON document on standard output; logs go to standard error.
-Arguments are one JSON object; left out: {}; -: read from standard input.
+The arguments are one JSON object; default: {}; -: read it from standard input.
 
 functions:
 %s
 
 environment:
-  ARIA_AGENTS_DIR    folder that holds <agent>/sessions; else where the gateway keeps them, by
-                     OPENCLAW_STATE_DIR, OPENCLAW_HOME, OPENCLAW_PROFILE and session.store of its
+  ARIA_AGENTS_DIR    folder that holds <agent>/sessions; default: where the gateway keeps them, by
+                     OPENCLAW_STATE_DIR, OPENCLAW_HOME, OPENCLAW_PROFILE and session.store in its
                      config (OPENCLAW_CONFIG_PATH); else /app/agents or ~/.openclaw/agents
-  ARIA_STATE_DIR     folder of the ledger and of archives' second names
+  ARIA_STATE_DIR     folder of the ledger and of the archives' second names
                      (default <agents dir>/.session_manager)
   ARIA_SESSION_ID    id or key of the calling session, which is never deleted (also OPENCLAW_SESSION_ID,
                      OPENCLAW_MCP_SESSION_ID, and OPENCLAW_MCP_SESSION_KEY with OPENCLAW_MCP_AGENT_ID)
-  ARIA_AGENT_ID      who is asking; noted in the ledger
-  ARIA_API_URL       aria-api, the history layer; unset: at http://localhost:8000/api, if it
-                     answers there and says what it is; empty: there is none
-  ARIA_API_TOKEN     the token that aria-api asks for
+  ARIA_AGENT_ID      the agent that calls; recorded in the ledger
+  ARIA_API_URL       URL of aria-api, the history service; unset: http://localhost:8000/api, if
+                     aria-api answers there; empty: history is turned off
+  ARIA_API_TOKEN     token for aria-api
   ARIA_API_TIMEOUT   seconds that one call may spend on history (default 10)
   ARIA_LOCK_TIMEOUT  seconds to wait for a lock (default 10)
   ARIA_KEEP_DAYS     days that removed index entries, and archives' second names, are kept
                      in the state directory (default 7)
   ARIA_ALLOW_ERASE   1: erase_session may erase (default: it refuses)
   ARIA_ALLOW_NO_EXCHANGE
-                     1: an index is changed also where its file system cannot swap two files in one
-                     step; for a gateway that takes the lock, or is stopped meanwhile
+                     1: change an index even where its file system cannot swap two files atomically;
+                     only with a gateway that takes the lock, or while the gateway is stopped
   ARIA_POLICY        retention policy (default session-manager.toml in the state directory,
                      if there is one)
 
@@ -122,12 +122,12 @@ def _dispatch(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]
     if "--list" in argv:
         return {"functions": [catalogue_entry(load(name)) for name in NAMES]}
     if not argv:
-        raise UsageError("no skill named: run_skill.py session_manager <function> ['<json object>' | -]", code="usage")
+        raise UsageError("no skill given: run_skill.py session_manager <function> ['<json object>' | -]", code="usage")
     skill, *rest = argv
     if skill not in SKILL_NAMES:
         raise UsageError(f"unknown skill {skill!r}; this runner has session_manager", code="unknown_skill")
     if not rest:
-        raise UsageError(f"no function named; there are: {', '.join(NAMES)}", code="unknown_function")
+        raise UsageError(f"no function given; known functions: {', '.join(NAMES)}", code="unknown_function")
     name, *texts = rest
     function = _function(name)
     if len(texts) > 1:
@@ -156,7 +156,7 @@ def _function(name: str) -> Function:
     if plain in NAMES:
         return load(plain)
     raise UsageError(
-        f"unknown function {name!r}{_nearest(plain, NAMES) or '; there are: ' + ', '.join(NAMES)}",
+        f"unknown function {name!r}{_nearest(plain, NAMES) or '; known functions: ' + ', '.join(NAMES)}",
         code="unknown_function",
     )
 
@@ -233,6 +233,6 @@ def write(data: bytes) -> bool:
         # Python's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            sys.stderr.write(f"the answer cannot be written: {error}\n")
+            sys.stderr.write(f"the result cannot be written: {error}\n")
             return False
     return True

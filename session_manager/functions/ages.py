@@ -24,7 +24,7 @@ def ages_from(context: Context, ledger: Ledger | None, *, force: bool) -> int:
         clock = Clock(now, now, _newest_file(context, now), "the newest file in the stores")
     if clock.is_ahead:
         raise Refused(
-            f"{clock.told()}: nothing was purged; set the clock if it is wrong, or call with force: true if it is "
+            f"{clock.told()}: nothing was purged; correct the clock if it is wrong, or call with force: true if it is "
             "right",
             code="clock_ahead",
         )

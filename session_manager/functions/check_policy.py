@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from session_manager.core.rules import Overrun
 
 DESCRIPTION = (
-    "Says what the retention policy (session-manager.toml) would remove now and why, what would stay and why, which "
-    "budgets cannot be kept, and which pins hold nothing. Changes nothing."
+    "Shows what the retention policy (session-manager.toml) would remove now and what it would keep, with the "
+    "reasons, which budgets cannot be met, and which pins match no session. Changes nothing."
 )
 _SHOWN = 100
 # Agent id, session id -> name -> bytes.

@@ -10,13 +10,14 @@ from session_manager.functions import delete_session
 from session_manager.functions.context import Agent, Context
 
 DESCRIPTION = (
-    "Removes the session of a finished sub-agent. Safe to call twice; waits a moment for a run that is just ending."
+    "Removes the session of a finished sub-agent. Safe to call twice; waits a moment for a run that is about to end."
 )
 
 Child = Annotated[
-    str, msgspec.Meta(description="the full session id, one of its keys (childSessionKey), or the uuid at a key's end")
+    str,
+    msgspec.Meta(description="the full session id, one of its keys (childSessionKey), or the uuid at the end of a key"),
 ]
-WaitSeconds = Annotated[float, msgspec.Meta(ge=0, le=60, description="how long to wait for its run to end")]
+WaitSeconds = Annotated[float, msgspec.Meta(ge=0, le=60, description="seconds to wait for its run to end")]
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):

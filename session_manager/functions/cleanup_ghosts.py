@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from session_manager.live.removal import Remover
 
 DESCRIPTION = (
-    "Removes ghosts: aria-api's own conversations without a message, and live sessions of prunable types whose "
-    "transcript holds no message, when they are old enough. A dry run unless dry_run is false."
+    "Removes ghosts that are old enough: conversations in aria-api without a message, and live sessions of prunable "
+    "types whose transcript has no message. A dry run unless dry_run is false."
 )
 REASON = "ghost"
 _SHOWN = 100

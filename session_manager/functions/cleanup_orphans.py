@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from session_manager.live.removal import Remover
 
 DESCRIPTION = (
-    "Classes what lies in the sessions folders; archives transcripts that no entry refers to and removes entries of "
-    "which nothing else is left, when they are old enough. A dry run unless dry_run is false."
+    "Classifies the files in the sessions folders, archives transcripts that no index entry refers to, and removes "
+    "index entries whose files are all gone, if they are old enough. A dry run unless dry_run is false."
 )
 DEAD_ENTRY = "entry_without_transcript"
 
@@ -262,9 +262,9 @@ class Cleanup:
         if too_many(going, total) and not self._arguments.force:
             agent_id = orphans[0].agent_id
             raise Refused(
-                f"{going} of the {total} transcripts of agent {agent_id!r} have no entry, which looks like a lost "
-                "index: nothing was changed; see readopt_orphans, or call with force: true if they really are "
-                "left-overs",
+                f"{going} of the {total} transcripts of agent {agent_id!r} have no index entry, which looks like a "
+                "lost index; nothing was changed: call readopt_orphans, or call with force: true if they really are "
+                "leftovers",
                 code="too_many_orphans",
                 agentId=agent_id,
                 orphans=going,

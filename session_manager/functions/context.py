@@ -20,26 +20,25 @@ if TYPE_CHECKING:
     from session_manager.live.ledger import Run
 
 Minutes = Annotated[int, msgspec.Meta(ge=1, description="minutes, at least 1")]
-Limit = Annotated[int, msgspec.Meta(ge=1, description="at most so many, at least 1")]
-Agent = Annotated[str, msgspec.Meta(description="one agent's name; all agents when left out")]
+Limit = Annotated[int, msgspec.Meta(ge=1, description="at most this many, at least 1")]
+Agent = Annotated[str, msgspec.Meta(description="one agent's name; default: all agents")]
 Agents = (
-    Annotated[str, msgspec.Meta(description="one agent's name, or a list of names; all agents when left out")]
-    | list[str]
+    Annotated[str, msgspec.Meta(description="one agent's name, or a list of names; default: all agents")] | list[str]
 )
-Label = Annotated[str, msgspec.Meta(description="only sessions with this label, or like this pattern (* and ?)")]
-Model = Annotated[str, msgspec.Meta(description="only sessions of this model, or of those like this pattern (* and ?)")]
-MinBytes = Annotated[int, msgspec.Meta(ge=1, description="only sessions whose files have at least so many bytes")]
-Empty = Annotated[bool, msgspec.Meta(description="only sessions whose transcript holds no message")]
+Label = Annotated[str, msgspec.Meta(description="only sessions with this label, or matching this pattern (* and ?)")]
+Model = Annotated[str, msgspec.Meta(description="only sessions of this model, or matching this pattern (* and ?)")]
+MinBytes = Annotated[int, msgspec.Meta(ge=1, description="only sessions whose files have at least this many bytes")]
+Empty = Annotated[bool, msgspec.Meta(description="only sessions whose transcript has no message")]
 SessionType = (
-    Annotated[str, msgspec.Meta(description=f"one of these types, or a list of some: {', '.join(KINDS)}")] | list[str]
+    Annotated[str, msgspec.Meta(description=f"one of these types, or a list of them: {', '.join(KINDS)}")] | list[str]
 )
-AllRows = Annotated[bool, msgspec.Meta(description="lists show every row, not the first 100")]
+AllRows = Annotated[bool, msgspec.Meta(description="list every row, not just the first 100")]
 SessionIds = Annotated[
     list[str], msgspec.Meta(description="only these sessions: full ids, keys, or <agent>/<id>; at least one")
 ]
 
 Unguarded = Annotated[
-    bool, msgspec.Meta(description="also where files cannot be swapped in one step, when no gateway writes meanwhile")
+    bool, msgspec.Meta(description="proceed where files cannot be swapped atomically; only while no gateway is writing")
 ]
 
 
@@ -91,7 +90,7 @@ def named(given: str | Iterable[str] | None, argument: str) -> tuple[str, ...] |
         return None
     names = tuple(dict.fromkeys((given,) if isinstance(given, str) else given))
     if not names:
-        raise UsageError(f"{argument} is an empty list; name something, or leave it out for all", argument=argument)
+        raise UsageError(f"{argument} is an empty list; name at least one, or leave it out for all", argument=argument)
     return names
 
 
@@ -121,14 +120,14 @@ def iso_utc(epoch_ms: float | None) -> str | None:
 
 
 def check_session_type(name: str) -> None:
-    """Raises UsageError when ``name`` is no session type, naming the nearest."""
+    """Raises UsageError when ``name`` is not a session type, naming the nearest."""
     if name in KINDS:
         return
     from difflib import get_close_matches
 
     near = get_close_matches(name, KINDS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(KINDS)}"
-    raise UsageError(f"{name!r} is no session type{hint}", argument="session_type")
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known types: {', '.join(KINDS)}"
+    raise UsageError(f"{name!r} is not a session type{hint}", argument="session_type")
 
 
 def check_session_id(session_id: str) -> None:

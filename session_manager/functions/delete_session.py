@@ -175,7 +175,7 @@ def _remove(context: Context, remover: Any, everyone: View, scope: View, argumen
 
 
 def _became_active(arguments: Arguments) -> Refused:
-    return Refused(f"session {arguments.session_id} became active just now and was kept", code="session_busy")
+    return Refused(f"session {arguments.session_id} has just become active and was kept", code="session_busy")
 
 
 def _collect(result: Result, store: Store, outcome: Any) -> None:
@@ -220,13 +220,13 @@ def _tell(
     ``names`` are (agent id, session id) of the sessions in question, ``heard`` those that history knows of already.
     """
     if not history.there:
-        return {"pg_status_updated": False}, "no history layer"
+        return {"pg_status_updated": False}, "no history service"
     from session_manager.functions.delivery import told
 
     document = told(history.deliver(names), [name for name in names if name not in heard])
     if document["pg_status_updated"]:
         return document, "PG marked ended"
-    return document, "PG mark pending" if "pg_pending" in document else "PG has no such row"
+    return document, "PG update pending" if "pg_pending" in document else "PG has no such row"
 
 
 def _already_deleted(
@@ -241,7 +241,7 @@ def _already_deleted(
         "transcript_archived": any(gone.values()),
         **told,
         "already_deleted": True,
-        "message": f"Session {session_id} was already removed; nothing to do in the files",
+        "message": f"Session {session_id} was already removed; there was nothing left to do on disk",
         "agents": sorted({a for a, _ in gone}),
     }
 
@@ -266,12 +266,12 @@ def _only_in_history(
     if active:
         remover.owe_marks(active, again=True)
         told, mark = _tell(context, history, active)
-        document |= told | {"message": f"Session {session_id} was in no live store, only in aria-api: {mark}"}
+        document |= told | {"message": f"Session {session_id} was not in a live store, only in aria-api: {mark}"}
     else:
         document |= {
             "pg_status_updated": True,
             "already_deleted": True,
-            "message": f"Session {session_id} had already ended, in the live stores and in aria-api; nothing to do",
+            "message": f"Session {session_id} has already ended in the live stores and in aria-api; nothing to do",
         }
     return document | {"agents": sorted({r.agent_id for r in rows})}
 

@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from session_manager.live.ledger import Run
 
 DESCRIPTION = (
-    "Removes all sessions that session_ids names, or that the filters cover, whatever their type and, without "
-    "older_than_minutes, their age; protected ones stay. A dry run unless dry_run is false."
+    "Removes all sessions that session_ids lists or the filters match, of any type and, without older_than_minutes, "
+    "of any age. Protected sessions stay. A dry run unless dry_run is false."
 )
 REASON = "asked for"
 
-Details = Annotated[bool, msgspec.Meta(description="with dry_run: also a row for each session, in `plan`")]
+Details = Annotated[bool, msgspec.Meta(description="with dry_run: also a row for every session, in `plan`")]
 
 
 class Arguments(Filters, forbid_unknown_fields=True):
@@ -101,7 +101,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     only = arguments.selection()
     if arguments.agent is None and arguments.older_than_minutes is None and only == Selection():
         raise UsageError(
-            "nothing says which sessions: give session_ids, agent, session_type, label, model, min_bytes, empty or "
+            "no sessions were selected: give session_ids, agent, session_type, label, model, min_bytes, empty or "
             "older_than_minutes; nothing was changed",
             code="no_filter",
         )

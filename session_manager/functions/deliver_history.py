@@ -11,8 +11,8 @@ from session_manager.functions.context import Context, named_when_interrupted
 from session_manager.functions.get_session_stats import pending_marks
 
 DESCRIPTION = (
-    "Delivers the history marks that wait because aria-api could not be reached. Every call that removes something "
-    "does so, too; this one does nothing else."
+    "Delivers pending history marks: status updates that aria-api has not received yet, because it could not be "
+    "reached. Every call that removes something delivers them, too; this one does nothing else."
 )
 
 

@@ -77,7 +77,7 @@ class History:
 
         ``removed`` are sessions that this very run has removed: all others may have come back since.
         """
-        stage("telling history")
+        stage("updating history")
         if removed and not self._run.history and self.there:
             self._owe(removed)
         connect = None if self._settings.api_url is None else self._connect

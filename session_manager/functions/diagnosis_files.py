@@ -11,7 +11,7 @@ from session_manager.functions.context import Context
 from session_manager.functions.diagnosis import Check
 from session_manager.live.volume import Store
 
-_ALL = "files can be swapped in one step; it has hard links, flock, fsync and modes"
+_ALL = "files can be swapped atomically; hard links, flock, fsync and file modes work"
 _PLACE = "keep it on a local file system if you can"
 
 
@@ -44,13 +44,13 @@ def _try_out(context: Context, place: str, stores: list[Store]) -> Iterator[Chec
         locks = place != context.settings.state_dir or has_locks(place)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            what = f"it could not be tried out: {error.strerror or error}"
-            yield Check(name, False, what, "see that the gateway's user may make folders there")
+            what = f"it could not be tested: {error.strerror or error}"
+            yield Check(name, False, what, "make sure that the gateway's user can create folders there")
         return
     kind = kind_of(place) or "unknown type"
     what = f"{kind}: {'; '.join(SENTENCES[lack] for lack in SENTENCES if lack in found) or _ALL}"
     if not locks:
-        no_locks = Refused(f"{place} ({kind}) has no locks, and the ledger needs them", code="no_locks")
+        no_locks = Refused(f"{place} ({kind}) supports no locks, and the ledger needs them", code="no_locks")
         yield Check(name, False, no_locks.message, "set ARIA_STATE_DIR to a folder on a local disk", no_locks)
     elif EXCHANGE in found and stores:
         yield _without_exchange(context, name, what, stores)
@@ -65,7 +65,7 @@ def _without_exchange(context: Context, name: str, what: str, stores: list[Store
     from session_manager.live.volume import read_snapshot
 
     if context.settings.allow_no_exchange:
-        return Check(name, False, f"{what}; changed all the same: ARIA_ALLOW_NO_EXCHANGE is 1", _PLACE)
+        return Check(name, False, f"{what}; files are changed anyway, because ARIA_ALLOW_NO_EXCHANGE is 1", _PLACE)
     for store in stores:
         try:
             sessions = read_snapshot(store, context.clock()).sessions
@@ -75,4 +75,4 @@ def _without_exchange(context: Context, name: str, what: str, stores: list[Store
         if who is not None:
             refused = Refused(f"nothing is changed in agent {store.agent_id!r}: {who}", code="no_exchange")
             return Check(name, False, f"{what}; {refused.message}", ADVICE, refused)
-    return Check(name, False, what, f"stop the gateway before something is changed, or {_PLACE}")
+    return Check(name, False, what, f"stop the gateway before you change anything, or {_PLACE}")

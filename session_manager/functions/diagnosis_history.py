@@ -25,8 +25,8 @@ _PATIENCE_MS = 3_600_000
 _AT_WORK_MS = 60_000
 _SHOWN = 5
 _ADVICE = {
-    "ledger_unsupported": "update this tool here; nothing of what a newer one wrote is touched",
-    "ledger_busy": "look again in a moment",
+    "ledger_unsupported": "update this tool on this machine; it does not touch what a newer version wrote",
+    "ledger_busy": "run doctor again in a moment",
 }
 _CHANGE_S = 1.0
 _POLL_S = 0.02
@@ -37,8 +37,8 @@ def ledger_checks(context: Context) -> Iterator[Check]:
     path = ledger_path(context.settings)
     yield from _delivery_lock(context)
     if left_in_the_middle(path):
-        what = f"{path} was left in the middle of a change by a process that was killed, or is being changed for long"
-        yield Check("ledger", False, what, "the next call that changes something takes that change back")
+        what = f"a killed process left a transaction open in {path}, or one is taking long"
+        yield Check("ledger", False, what, "the next call that changes something rolls it back")
         return
     from session_manager.live.ledger import Ledger
 
@@ -67,23 +67,27 @@ def _delivery_lock(context: Context) -> Iterator[Check]:
 
     pid = kernel_lock_holder(os.path.join(context.settings.state_dir, LOCK_NAME))
     if pid is not None:
-        yield Check(f"lock {LOCK_NAME}", True, f"of session_manager, pid {pid}, which is delivering marks to history")
+        yield Check(
+            f"lock {LOCK_NAME}",
+            True,
+            f"held by session_manager, pid {pid}, which is delivering status updates to history",
+        )
 
 
 def _none_yet(path: str) -> Check:
     if _has_second_names(os.path.dirname(path)):
-        what = f"there is none at {path}, and archives of earlier removals are there: what it knew of them is gone"
+        what = f"there is no ledger at {path}, but there are archives of earlier removals: its records of them are lost"
         return Check(
             "ledger", False, what, "restore it from a backup; references/recovery.md says what to do without one"
         )
-    what = f"there is none yet at {path}: nothing was removed so far"
+    what = f"there is no ledger at {path} yet: nothing has been removed so far"
     place = os.path.dirname(path)
     while not os.path.lexists(place):
         place = os.path.dirname(place)
     if os.access(place, os.W_OK | os.X_OK):
         return Check("ledger", True, what)
-    refused = Refused(f"{place} cannot be written by this user, so no ledger can be made", code="not_writable")
-    return failed("ledger", refused, f"{run_as(place)}, or set ARIA_STATE_DIR to a folder that may be written")
+    refused = Refused(f"this user cannot write to {place}, so no ledger can be created", code="not_writable")
+    return failed("ledger", refused, f"{run_as(place)}, or set ARIA_STATE_DIR to a writable folder")
 
 
 def _has_second_names(state_dir: str) -> bool:
@@ -130,14 +134,14 @@ def _whole(ledger: Ledger, path: str) -> Check:
         bytes_ = "size unknown"
     what = f"{path}, {bytes_}: {plural(verdict.runs, 'run')}, {plural(verdict.removals, 'removal')}"
     if verdict.broken is None and not os.access(path, os.W_OK):
-        refused = Refused(f"the ledger {path} cannot be written by this user", code="not_writable")
+        refused = Refused(f"this user cannot write to the ledger {path}", code="not_writable")
         return failed("ledger", refused, run_as(path))
     if verdict.broken is None:
-        return Check("ledger", True, f"{what}; its chain is whole")
+        return Check("ledger", True, f"{what}; its hash chain is intact")
     error = Damaged(
-        f"the ledger's chain breaks at {verdict.broken.place}: {verdict.broken.reason}", code="ledger_broken"
+        f"the ledger's hash chain is broken at {verdict.broken.place}: {verdict.broken.reason}", code="ledger_broken"
     )
-    advice = "find out who changed it; it blocks nothing, and verify_ledger says more"
+    advice = "find out who changed the ledger; other calls still work, and verify_ledger shows the details"
     return Check("ledger", False, f"{what}; {error.message}", advice, error)
 
 
@@ -146,18 +150,20 @@ def _clock(context: Context, ledger: Ledger) -> Check:
     from session_manager.live.ledger.clock import JUMP_MS
 
     clock = ledger.clock(context.clock())
-    set_it = "set the clock if it is wrong; if it is right, nothing is to be done"
+    set_it = "correct the clock if it is wrong; if it is right, there is nothing to do"
     if clock.is_ahead:
-        what = f"{clock.told()}: until the ledger has been in use for a day, what is kept for a time stays"
+        what = f"{clock.told()}: nothing expires until the ledger has been in use for a day"
         harmless = clock.now - clock.trusted < context.settings.keep_days * DAY_MS
-        return Check("clock", harmless, what, f"{set_it}, and purge_archives takes force: true")
+        return Check("clock", harmless, what, f"{set_it}; purge_archives works with force: true")
     if clock.last is not None and clock.last - clock.now > JUMP_MS:
-        what = f"{iso_ms(clock.now)}, before the ledger's last entry ({iso_ms(clock.last)}): one of both is wrong"
+        what = (
+            f"{iso_ms(clock.now)}, earlier than the ledger's last entry ({iso_ms(clock.last)}): one of the two is wrong"
+        )
         return Check("clock", False, what, set_it)
     if clock.trusted != clock.now:
-        what = f"it jumped ahead within a day of use: what is kept for a time is as old as at {iso_ms(clock.trusted)}"
-        return Check("clock", True, what, set_it)
-    return Check("clock", True, "no jump in what the ledger has seen lately")
+        ages = f"until the ledger has been in use for a day, ages count as of {iso_ms(clock.trusted)}"
+        return Check("clock", True, f"it has jumped ahead: {ages}", set_it)
+    return Check("clock", True, "no jump in the ledger's latest entries")
 
 
 def _unfinished(context: Context, ledger: Ledger) -> Check:
@@ -166,31 +172,36 @@ def _unfinished(context: Context, ledger: Ledger) -> Check:
         return Check("unfinished_runs", True, "none")
     shown = "; ".join(_told(run, context.clock()) for run in runs[:_SHOWN])
     more = "" if len(runs) <= _SHOWN else f"; and {len(runs) - _SHOWN} more"
-    what = f"{plural(len(runs), 'run')} not finished: {shown}{more}"
+    what = f"{plural(len(runs), 'unfinished run')}: {shown}{more}"
     if all(context.clock() - run.begun_at < _AT_WORK_MS for run in runs):
-        return Check("unfinished_runs", False, what, "look again in a minute: it may be at work")
+        return Check("unfinished_runs", False, what, "run doctor again in a minute: it may still be running")
     agents = ", ".join(sorted({run.agent_id for run in runs}))
-    advice = f"the next call that changes something for {agents} finishes or undoes it, such as prune_sessions"
+    advice = f"the next call that changes {agents}, such as prune_sessions, finishes or undoes it"
     return Check("unfinished_runs", False, what, advice)
 
 
 def _told(run: Unfinished, now_ms: int) -> str:
     since = age(now_ms - run.begun_at)
-    return f"{run.function} of agent {run.agent_id} ({run.run_id}, pid {run.pid}, begun {since} ago)"
+    return f"{run.function} of agent {run.agent_id} ({run.run_id}, pid {run.pid}, started {since} ago)"
 
 
 def _marks(context: Context, ledger: Ledger) -> Check:
     marks = ledger.pending()
     if not marks:
-        return Check("history_marks", True, "none waits")
+        return Check("history_marks", True, "no status updates are pending")
     oldest = min(mark.changed_at for mark in marks)
     waits = age(context.clock() - oldest)
-    what = f"{plural(len(marks), 'mark')} for history waiting, the oldest for {waits}, since {iso_utc(oldest)}"
+    what = f"{plural(len(marks), 'status update')} for history pending, the oldest for {waits}, since {iso_utc(oldest)}"
     if context.settings.api_url is None:
-        return Check("history_marks", False, what, "set ARIA_API_URL: without it they wait for ever")
+        return Check("history_marks", False, what, "set ARIA_API_URL: they cannot be delivered without it")
     if context.clock() - oldest < _PATIENCE_MS:
         return Check("history_marks", True, what)
-    return Check("history_marks", False, what, "deliver_history delivers them, and says why any still waits")
+    return Check(
+        "history_marks",
+        False,
+        what,
+        "call deliver_history: it delivers them, and gives the reason for any that stay pending",
+    )
 
 
 def history_checks(context: Context) -> Iterator[Check]:
@@ -199,7 +210,7 @@ def history_checks(context: Context) -> Iterator[Check]:
 
     settings = context.settings
     if settings.api_url is None:
-        yield Check("aria_api", True, "ARIA_API_URL is empty: there is no history layer")
+        yield Check("aria_api", True, "ARIA_API_URL is empty: history is turned off")
         return
     try:
         client = _client(context)
@@ -209,17 +220,19 @@ def history_checks(context: Context) -> Iterator[Check]:
     with client:
         nobody = None if settings.api_named else client.prove(settings.api_token)
         if nobody is not None and not is_owed(settings):
-            what = f"ARIA_API_URL is not set, and no aria-api answers at {settings.api_url}: there is no history layer"
+            what = (
+                f"ARIA_API_URL is not set, and no aria-api answers at {settings.api_url}: there is no history service"
+            )
             yield Check("aria_api", True, what)
             return
         health, why = (None, nobody) if nobody is not None else client.health()
     if health is None:
-        unreachable = Failed(why or "aria-api cannot be asked", code="aria_api_unreachable")
+        unreachable = Failed(why or "aria-api cannot be reached", code="aria_api_unreachable")
         yield failed(
-            "aria_api", unreachable, "start aria-api (session-manager serve), or set ARIA_API_URL to where it is"
+            "aria_api", unreachable, "start aria-api (session-manager serve), or set ARIA_API_URL to its address"
         )
         return
-    version = "its version unknown" if health.version is None else f"version {health.version}"
+    version = "unknown version" if health.version is None else f"version {health.version}"
     yield Check("aria_api", True, f"{settings.api_url} answers, {version}")
     has = "no token is set" if settings.api_token is None else "ARIA_API_TOKEN is set"
     if health.token is not None:
@@ -227,16 +240,16 @@ def history_checks(context: Context) -> Iterator[Check]:
         yield failed(
             "aria_api_token",
             refused,
-            "do as it says, or set ARIA_API_TOKEN to one with read and write: session-manager token create",
+            "set ARIA_API_TOKEN to a token with the scopes read and write: session-manager token create makes one",
         )
     else:
-        may = {True: "and may change history", None: "whether it may change history is not known", False: ""}
-        yield Check("aria_api_token", True, f"{has}, {may[health.may_write]}")
+        may = {True: "this tool can change history", None: "unknown whether this tool can change history", False: ""}
+        yield Check("aria_api_token", True, f"{has}; {may[health.may_write]}")
     if health.database is not None:
         unready = Failed(health.database, code="database_unavailable")
-        yield failed("database", unready, "see to the database that DATABASE_URL names where aria-api runs")
+        yield failed("database", unready, "check the database that aria-api uses (its DATABASE_URL)")
     else:
-        said = "aria-api says that it is ready" if health.ready else "this aria-api does not say how it is"
+        said = "aria-api is ready" if health.ready else "this aria-api does not report its state"
         yield Check("database", True, said)
 
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from session_manager.live.ledger import Ledger
 
 DESCRIPTION = (
-    "Says what is wrong and what to do about it: the agents directory, every store, locks, the retention policy, "
-    "free space, what the file systems can do, the ledger, the clock, unfinished runs, marks that wait for history, "
-    "aria-api, its token and its database. Leaves everything as it was."
+    "Finds problems and says how to fix them. Checks the agents directory, every store, locks, the retention policy, "
+    "free space, what the file systems can do, the ledger, the clock, unfinished runs, pending history marks, "
+    "aria-api, its token and its database. Changes nothing."
 )
 
 _UNREADABLE = (
@@ -35,8 +35,8 @@ _UNREADABLE = (
 )
 _OTHER_USER = "run as the gateway's user, where the agents directory is mounted"
 _ADVICE = {
-    "store_unsupported": "ask the gateway: `openclaw sessions` lists and deletes them; other agents are not touched",
-    "outside_agents_dir": "mount the folder itself in the agents directory; what a link leads out to is left alone",
+    "store_unsupported": "list and delete them with the gateway's own `openclaw sessions`; other agents are unaffected",
+    "outside_agents_dir": "mount the folder itself in the agents directory; links that lead outside are not followed",
 }
 # Longer than any gateway or any call of ours holds a whole store.
 _LONG_MS = 30_000
@@ -79,10 +79,13 @@ def _agents_dir(context: Context) -> Check:
         return failed("agents_dir", error, _run_as(error, root))
     what = f"{root}, named by {named_by}: {plural(len(agents), 'agent')}"
     if passed_over:
-        what += f"; no gateway uses {' or '.join(passed_over)} while that is there"
+        what += f"; no gateway uses {' or '.join(passed_over)} while this one exists"
     if not agents:
         return Check(
-            "agents_dir", True, what, "if there should be some, set ARIA_AGENTS_DIR to what holds <agent>/sessions"
+            "agents_dir",
+            True,
+            what,
+            "if there should be some, set ARIA_AGENTS_DIR to the folder that holds <agent>/sessions",
         )
     return Check("agents_dir", True, what)
 
@@ -155,12 +158,15 @@ def _halves(context: Context, snapshot: Snapshot, names: list[str], ledger: Ledg
     except SessionManagerError:
         return
     if halves:
-        what = f"{plural(len(halves), 'session')} woke up while removed, and what was said before is still archived"
-        advice = "the next prune_sessions joins them when they are idle; restore_session does it for one"
+        woken = plural(len(halves), "session")
+        what = f"{woken} received a message while removed, and the earlier messages are still in an archive"
+        advice = (
+            "the next prune_sessions joins both parts once the session is idle; restore_session does it for one session"
+        )
         yield Check(f"woken {store.agent_id}", False, f"{what}: {_some(halves)}", advice, None, store.agent_id)
     if lost:
-        what = f"{plural(len(lost), 'removed session')} have a transcript and no entry: {_some(lost)}"
-        advice = "restore_session brings one back whole; cleanup_orphans archives what is left over"
+        what = f"{plural(len(lost), 'removed session')} have a transcript but no index entry: {_some(lost)}"
+        advice = "restore_session restores a session completely; cleanup_orphans archives the transcripts"
         yield Check(f"strays {store.agent_id}", False, what, advice, None, store.agent_id)
 
 
@@ -214,7 +220,7 @@ def _described(name: str, snapshot: Snapshot, names: list[str]) -> Check:
         what += f"; {plural(len(kept), 'index')} kept aside ({kept[-1]})".replace("indexs", "indexes")
     # As root everything may be written.
     if not os.access(store.sessions_dir, os.W_OK | os.X_OK):
-        refused = Refused(f"{store.sessions_dir} cannot be written by this user", code="not_writable")
+        refused = Refused(f"this user cannot write to {store.sessions_dir}", code="not_writable")
         return Check(name, False, f"{what}; {refused.message}", run_as(store.sessions_dir), refused, store.agent_id)
     return Check(name, True, what, None, None, store.agent_id)
 
@@ -238,16 +244,16 @@ def _locks(context: Context, store: Store, names: list[str]) -> Iterator[Check]:
         pid = "an unknown process" if lock.pid is None else f"pid {lock.pid}"
         since = "" if lock.age_ms is None else f", {age(lock.age_ms)} old"
         told = {
-            ALIVE: "which lives",
-            UNSEEN: "which is not to be seen here, and is respected: it may live in another container",
-            STALE: "which has gone; nobody respects it any more",
+            ALIVE: "which is running",
+            UNSEEN: "which is not visible from here but may run in another container, so the lock is respected",
+            STALE: "which has ended; the lock is no longer respected",
         }
-        what = f"of {lock.who}, {pid}{since}, {told[lock.state]}"
+        what = f"held by {lock.who}, {pid}{since}, {told[lock.state]}"
         advice = None
         if lock.program is not None:
-            what += f"; {pid} here is {lock.program}, no gateway"
+            what += f"; here {pid} is {lock.program}, not a gateway"
             if lock.state == ALIVE and (lock.age_ms or 0) > TRANSCRIPT_STALE_MS:
-                advice = f"if no gateway works on this store from elsewhere, remove {lock.name}: nobody else will"
+                advice = f"if no gateway elsewhere uses this store, delete {lock.name}: nothing else will"
         if not lock.store:
             yield Check(name, True, what, advice, None, store.agent_id)
         elif lock.state == STALE:

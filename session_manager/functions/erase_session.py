@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from session_manager.live.removal import Remover
 
 DESCRIPTION = (
-    "Erases one session for privacy: index entry, transcripts, archives, what the ledger knows of it, and the details "
-    "in history. It cannot be taken back, and works only where a person has set ARIA_ALLOW_ERASE=1."
+    "Erases one session for privacy: its index entry, transcripts, archives, details in the ledger and details in "
+    "history. This cannot be undone, and works only where a person has set ARIA_ALLOW_ERASE=1."
 )
 BEYOND = {
-    "backups": "backups and snapshots of these folders and of the database keep what they hold",
-    "model provider": "what was sent to the model provider is kept there by its own rules",
-    "search indexes": "search indexes, memories and workspace files that were made of the conversation",
+    "backups": "backups and snapshots of these folders and of the database still contain it",
+    "model provider": "the model provider keeps what was sent to it, by its own rules",
+    "search indexes": "search indexes, memories and workspace files that were made from the conversation",
     "other sessions": "other sessions' transcripts, archives and index entries that quote it, here and in the ledger",
-    "a running gateway": "it may hold the session in memory and write it back: look again, and erase it again",
-    "free blocks": "blocks of the disk that were freed may not have been overwritten yet",
+    "a running gateway": "it may have the session in memory and write it back: check later, and erase again if it does",
+    "free blocks": "freed disk blocks may not have been overwritten yet",
 }
 _IN_SQLITE = (
     "only the gateway writes its database: that, and what its imports and deletes have put aside beside it, may still "
     "hold the session"
 )
 
-SessionId = Annotated[str, msgspec.Meta(description="the full session id; no key")]
-Confirm = Annotated[str, msgspec.Meta(description="the same session id once more")]
+SessionId = Annotated[str, msgspec.Meta(description="the full session id, not a key")]
+Confirm = Annotated[str, msgspec.Meta(description="the same session id again")]
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -102,8 +102,8 @@ def _check(context: Context, arguments: Arguments) -> None:
     session_id = arguments.session_id
     if not context.settings.allow_erase:
         raise Refused(
-            "erasing is switched off; a person who wants it sets ARIA_ALLOW_ERASE=1 in this tool's environment. This "
-            "is a guard rail against mistakes and not a wall: whoever may write these files may remove them",
+            "erasing is turned off; to allow it, a person sets ARIA_ALLOW_ERASE=1 in this tool's environment. This "
+            "guards against mistakes, not against attackers: anybody who can write these files can delete them",
             code="erase_disabled",
         )
     if not safe_name(session_id) or ":" in session_id:
@@ -174,14 +174,14 @@ def _document(
         **pg,
     }
     if only_in_history:
-        message = f"was in no live store, only in aria-api: {_in_history_now(history, pg)}"
+        message = f"was not in a live store, only in aria-api: {_in_history_now(history, pg)}"
     elif result.begun or result.changed:
         done = f"{result.keys} keys, {result.files} files, {result.ledger_entries} ledger entries"
-        unfinished = f"is not wholly erased yet ({done}); the next call goes on"
+        unfinished = f"is not completely erased yet ({done}); call again to continue"
         message = unfinished if result.begun else f"erased ({done}), {_in_history_now(history, pg)}"
     else:
         document["already_erased"] = True
-        message = "was already erased; nothing was left to do in the files"
+        message = "was already erased; there was nothing left to do on disk"
     document["message"] = f"Session {session_id} {message}"
     for name in ("recovered", "reappeared"):
         if found := getattr(result, name):
@@ -191,10 +191,10 @@ def _document(
 
 def _in_history_now(history: History, pg: dict[str, Any]) -> str:
     if not history.there:
-        return "no history layer"
+        return "no history service"
     if pg["pg_status_updated"]:
         return "PG erased"
-    return "PG mark pending" if "pg_pending" in pg else "PG has no such row"
+    return "PG update pending" if "pg_pending" in pg else "PG has no such row"
 
 
 def _erased_at(remover: Remover, session_id: str) -> int | None:
@@ -212,7 +212,7 @@ def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str
     from session_manager.live.observe import listing
     from session_manager.live.volume import SQLITE_NAME
 
-    found = [_place(agent_id, name, "it belongs to a session that stays, too") for agent_id, name in result.spared]
+    found = [_place(agent_id, name, "it also belongs to a session that stays") for agent_id, name in result.spared]
     for agent_id in sorted({*result.done, *result.begun}):
         try:
             store = context.volume.archive_store(agent_id) if safe_name(agent_id) else None
@@ -222,8 +222,8 @@ def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str
             continue
         if store is not None and store.database:
             found.append({"place": f"{agent_id}/agent/{SQLITE_NAME}", "reason": _IN_SQLITE})
-        found += [_place(agent_id, name, "it holds the session's id") for name in holding]
-        found += [_place(agent_id, name, "it could not be read, or not all of it") for name in unread]
+        found += [_place(agent_id, name, "it contains the session's id") for name in holding]
+        found += [_place(agent_id, name, "it could not be read completely") for name in unread]
     if "pg_error" in pg:
         found.append({"place": "aria-api", "reason": pg["pg_error"]})
     return found + [{"place": place, "reason": reason} for place, reason in BEYOND.items()]

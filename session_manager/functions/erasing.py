@@ -152,7 +152,7 @@ class Erasing:
         keys = sum(len(removal.keys) for removal in outcome.removed)
         result.keys += keys
         if outcome.alive:
-            raise Refused(f"session {self._session_id} became active just now and was kept", code="session_busy")
+            raise Refused(f"session {self._session_id} has just become active and was kept", code="session_busy")
         for session_id, error in outcome.failures:
             if session_id == self._session_id:
                 raise error

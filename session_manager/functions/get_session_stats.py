@@ -18,7 +18,8 @@ from session_manager.live.transcripts import files_by_session, parse_archive
 from session_manager.live.whereabouts import is_transcript
 
 DESCRIPTION = (
-    "Counts sessions: all, stale by age, prunable, by agent and by type; bytes on disk; history marks that wait."
+    "Counts sessions: total, stale by age, prunable, by agent and by type; also bytes on disk and pending history "
+    "marks."
 )
 
 

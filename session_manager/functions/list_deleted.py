@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from session_manager.live.second_names import SecondNames
 
 DESCRIPTION = (
-    "Lists removed sessions, newest first: when, why, by whom, by which run, and whether they can be restored. "
-    "Writes nothing."
+    "Lists removed sessions, newest first: when, why, by whom and by which run each was removed, and whether it can "
+    "be restored. Changes nothing."
 )
 _DEFAULT_LIMIT = 100
 UNFINISHED = "unfinished"
 
-RunId = Annotated[str, msgspec.Meta(description="a result's run_id")]
+RunId = Annotated[str, msgspec.Meta(description="the run_id of a result")]
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):

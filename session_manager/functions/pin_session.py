@@ -11,8 +11,8 @@ from session_manager.functions.delete_session import SessionId
 from session_manager.functions.pinning import find
 
 DESCRIPTION = (
-    "Pins one session, live or removed: nothing removes it without force, and its archives are not purged. Taken back "
-    "with unpin_session."
+    "Pins one session, live or removed: nothing removes it without force, and its archives are not purged. "
+    "unpin_session undoes it."
 )
 
 
@@ -32,7 +32,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     found = find(context, arguments.session_id, arguments.agent)
     before = bool(pin(context.settings, [found.id], context.clock()))
-    what = "was pinned before" if before else "is pinned"
+    what = "was already pinned" if before else "is pinned"
     return {
         "pinned": found.id,
         "already_pinned": before,

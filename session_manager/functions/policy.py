@@ -98,7 +98,7 @@ def _read(settings: Settings) -> RetentionPolicy | None:
         # Some editors begin a file with a byte order mark.
         return parse_policy(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise _unusable(path, "it is no text in UTF-8") from error
+        raise _unusable(path, "it is not UTF-8 text") from error
     except UsageError as error:
         raise _unusable(path, error.message) from error
 

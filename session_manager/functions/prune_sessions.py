@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Removes every session whose last activity is older than max_age_minutes (default: what the retention policy "
-    "says, 60 where there is none): its keys leave the index, its transcripts are archived, its history row is marked "
-    "ended. Conversations with people stay unless asked for."
+    "says, or 60 without one): its keys leave the index, its transcripts are archived, its history row is marked "
+    "ended. Keeps conversations with people unless you ask for them."
 )
 DEFAULT_AGE = 60
 
 Age = Annotated[
     int,
-    msgspec.Meta(ge=1, description=f"minutes, at least 1; left out: by the retention policy, else {DEFAULT_AGE}"),
+    msgspec.Meta(ge=1, description=f"minutes, at least 1; left out: the retention policy decides, else {DEFAULT_AGE}"),
 ]
 
-Details = Annotated[bool, msgspec.Meta(description="with dry_run: also a row for each session that is old, in `plan`")]
+Details = Annotated[bool, msgspec.Meta(description="with dry_run: also a row for every old session, in `plan`")]
 
 
 class Arguments(Filters, forbid_unknown_fields=True):
@@ -103,7 +103,7 @@ def policy_of(context: Context, arguments: Arguments | None = None) -> Policy | 
         return Policy(DEFAULT_AGE if age is msgspec.UNSET else age, only, arguments.include_durable, limit)
     if arguments.include_durable:
         raise UsageError(
-            "include_durable needs max_age_minutes, too: without it the retention policy says which types go",
+            "include_durable needs max_age_minutes: without it the retention policy decides which types go",
             argument="include_durable",
         )
     from session_manager.core.rules import ByRules

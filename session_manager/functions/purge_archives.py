@@ -23,16 +23,18 @@ from session_manager.live.second_names import SecondNames
 from session_manager.live.volume import UNSUPPORTED, Store, read_snapshot
 
 DESCRIPTION = (
-    "Removes archived transcripts and what the ledger keeps of their sessions for good, when they are old enough. "
-    "A dry run unless dry_run is false: a purge cannot be taken back."
+    "Permanently deletes archived transcripts that are old enough, and what the ledger keeps to restore their "
+    "sessions. This cannot be undone. A dry run unless dry_run is false."
 )
 SHOWN = 100
 
 PlanOf = Annotated[
-    list[str], msgspec.Meta(description="the `plan` of a dry run with details: nothing goes that is not in it")
+    list[str], msgspec.Meta(description="the `plan` of a dry run with details: only what it lists is deleted")
 ]
 Days = Annotated[int, msgspec.Meta(ge=1, description="days, at least 1")]
-Force = Annotated[bool, msgspec.Meta(description="even when the clock is a day ahead of all that was written before")]
+Force = Annotated[
+    bool, msgspec.Meta(description="purge even when the clock is more than a day ahead of the last entry")
+]
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from session_manager.live.removal import Remover
 
 DESCRIPTION = (
-    "Makes new index entries for readable transcripts that have none, after an index was damaged; with rebuild it "
+    "Creates index entries for readable transcripts that have none, after an index was damaged; with rebuild it "
     "replaces an unreadable index and keeps the damaged file. A dry run unless dry_run is false."
 )
 
-Rebuild = Annotated[bool, msgspec.Meta(description="replace an index that cannot be read; it is kept beside")]
-OrphanId = Annotated[str, msgspec.Meta(description="one session's full id; all orphans when left out")]
+Rebuild = Annotated[bool, msgspec.Meta(description="replace an unreadable index; the old file is kept beside it")]
+OrphanId = Annotated[str, msgspec.Meta(description="one session's full id; default: all orphans")]
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -131,7 +131,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
             _each(scope, result, lambda state, store: _act(context, everyone, remover, store, result, arguments))
         extra |= {"run_id": run_info.shown_id, **remover.notes()}
     if arguments.session_id is not None and not result.adopted and not result.skipped and not result.errors:
-        raise NotFound(f"no orphan transcript of session {arguments.session_id!r}: it may have its entry already")
+        raise NotFound(f"session {arguments.session_id!r} has no orphaned transcript: perhaps it has its index entry")
     return with_errors({**result.document(arguments), **extra}, result.errors)
 
 

@@ -11,17 +11,17 @@ from session_manager.functions.tally import ACTIVE
 def refusal(protected: Protection, session_id: str, done: str = "deleted") -> Refused:
     """Returns the error that says that a session was not ``done``, why, and what to do about it."""
     hints = {
-        "current": "it is the session that is calling, a session cannot remove itself",
+        "current": "it is the calling session, and a session cannot remove itself",
         "main": "it is the agent's main session; call with force: true if you really mean it",
         "pinned": "it is pinned; call with force: true if you really mean it",
-        BUSY: "its transcript is locked by a run in progress (doctor says whose lock it is); try again later, or call "
-        "with force: true",
-        RUNNING: "a run of it is in progress (one that died counts for 30 minutes); try again later, or call with "
-        "force: true",
+        BUSY: "its transcript is locked by a run in progress (doctor shows who holds the lock); try again later, or "
+        "call with force: true",
+        RUNNING: "a run of it is in progress (one that has died counts as running for 30 minutes); try again later, "
+        "or call with force: true",
         UNDELIVERED: "its result has not been delivered yet; try again later, or call with force: true",
-        ELSEWHERE: "its transcript lies where this call cannot look (its entry names another state folder, mount or "
+        ELSEWHERE: "its transcript is where this call cannot look (its entry names another state folder, mount or "
         "machine), and may be in use; call with force: true if you know that it is not",
-        "unsafe id": "its id is no safe file name; remove it with the gateway's own tools",
+        "unsafe id": "its id is not a safe file name; remove it with the gateway's own tools",
     }
     busy = protected.reason in (BUSY, RUNNING)
     return Refused(
@@ -36,5 +36,5 @@ def kept_although_named(reason: str, session_id: str) -> Refused | None:
     if reason == LIMIT:
         return None
     if reason == ACTIVE:
-        return Refused(f"session {session_id} became active just now and was kept", code="session_busy", reason=reason)
+        return Refused(f"session {session_id} has just become active and was kept", code="session_busy", reason=reason)
     return refusal(Protection(reason, overridable=True), session_id)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from session_manager.live.restoration import Find, Life
 
 DESCRIPTION = (
-    "Takes back everything that one run removed, in both layers. When a single session cannot come back, nothing is "
-    "changed, unless skip_conflicts is true: then all others are restored."
+    "Undoes one run: restores everything that it removed, in both layers. If one session cannot be restored, nothing "
+    "is changed, unless skip_conflicts is true: then all others are restored."
 )
 
 SkipConflicts = Annotated[bool, msgspec.Meta(description="restore all others when some cannot be restored")]
@@ -99,7 +99,7 @@ def _known(remover: Remover, run_id: str, agent: str | None) -> tuple[int, list[
     states = [] if ledger is None else ledger.states(run_id, agent)
     if not states:
         raise NotFound(
-            f"no removal by a run {run_id!r} is known: list_deleted shows the runs, prune and delete return theirs",
+            f"there is no run {run_id!r}: list_deleted shows the run ids, and each removal returns its own",
             code="run_not_found",
         )
     restored = sum(count for _, state, count in states if state == "restored")

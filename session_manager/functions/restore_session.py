@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from session_manager.live.restoration import Find, Life
 
 DESCRIPTION = (
-    "Takes the removal of one session back: its keys return to the index byte for byte, its transcripts get their "
-    "names back, its history row is active again."
+    "Restores one removed session: its keys return to the index byte for byte, its transcripts get their names back, "
+    "and its history row is active again."
 )
 # One that was restored may be back by half.
 _MAY_COME_BACK = ("removed", "restored")
@@ -88,7 +88,8 @@ def _restore(
         view = with_moved(context, read_view(context, agent))
         if not _living(view, wanted):
             raise Refused(
-                f"session {wanted} was restored before, and deleted since by somebody else", code="not_restorable"
+                f"session {wanted} was already restored, and has been deleted since by another program",
+                code="not_restorable",
             )
         return _lives(context, remover, view, wanted, pin=pin) | also(remover, outcome)
     document = _document(context, remover, outcome, wanted) | also(remover, outcome)
@@ -109,7 +110,7 @@ def _document(context: Context, remover: Remover, outcome: Outcome, session_id: 
     from session_manager.functions.restoring import import_of
 
     told = _deliver(context, remover, outcome.names)
-    mark = "PG mark pending" if remover.run.history else "no history layer"
+    mark = "PG update pending" if remover.run.history else "no history service"
     if told["pg_status_updated"]:
         mark = "PG row active"
     transcript = "restored" if outcome.files else "none"
@@ -153,7 +154,7 @@ def _nothing_to_do(
     details: dict[str, Any] = {"errors": errors} if errors else {}
     ledger = remover.existing_ledger
     keys = [] if ledger is None else ledger.keys_ending(session_id)
-    what = f"no removal of a session {session_id!r} is known: list_deleted shows what can be restored"
+    what = f"there is no removal of a session {session_id!r}: list_deleted shows what can be restored"
     raise NotFound(what + hint(session_id, keys), **details)
 
 
@@ -179,7 +180,7 @@ def _lives(context: Context, remover: Remover, view: View, session_id: str, *, p
         "transcript_restored": False,
         **_deliver(context, remover),
         "already_live": True,
-        "message": f"Session {session_id} is live already; nothing to do",
+        "message": f"Session {session_id} is already live; nothing to do",
         "agents": _living(view, session_id),
         "restored_files": [],
         **(pinned(context, ids) if pin else {}),

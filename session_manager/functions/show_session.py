@@ -21,8 +21,8 @@ from session_manager.live.transcripts import files_by_session
 from session_manager.live.whereabouts import OWN, Whereabouts, inside, is_transcript
 
 DESCRIPTION = (
-    "Shows one session by its full id or one of its keys: keys, times, counters and files where it lives, and what "
-    "was removed of it, when and why. Writes nothing."
+    "Shows one session, by its full id or one of its keys: its keys, times, counters and files, and what was removed "
+    "of it, when and why. Changes nothing."
 )
 
 

@@ -13,9 +13,7 @@ from session_manager.functions.naming import tidied
 from session_manager.functions.pinning import Found, find
 from session_manager.functions.policy import read_kept, with_policy_to_read
 
-DESCRIPTION = (
-    "Takes back what pin_session did. A pin of the retention policy, or of the gateway, stays, and the answer says so."
-)
+DESCRIPTION = "Undoes pin_session. A pin of the retention policy or of the gateway stays, and the result says so."
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -26,7 +24,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns what is pinned no more, and who else pins it still; one that was not pinned is a success that says so.
+    """Returns what is no longer pinned, and who else pins it still; one that was not pinned is a success that says so.
 
     Raises UsageError, NotFound (``session_not_found``), or what kept the pins from being written.
     """
@@ -36,8 +34,8 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     before = unpin(context.settings, found.id)
     context, unusable = with_policy_to_read(context)
     by = _still_pinned_by(context, found)
-    what = "is pinned no more" if before else "was not pinned by pin_session"
-    rest = {"policy": "; the retention policy pins it", "gateway": "; the gateway pins it", None: ""}[by]
+    what = "is no longer pinned" if before else "was not pinned by pin_session"
+    rest = {"policy": "; the retention policy still pins it", "gateway": "; the gateway still pins it", None: ""}[by]
     return {
         "unpinned": found.id,
         "was_pinned": before,

@@ -8,9 +8,7 @@ import msgspec
 
 from session_manager.functions.context import Context
 
-DESCRIPTION = (
-    "Says whether the ledger, the record of everything that was removed, is whole: it is a hash chain. Writes nothing."
-)
+DESCRIPTION = "Checks that the ledger, the hash-chained record of all removals, is intact. Changes nothing."
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True):

@@ -96,7 +96,7 @@ def _database(answer: Answer) -> tuple[bool | None, str | None]:
         return True, None
     if answer.status != 503:
         return None, None
-    return False, _said(answer, "aria-api says that it is not ready (503)")
+    return False, _said(answer, "aria-api is not ready (503)")
 
 
 def _said(answer: Answer, otherwise: str) -> str:

@@ -20,7 +20,7 @@ from session_manager.settings import Settings
 
 Name = tuple[str, str]
 Status = Literal["active", "ended", "erased"]
-OFF = "there is no history layer: ARIA_API_URL is empty"
+OFF = "history is turned off: ARIA_API_URL is empty"
 ELSEWHERE = "another call, or aria-api itself, is delivering history marks right now"
 NOT_YET = "aria-api has no row of the session yet; the mark is kept and tried again"
 CHANGED = "the mark was changed while it was on its way; the next call delivers it"

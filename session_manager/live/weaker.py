@@ -7,11 +7,11 @@ from contextvars import ContextVar, Token
 
 EXCHANGE, LINKS, FLOCK, FSYNC, MODES = "exchange", "hard_links", "flock", "fsync", "modes"
 SENTENCES = {
-    EXCHANGE: "the file system cannot swap two files in one step: what a gateway writes then may be lost",
-    LINKS: "the file system has no hard links: second names of archives are copies, and take room",
-    FLOCK: "the file system has no flock: calls of this tool keep each other out by a lock file alone",
-    FSYNC: "the file system cannot write through to disk: a power failure may undo or spoil the last changes",
-    MODES: "the file system keeps no modes: the mount decides who may read what is kept",
+    EXCHANGE: "the file system cannot swap two files atomically: what a gateway writes at that moment may be lost",
+    LINKS: "the file system has no hard links: second names of archives are copies, and take up space",
+    FLOCK: "the file system has no flock: calls of this tool exclude each other by a lock file only",
+    FSYNC: "the file system has no fsync: a power failure may undo or damage the latest changes",
+    MODES: "the file system stores no file modes: the mount options decide who can read the files",
 }
 
 _noted: ContextVar[set[str] | None] = ContextVar("noted", default=None)

@@ -39,18 +39,22 @@ def add_to(app: typer.Typer) -> None:
 def orphans(
     older_than: options.OlderThan = None,
     agent: options.Agents = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Archive them. Without it nothing is changed.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Even when they are most of an agent's transcripts.")] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Archive them; without --delete nothing is changed.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Archive them even if they are most of an agent's transcripts.")
+    ] = False,
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """List transcripts that no entry refers to, and entries without a transcript (older than 1d); --delete archives."""
+    """List transcripts without an index entry, and entries without a transcript (older than 1d); --delete archives."""
     age = words.minutes(older_than)
     if not delete:
         answer("cleanup_orphans", _show_orphans, as_json=as_json, agent=agent, older_than_minutes=age)
         return
     if age is None and agent is None:
-        raise UsageError("say which orphans: give --older-than or --agent; nothing was changed", code="no_filter")
+        raise UsageError("select the orphans: give --older-than or --agent; nothing was changed", code="no_filter")
     scope: dict[str, Any] = {"agent": agent, "older_than_minutes": age, "force": force or None}
     if not yes:
         needs_somebody("--yes", as_json=as_json)
@@ -94,13 +98,13 @@ def purge(
     agent: options.Agents = None,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
-    force: Annotated[bool, typer.Option("--force", help="Even when the clock has jumped ahead.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Purge even if the clock has jumped ahead.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Remove old archives for good. Nothing takes that back."""
+    """Permanently delete old archives. This cannot be undone."""
     age = words.days(older_than)
     if age is None:
-        raise UsageError("say how old: give --older-than, such as 30d; nothing was changed", code="no_filter")
+        raise UsageError("give an age: --older-than, such as 30d; nothing was changed", code="no_filter")
     scope: dict[str, Any] = {"agent": agent, "older_than_days": age, "force": force or None}
     if dry_run:
         answer("purge_archives", _show_purge, as_json=as_json, **scope)
@@ -110,7 +114,7 @@ def purge(
         plan = asked("purge_archives", _show_purge, **scope, details=True)
         what = f"{counted(plan['purged_count'], 'file')}, {words.size(plan['bytes_freed'])}"
         nothing = not plan["purged_count"] and not plan["removals"]
-        if nothing or not confirmed(f"Remove {what}, for good?"):
+        if nothing or not confirmed(f"Permanently delete {what}?"):
             return
         scope["plan"] = plan["plan"]
     answer("purge_archives", _show_purge, as_json=as_json, **scope, dry_run=False)
@@ -125,18 +129,18 @@ def _show_purge(screen: Screen, document: Document) -> None:
     done = "to remove" if document["dry_run"] else "removed"
     screen.note(
         f"{counted(count, 'file')}{shown} {done}, {words.size(document['bytes_freed'])}; "
-        f"{counted(document['removals'], 'session')} can be restored no more"
+        f"{counted(document['removals'], 'session')} can no longer be restored"
     )
     if document["live_count"]:
-        screen.note(f"{counted(document['live_count'], 'file')} stay, of live sessions")
+        screen.note(f"{counted(document['live_count'], 'file')} kept, of live sessions")
     if document["pinned_count"]:
-        screen.note(f"{counted(document['pinned_count'], 'file')} stay, of pinned sessions")
+        screen.note(f"{counted(document['pinned_count'], 'file')} kept, of pinned sessions")
 
 
 def erase(
     session_id: Annotated[str, typer.Argument(metavar="ID", help="The full session id.")],
     confirm: Annotated[
-        str | None, typer.Option(help="The same id once more, where nobody can be asked.", metavar="ID")
+        str | None, typer.Option(help="The same id again, where nobody can be asked.", metavar="ID")
     ] = None,
     agent: options.Agent = None,
     force: options.Force = False,
@@ -145,7 +149,7 @@ def erase(
     """Erase one session for privacy, archives and history included (needs ARIA_ALLOW_ERASE=1). It cannot be undone."""
     if confirm is None:
         needs_somebody("--confirm with the same id", as_json=as_json)
-        confirm = typed("Type the id once more to erase it for good: ")
+        confirm = typed("Type the id again to erase the session permanently: ")
     answer(
         "erase_session",
         _show_erased,
@@ -167,14 +171,14 @@ def _show_erased(screen: Screen, document: Document) -> None:
             ("size", words.size(receipt["bytes"])),
         )
     )
-    screen.line("Not reached:")
+    screen.line("Not erased, or not known to be:")
     for place in document["not_reached"]:
         screen.item(f"{place['place']}: {place['reason']}")
     say_history(screen, document)
 
 
 def deliver(as_json: options.AsJson = False) -> None:
-    """Tell history what waits to be told."""
+    """Deliver pending status updates to the history service."""
     answer("deliver_history", _show_delivered, as_json=as_json)
 
 

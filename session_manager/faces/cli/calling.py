@@ -83,23 +83,27 @@ def _say_also(screen: Screen, document: Document) -> None:
     """Says what results of all functions have in common, when there is something to say."""
     for recovered in document.get("recovered", ()):
         if "found" in recovered:
-            screen.note(f"kept beside the index of {recovered['agentId']}, to compare with it: {recovered['found']}")
+            screen.note(f"a replaced index of {recovered['agentId']} was kept for comparison: {recovered['found']}")
             continue
         for verb in ("finished", "undone"):
             if recovered[verb]:
                 done = f"{recovered['what']} of {counted(len(recovered[verb]), 'session')} in {recovered['agentId']}"
-                screen.note(f"{verb} what run {recovered['run_id']} had left half done: {done}")
+                screen.note(f"{verb} the interrupted run {recovered['run_id']}: {done}")
     if "reappeared" in document:
         again = counted(len(document["reappeared"]), "session")
-        screen.note(f"removed once more: {again} that the gateway had written back")
+        screen.note(f"removed again: {again} that the gateway had written back")
     for woken in document.get("woken", ()):
-        whole = "whole" if woken["whole"] else "the next call joins its transcript to what it said before"
-        screen.note(f"woke up while it was removed, and stays: session {woken['id']} of {woken['agentId']} ({whole})")
+        whole = "complete" if woken["whole"] else "the next call joins its transcript with the archived part"
+        screen.note(
+            f"kept session {woken['id']} of {woken['agentId']}, which received a message during its removal ({whole})"
+        )
     for path in document.get("left_alone", ()):
-        screen.note(f"left alone, outside its agent's folder: {path}")
+        screen.note(f"not moved, because it is outside its agent's folder or its name is not UTF-8: {path}")
     if "at_risk" in document:
         files = counted(document["at_risk"]["files"], "archived file")
-        screen.note(f"{files} with one name only, which some gateways delete ({document['at_risk']['error']})")
+        screen.note(
+            f"{files} without a second copy, which some gateways delete after a day ({document['at_risk']['error']})"
+        )
     for weaker in document.get("weaker", ()):
         screen.note(weaker["note"])
     if "clock_ahead" in document:
@@ -128,26 +132,27 @@ def end_failed(error: SessionManagerError, *, as_json: bool = False) -> NoReturn
 def _say_done(details: Mapping[str, Any]) -> None:
     """Says what an interrupted call had done until then."""
     if "restored_count" in details:
-        talk(f"{counted(details['restored_count'], 'session')} had been brought back; the same command goes on")
+        talk(
+            f"{counted(details['restored_count'], 'session')} had been restored; run the same command again to continue"
+        )
     elif "purged_count" in details:
         freed = words.size(details["bytes_freed"])
-        talk(f"{counted(details['purged_count'], 'archive')} ({freed}) had been removed for good")
+        talk(f"{counted(details['purged_count'], 'archive')} ({freed}) had been permanently deleted")
     elif details.get("pending") is not None:
-        waits = "waits" if details["pending"] == 1 else "wait"
-        talk(f"{counted(details['pending'], 'mark')} still {waits} for history; the same command goes on")
+        talk(f"{counted(details['pending'], 'status update')} for history still pending; run the same command again")
     elif "run_id" in details:
         run_id = details["run_id"]
         with contextlib.suppress(SessionManagerError):
             known = ask("list_deleted", run_id=run_id, limit=1)
             done = known["deleted_count"] - known.get("unfinished", 0)
             if done:
-                talk(f"{counted(done, 'session')} had been removed; take it back with: session-manager undo {run_id}")
+                talk(f"{counted(done, 'session')} had been removed; undo this with: session-manager undo {run_id}")
 
 
 def needs_somebody(flags: str, *, as_json: bool) -> None:
     """Raises UsageError where nobody can be asked, naming the flags that make asking needless."""
     if as_json or not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
-        why = "--json prints one document" if as_json else "nobody is at a terminal to be asked"
+        why = "--json prints one document" if as_json else "there is no terminal to ask at"
         raise UsageError(f"{why}: give {flags}; nothing was changed", code="not_confirmed")
 
 
@@ -185,13 +190,12 @@ def say_history(screen: Screen, document: Document) -> None:
     """Says what history has still to hear of a removal."""
     pending = document.get("pg_pending")
     if pending:
-        waiting = "the mark" if pending is True else counted(pending, "mark")
-        wait, be = ("wait", "are") if pending > 1 else ("waits", "is")
-        why = document.get("pg_error", "aria-api was not reached")
-        screen.note(f"history: {waiting} {wait} and {be} delivered later ({why})")
+        updates = counted(int(pending), "status update")
+        why = document.get("pg_error", "aria-api could not be reached")
+        screen.note(f"history: {updates} pending, to be delivered by a later call ({why})")
 
 
 def say_run(screen: Screen, document: Document) -> None:
     """Says how a removal is taken back."""
     if document.get("run_id") is not None:
-        screen.note(f"take it back with: session-manager undo {document['run_id']}")
+        screen.note(f"undo with: session-manager undo {document['run_id']}")

@@ -51,7 +51,7 @@ def _show(checks: list[dict[str, Any]]) -> None:
     text = _on_screen(checks) if sys.stdout.isatty() else "".join(map(_line, checks))
     put(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
     bad = sum(not check["ok"] for check in checks)
-    said = f"{bad} of {len(checks)} checks found something to do" if bad else f"all {len(checks)} checks are well"
+    said = f"{bad} of {len(checks)} checks found a problem" if bad else f"all {len(checks)} checks passed"
     talk(said)
 
 

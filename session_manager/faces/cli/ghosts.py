@@ -21,9 +21,9 @@ def add_to(app: typer.Typer) -> None:
 
 def ghosts(
     older_than_minutes: Annotated[
-        int, typer.Option(min=1, max=5_256_000, help="Their age, whatever their time to live.")
+        int, typer.Option(min=1, max=5_256_000, help="Minimum age in minutes; ignores their time to live.")
     ] = 15,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete them. Without it nothing is changed.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete them; without --delete nothing is changed.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """List chat sessions that have no message, with owner and creation time; --delete deletes them."""
@@ -46,7 +46,7 @@ def ghosts(
         screen.line("  ".join((str(ghost["id"]), made, ghost["agent_id"], *(owners or ["nobody's"]))))
     put(screen.data())
     if not found:
-        talk(f"no chat session older than {older_than_minutes} minutes is without a message")
+        talk(f"every chat session older than {older_than_minutes} minutes has a message")
         return
     done = "deleted" if delete else "to delete with --delete"
     talk(f"{len(found)} chat session{'s' * (len(found) > 1)} without a message, {done}")

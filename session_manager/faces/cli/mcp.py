@@ -26,7 +26,7 @@ def mcp() -> None:
             f"the Python package {name!r} is missing: pip install 'aria-sessionmanager[mcp]'", code="missing_package"
         ) from error
     if sys.stdin is None:
-        raise UsageError("standard input is closed; an MCP client starts this command and talks to it there")
+        raise UsageError("standard input is closed; this command is started by an MCP client, which talks to it there")
     if sys.stdin.isatty():
         typer.echo("session-manager mcp waits for an MCP client on standard input; Ctrl-C ends it", err=True)
     serve(os.environ)

@@ -30,7 +30,7 @@ def _agents(incomplete: str) -> Iterable[str]:
 
 
 # Headings of the list of commands.
-LOOKING, REMOVING, TAKING_BACK, SERVING = "Look", "Remove", "Take back and keep", "Serve and set up"
+LOOKING, REMOVING, TAKING_BACK, SERVING = "Look", "Remove", "Undo and keep", "Service and setup"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Agent = Annotated[
@@ -38,31 +38,29 @@ Agent = Annotated[
 ]
 Agents = Annotated[
     list[str] | None,
-    typer.Option("--agent", "-a", help="Only this agent; again for others.", autocompletion=_agents, metavar="NAME"),
+    typer.Option("--agent", "-a", help="Only this agent; repeat for more.", autocompletion=_agents, metavar="NAME"),
 ]
 Type = Annotated[
     list[str] | None,
     typer.Option(
-        "--type", "-t", help="Only this session type; again for others.", autocompletion=_types, metavar="TYPE"
+        "--type", "-t", help="Only this session type; repeat for more.", autocompletion=_types, metavar="TYPE"
     ),
 ]
 OlderThan = Annotated[
-    str | None, typer.Option(help="Only without activity for so long: 90m, 12h, 7d, 2w.", metavar="AGE")
+    str | None, typer.Option(help="Only without activity for this long: 90m, 12h, 7d, 2w.", metavar="AGE")
 ]
-Label = Annotated[
-    str | None, typer.Option(help="Only with this label; * and ? stand for any text and letter.", metavar="LABEL")
-]
-Model = Annotated[str | None, typer.Option(help="Only of this model; * and ? as in --label.", metavar="MODEL")]
+Label = Annotated[str | None, typer.Option(help="Only with this label; * and ? are wildcards.", metavar="LABEL")]
+Model = Annotated[str | None, typer.Option(help="Only with this model; * and ? are wildcards.", metavar="MODEL")]
 LargerThan = Annotated[
-    str | None, typer.Option(help="Only when its files have at least so many bytes: 500k, 1.5M.", metavar="SIZE")
+    str | None, typer.Option(help="Only with files of at least this size: 500k, 1.5M.", metavar="SIZE")
 ]
-Empty = Annotated[bool, typer.Option("--empty", help="Only when its transcript holds no message.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many.", metavar="N")]
+Empty = Annotated[bool, typer.Option("--empty", help="Only with a transcript without messages.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most this many.", metavar="N")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would happen, and change nothing.")]
-Force = Annotated[bool, typer.Option("--force", help="Also main sessions, pinned ones and those in use.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would happen; change nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Include main sessions, pinned ones and those in use.")]
 Unguarded = Annotated[
-    bool, typer.Option("--force", help="Also where files cannot be swapped in one step: the gateway is stopped.")
+    bool, typer.Option("--force", help="Proceed where files cannot be swapped atomically; stop the gateway first.")
 ]
 SessionId = Annotated[str, typer.Argument(metavar="ID", help="The full session id, or one of its keys.")]
 
@@ -76,7 +74,7 @@ class Command(TyperCommand):
         for option in given:
             takes_one = isinstance(option, TyperOption) and not (option.multiple or option.is_flag)
             if takes_one and given.count(option) > 1:
-                raise UsageError(f"{option.opts[0]} is given twice and takes one value; nothing was changed")
+                raise UsageError(f"{option.opts[0]} was given twice but takes one value; nothing was changed")
         return super().parse_args(ctx, args)
 
 

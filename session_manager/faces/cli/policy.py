@@ -38,7 +38,7 @@ def check(agent: options.Agents = None, as_json: options.AsJson = False) -> None
 
 
 def _show(screen: Screen, document: Document) -> None:
-    default = f"none; what is older than {document['threshold_minutes']} minutes goes"
+    default = f"none; sessions older than {document['threshold_minutes']} minutes are removed"
     screen.facts([("policy", document["policy"] or default)])
     rows = [
         (plan, reason, f"{count:,}")
@@ -63,7 +63,7 @@ def _show(screen: Screen, document: Document) -> None:
             screen.note(f"unused pin: no session has {pin} among its {kind}")
     going = counted(document["would_prune"], "session")
     size = words.size(document["bytes_to_archive"])
-    screen.note(f"{going} of {document['total_sessions']:,} would go ({size}); nothing was changed")
+    screen.note(f"{going} of {document['total_sessions']:,} would be removed ({size}); nothing was changed")
 
 
 def _cells(row: Document) -> tuple[object, ...]:

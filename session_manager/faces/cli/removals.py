@@ -52,14 +52,14 @@ def prune(
     model: options.Model = None,
     larger_than: options.LargerThan = None,
     empty: options.Empty = False,
-    durable: Annotated[bool, typer.Option("--durable", help="Also people's conversations.")] = False,
+    durable: Annotated[bool, typer.Option("--durable", help="Include people's conversations.")] = False,
     limit: options.Limit = None,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
     force: options.Unguarded = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Remove sessions without activity, by the retention policy or for --older-than; `undo` takes it back."""
+    """Remove inactive sessions, by the retention policy or --older-than; `undo` restores them."""
     filters: dict[str, Any] = {
         "max_age_minutes": words.minutes(older_than),
         "agent": agent,
@@ -77,7 +77,8 @@ def prune(
 
 def delete(
     session_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Full session ids or keys; or give filters.")
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", help="Full session ids or keys; leave them out to use filters."),
     ] = None,
     agent: options.Agents = None,
     session_type: options.Type = None,
@@ -92,7 +93,7 @@ def delete(
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Remove the named sessions, or all that the filters cover, whatever their type; `undo` takes it back."""
+    """Remove the named sessions, or all of any type that the filters match; `undo` restores them."""
     filters: dict[str, Any] = {
         "older_than_minutes": words.minutes(older_than),
         **options.filters(session_type, label, model, larger_than, empty),
@@ -102,7 +103,7 @@ def delete(
         arguments = {**filters, "agent": agent, "limit": limit, "force": force or None}
         _plan_and_do("delete_sessions", "deleted_count", arguments, dry_run=dry_run, yes=yes, as_json=as_json)
     elif dry_run or limit is not None or any(value is not None for value in filters.values()):
-        raise UsageError("give either session ids or filters and --dry-run; nothing was changed")
+        raise UsageError("give either session ids, or filters (and --dry-run), not both; nothing was changed")
     elif len(session_ids) == 1 and (agent is None or len(agent) == 1):
         arguments = {"session_id": session_ids[0], "agent": agent and agent[0], "force": force or None}
         answer("delete_session", _show_deleted, as_json=as_json, **arguments)
@@ -115,7 +116,7 @@ def _check_filters(filters: Mapping[str, object]) -> None:
     """Raises UsageError when nothing says which sessions are meant: `prune` alone was perhaps typed too early."""
     if all(value is None for value in filters.values()):
         raise UsageError(
-            "say which sessions: give --older-than, --agent, --type, --label, --model, --larger-than or --empty; "
+            "select the sessions: give --older-than, --agent, --type, --label, --model, --larger-than or --empty; "
             "nothing was changed",
             code="no_filter",
         )
@@ -185,12 +186,12 @@ def _show_done(screen: Screen, document: Document, count: str) -> None:
     kept_count = document["total_sessions"] - document[count]
     screen.line(f"{counted(document[count], 'session')} removed, {kept_count:,} kept")
     for session_id in document.get("already_deleted", ()):
-        screen.line(f"{session_id} was removed before")
+        screen.line(f"{session_id} had already been removed")
     for session_id in document.get("only_in_history", ()):
-        screen.line(f"{session_id} was known to history alone, and has ended there")
+        screen.line(f"{session_id} was only known to history, and is marked ended there")
     told = {(failure["agentId"], failure["id"]) for failure in document["errors"]}
     for kept in document["kept"]:
         if kept["reason"] == "active" and (kept["agentId"], kept["id"]) not in told:
-            screen.note(f"kept: {kept['agentId']} {kept['id']} became active just now")
+            screen.note(f"kept: {kept['agentId']} {kept['id']} has just become active")
     say_history(screen, document)
     say_run(screen, document)

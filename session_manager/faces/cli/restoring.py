@@ -22,8 +22,8 @@ _COLUMNS = (
     Column("WHY", 10, 6),
 )
 
-Pin = Annotated[bool, typer.Option("--pin", help="Also pin what comes back.")]
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run that `deleted` shows, or that a removal named.")]
+Pin = Annotated[bool, typer.Option("--pin", help="Also pin what is restored.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run id, as `deleted` or the removal itself shows it.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -56,10 +56,10 @@ def removal_table(screen: Screen, removals: Sequence[Document]) -> None:
 def deleted(
     agent: options.Agents = None,
     since: Annotated[
-        str | None, typer.Option(help="Only what was removed since: 90m, 12h, 7d, 2w.", metavar="AGE")
+        str | None, typer.Option(help="Only what was removed in the last: 90m, 12h, 7d, 2w.", metavar="AGE")
     ] = None,
     run: Annotated[str | None, typer.Option(help="Only what this run removed.", metavar="RUN")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.", metavar="N")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.", metavar="N")] = 100,
     as_json: options.AsJson = False,
 ) -> None:
     """List removed sessions, newest first, and whether they can be restored."""
@@ -83,7 +83,7 @@ def restore(
     force: options.Unguarded = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Bring one removed session back; a prune leaves it alone for ARIA_KEEP_DAYS (7)."""
+    """Restore one removed session; a prune skips it for ARIA_KEEP_DAYS (7)."""
     answer(
         "restore_session",
         _say_message,
@@ -99,13 +99,13 @@ def undo(
     run_id: RunId,
     agent: options.Agent = None,
     skip_conflicts: Annotated[
-        bool, typer.Option("--skip-conflicts", help="Restore all others when some cannot be restored.")
+        bool, typer.Option("--skip-conflicts", help="Restore the others if some cannot be restored.")
     ] = False,
     pin: Pin = False,
     force: options.Unguarded = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Bring back everything that one run removed; a prune leaves it alone for ARIA_KEEP_DAYS (7)."""
+    """Restore everything that one run removed; a prune skips it for ARIA_KEEP_DAYS (7)."""
     answer(
         "restore_run",
         _show_undo,
@@ -119,12 +119,12 @@ def undo(
 
 
 def pin(session_id: options.SessionId, agent: options.Agent = None, as_json: options.AsJson = False) -> None:
-    """Pin one session: nothing removes it without --force, or purges its archives. `policy check` lists pins."""
+    """Pin one session: only --force removes it, and its archives are not purged. `policy check` lists pins."""
     answer("pin_session", _say_message, as_json=as_json, session_id=session_id, agent=agent)
 
 
 def unpin(session_id: options.SessionId, agent: options.Agent = None, as_json: options.AsJson = False) -> None:
-    """Take back what `pin`, or --pin, did."""
+    """Undo `pin` or --pin."""
     answer("unpin_session", _say_message, as_json=as_json, session_id=session_id, agent=agent)
 
 
@@ -132,7 +132,7 @@ def _show_undo(screen: Screen, document: Document) -> None:
     for skipped in document["skipped"]:
         screen.note(f"not restored: {skipped['agentId']} {skipped['id']}: {skipped['reason']}")
     if document["already_restored"]:
-        screen.note(f"{counted(document['already_restored'], 'session')} had been restored before")
+        screen.note(f"{counted(document['already_restored'], 'session')} had already been restored")
     _say_message(screen, document)
 
 

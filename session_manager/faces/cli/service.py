@@ -19,10 +19,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on. Anything but loopback needs a token.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one and prints it.")] = 8000,
 ) -> None:
-    """Run aria-api, the history service, with its dashboard at /sessions and its description at /docs."""
+    """Run aria-api, the history service; dashboard at /sessions, API documentation at /docs."""
     from session_manager.service.server import serve as run
 
     run(os.environ, host, port, _announce)
@@ -34,7 +34,7 @@ def _announce(address: str) -> None:
 
 
 def migrate() -> None:
-    """Bring the database's schema up to date. `serve` does it by itself, too."""
+    """Upgrade the database schema; `serve` does this at its start, too."""
     from session_manager.service.db.migrate import migrate as run
     from session_manager.service.server import reachable_database
 

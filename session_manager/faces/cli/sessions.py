@@ -67,7 +67,7 @@ def _show_list(screen: Screen, document: Document) -> None:
 
 def _say_policy(screen: Screen, document: Document) -> None:
     if "policy_error" in document:
-        screen.note(f"without pins: {document['policy_error']}")
+        screen.note(f"pins are not shown: {document['policy_error']}")
 
 
 def _cells(row: Document) -> tuple[Any, ...]:
@@ -84,7 +84,7 @@ def _cells(row: Document) -> tuple[Any, ...]:
 
 
 def show(session_id: options.SessionId, agent: options.Agent = None, as_json: options.AsJson = False) -> None:
-    """Show all that is known of one session, live or removed."""
+    """Show everything about one session, live or removed."""
     answer("show_session", _show_one, as_json=as_json, session_id=session_id, agent=agent)
 
 
@@ -118,7 +118,7 @@ def _moment(moment: str | None) -> str | None:
 
 
 def stats(agent: options.Agents = None, older_than: options.OlderThan = None, as_json: options.AsJson = False) -> None:
-    """Count sessions, by age, agent and type, their bytes, and what a prune would remove (older than 60m)."""
+    """Count sessions and bytes by age, agent and type, and what a prune would remove (older than 60m)."""
     age = words.minutes(older_than)
     answer("get_session_stats", _show_stats, as_json=as_json, agent=agent, stale_minutes=age)
 
@@ -131,10 +131,10 @@ def _show_stats(screen: Screen, document: Document) -> None:
             ("sessions", f"{document['total_sessions']:,}"),
             ("stale", f"{document['stale_sessions']:,} (without activity for {span})"),
             ("active", f"{document['active_sessions']:,}"),
-            ("prunable", f"{document['prunable_sessions']:,} (what a prune of that age would remove now)"),
+            ("prunable", f"{document['prunable_sessions']:,} (a prune with that age would remove them now)"),
             ("transcripts", words.size(document["transcript_bytes"])),
             ("archives", words.size(document["archived_bytes"])),
-            ("marks waiting", "unknown" if pending is None else f"{pending:,}"),
+            ("pending updates", "unknown" if pending is None else f"{pending:,}"),
         )
     )
     for kind in ("agent", "type"):

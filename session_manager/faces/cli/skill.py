@@ -26,9 +26,11 @@ def _skill() -> None:
 
 
 def build(
-    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the folder of the skill.")] = Path("dist"),
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write the skill's folder into.")] = Path(
+        "dist"
+    ),
     vendor: Annotated[
-        bool, typer.Option("--vendor", help="Bring the base packages, for this kind of Python and machine.")
+        bool, typer.Option("--vendor", help="Include the base packages, for this kind of Python and machine.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -45,5 +47,5 @@ def build(
     typer.echo(str(folder))
     needs = "Python 3.11 or newer with msgspec, filelock, httpx and pyjson5"
     if vendor:
-        needs = f"a Python of this kind and no package: {EXTENSION_SUFFIXES[0]}"
-    typer.echo(f"{len(files)} files; where you copy it, it needs {needs}", err=True)
+        needs = f"a Python of this kind and no packages: {EXTENSION_SUFFIXES[0]}"
+    typer.echo(f"{len(files)} files; the machine you copy it to needs {needs}", err=True)

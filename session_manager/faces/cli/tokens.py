@@ -24,30 +24,33 @@ def add_to(app: typer.Typer) -> None:
 
 def create_token(
     name: Annotated[
-        str | None, typer.Option(help="Who will use it; shown in the log. The user's name when left out.")
+        str | None, typer.Option(help="Who will use the token; shown in the log. Default: the user's name.")
     ] = None,
     user: Annotated[
-        str | None, typer.Option(help="Whose chat sessions it sees and makes. Without one: those that are nobody's.")
+        str | None,
+        typer.Option(
+            help="The user whose chat sessions the token can read and create. Default: only sessions without an owner."
+        ),
     ] = None,
     org: Annotated[
-        list[str] | None, typer.Option(help="An organisation whose chat sessions it sees, too; may be given again.")
+        list[str] | None, typer.Option(help="An organisation whose chat sessions it can read, too; repeat for more.")
     ] = None,
     scope: Annotated[
-        str, typer.Option(help="What it may do, with commas: read, write, delete, admin (all of them).")
+        str, typer.Option(help="Its scopes, separated by commas: read, write, delete, admin (all).")
     ] = "read,write",
     as_json: options.AsJson = False,
 ) -> None:
-    """Make a token and print it, once; only its hash is kept."""
+    """Create a token and print it once; only its hash is stored."""
     from session_manager.service.db import tokens
 
     scopes = [part.strip() for part in scope.split(",") if part.strip()]
     unknown = [part for part in scopes if part not in tokens.SCOPES]
     if unknown or not scopes:
         raise UsageError(
-            f"--scope takes {', '.join(tokens.SCOPES)}, with commas; not {', '.join(unknown) or 'nothing'}"
+            f"--scope takes {', '.join(tokens.SCOPES)}, separated by commas; not {', '.join(unknown) or 'nothing'}"
         )
     if name is None and user is None:
-        raise UsageError("give --name, who will use the token, or --user, whose chat sessions it sees")
+        raise UsageError("give --name, who will use the token, or --user, whose chat sessions it can read")
     shown = _name("--name", name if name is not None else user)
     user_id = None if user is None else _name("--user", user)
     orgs = sorted({_name("--org", each) for each in org or ()})
@@ -84,8 +87,8 @@ def list_tokens(as_json: options.AsJson = False) -> None:
 def revoke_token(
     token_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `token list` shows.")],
 ) -> None:
-    """Revoke a token; it is refused from the next request on."""
+    """Revoke a token; the next request with it is refused."""
     from session_manager.service.db import tokens
 
     revoked = in_database(lambda connection: tokens.revoke(connection, token_id))
-    typer.echo(f"token {token_id} is revoked" if revoked else f"token {token_id} was revoked before")
+    typer.echo(f"token {token_id} is revoked" if revoked else f"token {token_id} was already revoked")

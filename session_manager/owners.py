@@ -13,7 +13,7 @@ def run_as(path: str) -> str:
     uid = _owner(path)
     if uid == os.geteuid():
         if uid == 0:
-            return "not even root may do that there: look at the mount and at the file's attributes"
+            return "not even root can do that there: check the mount options and the file's attributes"
         return "it is your own: change its mode (chmod u+rwX), or that of the folder above it"
     return f"run as the gateway's user {_named(uid)}"
 

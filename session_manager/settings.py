@@ -143,7 +143,7 @@ def api_token(environ: Mapping[str, str]) -> str | None:
     text = environ.get("ARIA_API_TOKEN", "").strip()
     if not all("!" <= character <= "~" for character in text):
         raise UsageError(
-            "ARIA_API_TOKEN holds blanks, control characters or letters beyond ASCII; set it to the token alone",
+            "ARIA_API_TOKEN contains blanks, control characters or non-ASCII letters; set it to the bare token",
             code="bad_setting",
         )
     return text or None

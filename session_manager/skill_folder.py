@@ -61,7 +61,7 @@ def _check_free(target: Path) -> None:
     page = target / "SKILL.md"
     if target.is_symlink() or not page.is_file() or f"name: {NAME}\n" not in page.read_text(errors="replace"):
         raise Refused(
-            f"{target} is there and was not written by this command; move it away, or name another folder with --to",
+            f"{target} exists and was not written by this command; move it away, or give another folder with --to",
             code="folder_in_use",
         )
 
@@ -83,7 +83,7 @@ def _installed() -> Path:
         if file.name == "skill.md" and (page := Path(str(file.locate())).resolve()).is_file():
             return page.parent
     raise Failed(
-        f"skill.md and run_skill.py of {NAME} are not to be found: install its wheel, or call this in a checkout",
+        f"skill.md and run_skill.py of {NAME} were not found: install the wheel, or run this in a checkout",
         code="sources_missing",
     )
 

@@ -156,17 +156,17 @@ def test_a_session_that_was_made_before_its_first_message_is_used(service: Servi
 @pytest.mark.parametrize(
     ("message", "code", "words"),
     [
-        ("breaks-off", "model_broke_off", "broke off"),
-        ("ends-early", "model_broke_off", "broke off"),
-        ("ends-for-no-reason", "model_broke_off", "broke off"),
+        ("breaks-off", "model_broke_off", "was lost"),
+        ("ends-early", "model_broke_off", "stopped in the middle"),
+        ("ends-for-no-reason", "model_broke_off", "stopped in the middle"),
         ("ends-in-failure", "model_broke_off", "(network_error)"),
         ("fails-midway", "model_failed", "out of memory"),
-        ("says-nothing", "model_empty", "without a word"),
+        ("says-nothing", "model_empty", "empty reply"),
         ("says-too-much", "reply_too_long", "262144"),
         ("has-long-lines", "model_garbled", "ARIA_LLM_BASE_URL"),
         ("sends-a-page", "model_garbled", "ARIA_LLM_BASE_URL"),
         ("sends-nonsense", "model_garbled", "ARIA_LLM_BASE_URL"),
-        ("redirects", "model_failed", "elsewhere (307)"),
+        ("redirects", "model_failed", "has moved (307)"),
         ("refuses-the-key", "model_failed", "ARIA_LLM_API_KEY"),
         ("is-busy", "model_busy", "429"),
         ("is-broken", "model_failed", "500: boom boom"),
@@ -458,7 +458,7 @@ def test_a_wrong_request_is_told_what_is_wrong(
 
 def test_an_encrypted_message_is_not_talked_with(service: Service, chats: Chats) -> None:
     answer = service.client.post(STREAM, json={"encrypted": ENCRYPTED})
-    assert "no model could read it" in answer.json()["error"]
+    assert "no model can read it" in answer.json()["error"]
     assert f"{BASE}/{{id}}/messages" in answer.json()["error"]
 
 

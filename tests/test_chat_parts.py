@@ -233,7 +233,7 @@ def test_the_page_runs_our_own_script_only(shared_service: Service) -> None:
     assert "script-src 'self'; connect-src 'self'" in policy
     assert "unsafe" not in policy
     assert page.text.count("<script") == page.text.count('<script src="/chat.js" defer>') == 1
-    assert "an echo replies" in page.text
+    assert "only echo" in page.text
     script = shared_service.client.get("/chat.js")
     assert script.headers["content-type"] == "text/javascript; charset=utf-8"
     assert "innerHTML" not in script.text

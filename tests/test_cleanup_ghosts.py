@@ -31,7 +31,7 @@ SNAPSHOT = {"type": "custom", "customType": "model-snapshot", "id": "2", "data":
 SYSTEM = {"type": "message", "id": "3", "message": {"role": "system", "content": "be brief"}}
 USER = {"type": "message", "id": "4", "message": {"role": "user", "content": "hello"}}
 OFF = {"ARIA_API_URL": ""}
-MAYBE = "conversations may have been deleted: ask again"
+MAYBE = "conversations may have been deleted: run this again"
 
 
 def rewrite(store: StoreBuilder, name: str, *lines: object, age: float = 60) -> Path:
@@ -237,17 +237,17 @@ def test_a_service_that_cannot_be_reached_is_no_failure(agents: Path, skill: Ski
 @pytest.mark.parametrize(
     ("prepared", "says", "doubt"),
     [
-        ((404, {}, b"{}"), "older one", False),
+        ((404, {}, b"{}"), "older version", False),
         ((401, {}, b"{}"), "refused the token (401)", False),
         ((403, {}, b"{}"), "set ARIA_API_TOKEN to one that may do this", False),
         ((422, {}, b"{}"), "older_than_minutes", False),
         ((429, {"Retry-After": "60"}, b"{}"), "is busy (429)", False),
-        ((307, {"Location": "http://elsewhere.example"}, b""), "redirects to another place", False),
-        ((500, {}, b"{}"), "look into its log", True),
+        ((307, {"Location": "http://elsewhere.example"}, b""), "redirects to 'http://elsewhere.example", False),
+        ((500, {}, b"{}"), "check its log", True),
         ((503, {"Retry-After": "60"}, b"{}"), "is busy (503)", True),
-        ((200, {}, b"<html>"), "does not speak as aria-api does", True),
-        ((200, {}, b'{"deleted": "many"}'), "does not speak as aria-api does", True),
-        ("die", "broke off", True),
+        ((200, {}, b"<html>"), "does not answer as aria-api does", True),
+        ((200, {}, b'{"deleted": "many"}'), "does not answer as aria-api does", True),
+        ("die", "closed the connection", True),
     ],
 )
 def test_what_is_wrong_with_the_service_is_said_and_whether_it_may_have_deleted(

@@ -450,7 +450,7 @@ def test_runs_and_marks_of_the_ledger(database: str, agents: Path, tmp_path: Pat
         store.add(f"cron:old{n}", 120, session_id=f"old{n}")
     store.write()
     with running(tmp_path / "log", DATABASE_URL=database, ARIA_AGENTS_DIR=str(agents)) as service:
-        assert "Nothing was removed yet" in service.client.get("/sessions").text
+        assert "Nothing has been removed yet" in service.client.get("/sessions").text
         run_id = skill("prune_sessions", {"max_age_minutes": 60}).document["run_id"]
         restored = skill("restore_session", {"session_id": "old3"})
         assert restored.exit_code == 0, restored.document
@@ -461,19 +461,19 @@ def test_runs_and_marks_of_the_ledger(database: str, agents: Path, tmp_path: Pat
         assert "and 5 more" in page
         assert "restore: 1 session<" in page
         assert "24 marks wait for history" in page
-        assert re.search(r"<dt>Marks that wait</dt><dd><a [^>]*>24</a>", page)
+        assert re.search(r"<dt>Pending updates</dt><dd><a [^>]*>24</a>", page)
         assert "volume_sync" in page
         (agents / ".session_manager" / "ledger.sqlite").write_bytes(b"no ledger at all" * 1000)
         broken = service.client.get("/sessions")
         assert broken.status_code == 200
         assert "The ledger cannot be read" in broken.text
-        assert re.search(r"<dt>Marks that wait</dt><dd><span class=\"more\">unknown", broken.text)
+        assert re.search(r"<dt>Pending updates</dt><dd><span class=\"more\">unknown", broken.text)
 
 
 def test_without_a_volume_that_is_said(client: httpx.Client) -> None:
     page = client.get("/sessions").text
     assert "has no agents directory" in page
-    assert re.search(r"<dt>Marks that wait</dt><dd><span class=\"more\">no volume", page)
+    assert re.search(r"<dt>Pending updates</dt><dd><span class=\"more\">no volume", page)
 
 
 def test_jobs_show_what_came_of_them(rows: Chats, client: httpx.Client) -> None:

@@ -137,7 +137,7 @@ def test_what_was_reached_once_is_owed_what_it_cannot_hear_now(
 def test_a_token_says_that_there_is_a_history(store: StoreBuilder, agents: Path, aria: SmallAria) -> None:
     aria.service = ""
     document = call(agents, aria.url, "delete_session", TOKEN, session_id="old")
-    assert (document["pg_pending"], "has not shown itself" in document["pg_error"]) == (True, True)
+    assert (document["pg_pending"], "does not identify itself" in document["pg_error"]) == (True, True)
     assert told(aria) == [("GET", "/healthz", False)]
     aria.service = "aria-api"
     aria.add_all(["old"])

@@ -400,7 +400,7 @@ def test_what_is_no_aria_api_is_told(whole: StoreBuilder, skill: Skill, aria: Sm
     aria.always = (200, {"Content-Type": "text/html"}, b"<p>hello</p>")
     answer = skill("doctor", ARIA_API_URL=aria.url)
     assert answer.exit_code == 70
-    assert "does not speak as aria-api does" in bad(answer)["aria_api"]["what"]
+    assert "does not answer as aria-api does" in bad(answer)["aria_api"]["what"]
 
 
 def test_an_older_aria_api_says_less(whole: StoreBuilder, skill: Skill, older_aria: SmallAria) -> None:
@@ -416,7 +416,7 @@ def test_a_token_is_told_by_what_it_may_do(whole: StoreBuilder, agents: Path, da
     reader = made.stdout.strip()
     with running(tmp_path / "log", DATABASE_URL=database, ARIA_API_TOKEN=admin) as service:
         skill = Skill(agents, ARIA_API_URL=service.api)
-        for token, sentence in ((None, "refuses"), ("wrong", "refuses"), (reader, "may not change history")):
+        for token, sentence in ((None, "refuses"), ("wrong", "refuses"), (reader, "lacks the right to change history")):
             answer = skill("doctor", ARIA_API_TOKEN=token)
             assert (answer.exit_code, answer.document["code"]) == (4, "aria_api_token"), token
             assert sentence in bad(answer)["aria_api_token"]["what"]

@@ -207,7 +207,7 @@ def test_programs_that_cannot_be_copied_from_such_a_place(folder: Path, monkeypa
     monkeypatch.setattr(programs, "_copy", full)
     error = refused(folder / "base")
     assert error.code == "database_unreachable"
-    assert "No space left on device; name another folder by TMPDIR" in error.message
+    assert "No space left on device; set TMPDIR" in error.message
     assert not (folder / "base" / "data.new").exists()
 
 

@@ -82,8 +82,8 @@ def test_it_comes_back_with_all_its_data(
         assert {standing.lost for standing in heard} == {None}
         if number == signal.SIGKILL:
             assert heard[1].reason == "was ended by signal 9"
-    assert "it is started again" in caplog.text
-    assert "has recovered its data, and answers again after" in caplog.text
+    assert "it is being restarted" in caplog.text
+    assert "has recovered its data and answers again, after" in caplog.text
     wait_for_end(base)
     with start(base) as again:
         assert ask(again, "SELECT count(*) FROM kept") == 10000
@@ -104,7 +104,7 @@ def test_it_is_not_started_beside_what_is_left_of_it(
             os.kill(pid_of(base), signal.SIGKILL)
             wait_until(lambda: "(attempt 3)" in caplog.text)
             assert heard.ends_with(up=False)
-            assert "but for some of its processes" in caplog.text
+            assert "except for some of its processes" in caplog.text
         finally:
             os.kill(left, signal.SIGCONT)
         wait_until(lambda: heard.ends_with(up=True, restarts=1))
@@ -267,8 +267,8 @@ def test_the_service_goes_on_when_its_database_was_killed(tmp_path: Path) -> Non
                 assert row in [item["id"] for item in service.client.get("/api/sessions").json()["items"]]
             assert figures(service)["aria_embedded_database_up"] == 1
             assert figures(service)["aria_embedded_database_restarts_total"] == 2
-            assert service.log.count("the embedded PostgreSQL was ended by signal 9; it is started again") == 2
-            assert service.log.count("has recovered its data, and answers again after") == 2
+            assert service.log.count("the embedded PostgreSQL was ended by signal 9; it is being restarted") == 2
+            assert service.log.count("has recovered its data and answers again, after") == 2
             assert "Traceback" not in service.log
             service.process.kill()
             service.process.wait(30)

@@ -233,13 +233,13 @@ def test_a_ledger_of_whatever_kind_breaks_no_page(database: str, agents: Path, l
         assert "removed 1 session" in shown()
         for change, words in (
             ("UPDATE runs SET started_at = 9223372036854775807", "removed 1 session"),
-            ("UPDATE runs SET started_at = 1e30", "what this tool never writes"),
-            ("UPDATE runs SET started_at = 'soon'", "what this tool never writes"),
+            ("UPDATE runs SET started_at = 1e30", "that this tool never writes"),
+            ("UPDATE runs SET started_at = 'soon'", "that this tool never writes"),
             ("UPDATE attempts SET kind = 'restore', restores = 'x'", "cannot be read (malformed JSON)"),
             ("UPDATE runs SET function = x'ff'", "removed 1 session"),
             ("PRAGMA user_version = 99", "newer version"),
             ("DROP TABLE runs", "no such table"),
-            ("DELETE FROM runs", "Nothing was removed yet"),
+            ("DELETE FROM runs", "Nothing has been removed yet"),
         ):
             for name in ledger.parent.glob("ledger.sqlite-*"):
                 name.unlink()
@@ -255,7 +255,7 @@ def test_a_ledger_of_whatever_kind_breaks_no_page(database: str, agents: Path, l
         ledger.mkdir()
         assert "The ledger cannot be read" in shown()
         shutil.rmtree(agents)
-        assert "is not there" in shown()
+        assert "does not exist" in shown()
 
 
 # ---- parts
@@ -294,9 +294,9 @@ def test_a_choice_that_is_not_whole_says_so(rows: Chats, client: httpx.Client) -
         "INSERT INTO agent_sessions (agent_id, session_type) SELECT 'a' || n, 'x' FROM generate_series(1, %s) AS n",
         NAMED,
     )
-    assert "Only the first 200 agents can be chosen" in client.get("/sessions").text
+    assert "Only the first 200 agents are listed; use the search" in client.get("/sessions").text
     rows.execute("DELETE FROM agent_sessions WHERE agent_id = 'a7'")
-    assert "can be chosen" not in client.get("/sessions").text
+    assert "are listed; use the search" not in client.get("/sessions").text
 
 
 def test_empty_pages_say_why_they_are_empty(rows: Chats, client: httpx.Client) -> None:

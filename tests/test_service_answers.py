@@ -107,7 +107,7 @@ def test_health_goes_by_the_name_that_older_clients_know(shared_service: Service
         (b"{'title'}", "application/json", "body: not readable as JSON (Expecting property name enclosed in"),
         (b"\xff", "application/json", "body: not readable as JSON"),
         (b'{"titel": "x"}', "application/json", "titel: there is no such field"),
-        (b'{"title": "\\ud83d"}', "application/json", "title: must not hold half a character"),
+        (b'{"title": "\\ud83d"}', "application/json", "title: must not contain half a character"),
     ],
 )
 def test_what_is_wrong_with_a_body_is_said_in_words(

@@ -369,7 +369,7 @@ def test_two_replicas_take_what_was_left_while_none_ran_and_what_comes_later(
         skill("delete_session", {"session_id": "b"})
         wait_until(lambda: skill("get_session_stats").document["pending_history_marks"] == 0)
         assert status(history, "b") == "ended"
-        told = "delivery: 1 marks delivered, 0 superseded, 0 given up, 0 wait"
+        told = "delivery: 1 status updates delivered, 0 superseded, 0 given up, 0 pending"
         wait_until(lambda: sum(replica.log.count(told) for replica in replicas) == 2)
         assert ledger_sql(agents, "SELECT count(*) FROM events WHERE kind = 'heard'") == [(2,)]
         shown = items(one)["delivery"]

@@ -362,7 +362,7 @@ def test_a_loop_survives_failures_and_a_database_that_is_not_there(
 
     on(database, work)
     assert "hardy failed (1 in a row): RuntimeError: first" in caplog.text
-    assert "hardy could not be run or noted (1 in a row)" in caplog.text
+    assert "hardy could not be run or recorded (1 in a row)" in caplog.text
 
 
 def test_the_end_waits_for_the_step_in_hand_asked_for_or_due(database: str) -> None:

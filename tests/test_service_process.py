@@ -178,9 +178,9 @@ def test_a_newer_schema_is_refused_at_the_start_and_served_by_who_runs_already(
 @pytest.mark.parametrize(
     ("url", "code", "words"),
     [
-        ("mysql://x/y", 2, "no PostgreSQL URL"),
-        ("postgresql://", 2, "no PostgreSQL URL"),
-        ("postgresql://user:secret@host:port/x", 2, "no PostgreSQL URL"),
+        ("mysql://x/y", 2, "not a PostgreSQL URL"),
+        ("postgresql://", 2, "not a PostgreSQL URL"),
+        ("postgresql://user:secret@host:port/x", 2, "not a PostgreSQL URL"),
         ("postgresql://user:secret@127.0.0.1:1/x", 70, "cannot be reached"),
     ],
 )

@@ -69,7 +69,7 @@ def test_the_session_stays_whole_and_the_others_go(
         answer = in_process(agents, *PRUNE)
         assert (answer.exit_code, answer.document["code"]) == (3, "partial")
         assert [(e["agentId"], e["id"], e["code"]) for e in answer.document["errors"]] == [("main", "a", code)]
-        assert "stays as it was" in answer.document["errors"][0]["error"]
+        assert "was not changed" in answer.document["errors"][0]["error"]
         assert name in answer.document["errors"][0]["error"]
         assert (answer.document["deleted_ids"], answer.document["kept"]) == (expected, [])
         assert answer.document["pruned_count"] + answer.document["kept_count"] == answer.document["total_sessions"]
@@ -138,7 +138,7 @@ def test_a_session_whose_key_was_given_away_meanwhile_is_said_until_it_can_go(
     at("index verified", lambda: store.replace({**store.read(), "agent:main:cron:b": theirs}))
     answer = in_process(agents, "delete_session", {"session_id": "b"})
     assert answer.exit_code == 3
-    assert "b is half removed" in answer.document["errors"][0]["error"]
+    assert "b is only partly removed" in answer.document["errors"][0]["error"]
     assert store.read()["agent:main:cron:b"] == theirs
     assert "b.jsonl" in store.names()
     assert in_process(agents, "prune_sessions", {"max_age_minutes": 1_000_000}).exit_code == 3

@@ -167,7 +167,7 @@ def test_an_older_folder_that_no_gateway_takes_is_named(machine: Machine) -> Non
     error = machine.refused()
     assert error.code == "agents_dir_missing"
     assert str(machine.home / ".openclaw" / "agents") in error.message
-    assert f"{machine.home}/.moltbot/agents is there, and no gateway would take it now" in error.message
+    assert f"{machine.home}/.moltbot/agents exists, but no gateway would use it now" in error.message
 
 
 @pytest.mark.parametrize(
@@ -212,19 +212,19 @@ def test_the_config_says_where_the_indexes_are(
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ("{session: {store: ", "no JSON5"),
+        ("{session: {store: ", "not valid JSON5"),
         ('{session: {store: "x/sessions.json"}}', "relative to the folder in which the gateway was started"),
         ('{session: {store: " /x/sessions.json"}}', "relative"),
         ('{session: {store: "C:\\\\x\\\\sessions.json"}}', "relative"),
-        ("{session: {store: 5}}", "session.store is no text"),
-        ("{session: []}", "session is no object"),
-        ("[]", "it is no object"),
-        ("", "no JSON5"),
+        ("{session: {store: 5}}", "session.store is not a string"),
+        ("{session: []}", "session is not an object"),
+        ("[]", "it is not an object"),
+        ("", "not valid JSON5"),
         ('{session: {store: "${WHERE}/s.json"}}', "needs the variable WHERE"),
-        ('{$include: "openclaw.json"}', "included within itself"),
+        ('{$include: "openclaw.json"}', "includes itself"),
         ('{$include: "nowhere.json"}', "no such file"),
         ("{$include: [1]}", "$include"),
-        ("{gateway: {auth: {token: 'secret-1'}}, session: {store: }", "no JSON5"),
+        ("{gateway: {auth: {token: 'secret-1'}}, session: {store: }", "not valid JSON5"),
     ],
 )
 def test_a_config_that_cannot_be_used_is_never_passed_over(machine: Machine, config: str, why: str) -> None:
@@ -416,7 +416,7 @@ def test_the_doctor_is_not_green_where_a_configured_store_is_not_looked_at(gatew
     (gateway.state / "openclaw.json").write_text("{session: ")
     answer = gateway.skill("doctor", None, ARIA_AGENTS_DIR=named)
     assert (answer.exit_code, checks(answer)["gateway_config"][0]) == (3, False)
-    assert "no JSON5" in checks(answer)["gateway_config"][1]
+    assert "not valid JSON5" in checks(answer)["gateway_config"][1]
     assert gateway.skill("list_sessions", None, ARIA_AGENTS_DIR=named).exit_code == 0
     assert (gateway.skill("doctor").exit_code, gateway.skill("doctor").document["code"]) == (2, "bad_gateway_config")
 

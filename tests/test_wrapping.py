@@ -132,10 +132,10 @@ def test_an_entry_of_a_part_is_not_taken_for_the_whole(agents: Path, skill: Skil
         ("{}".encode("utf-32-be"), "UTF-32"),
         (b"// mine\n{}", "before its first brace"),
         (b"", "0 bytes"),
-        (b"{", "no readable JSON object"),
-        (b"{\0\0\0\0\0\0\0\0", "no readable JSON object"),
-        (b"\0" * 50, "no readable JSON object"),
-        (b"[]", "no readable JSON object"),
+        (b"{", "not a readable JSON object"),
+        (b"{\0\0\0\0\0\0\0\0", "not a readable JSON object"),
+        (b"\0" * 50, "not a readable JSON object"),
+        (b"[]", "not a readable JSON object"),
     ],
 )
 def test_the_sentence_names_what_is_wrong(agents: Path, skill: Skill, data: bytes, said: str) -> None:

@@ -55,7 +55,7 @@ def _object(value: Any, what: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise Unreadable(f"{what} is no object")
+        raise Unreadable(f"{what} is not an object")
     return value
 
 
@@ -86,7 +86,7 @@ class _Texts:
         if value is None:
             return ""
         if not isinstance(value, str):
-            raise Unreadable(f"{name}.{key} is no text")
+            raise Unreadable(f"{name}.{key} is not a string")
 
         def filled(found: re.Match[str]) -> str:
             escaped, variable = found.groups()
@@ -102,7 +102,7 @@ class _Texts:
 
 def _load(path: str, above: tuple[str, ...]) -> Any:
     if path in above or len(above) > _DEEPEST:
-        raise Unreadable(f"{path} is included within itself, or too deep")
+        raise Unreadable(f"{path} includes itself, or is nested too deeply")
     try:
         # A pipe in its place would be waited for.
         if not os.path.isfile(path):
@@ -127,7 +127,7 @@ def _parsed(data: bytes, path: str) -> Any:
         import pyjson5
     except ImportError as error:
         raise Unreadable(
-            f"{path} is no plain JSON, and the Python package that reads JSON5 is missing; install it: python3 -m pip "
+            f"{path} is not plain JSON, and the Python package that reads JSON5 is missing; install it: python3 -m pip "
             "install pyjson5"
         ) from error
     try:
@@ -135,7 +135,7 @@ def _parsed(data: bytes, path: str) -> Any:
     except (pyjson5.Json5Exception, RecursionError) as error:
         # What else the error holds is the config itself, with its tokens.
         what = getattr(error, "message", None) or type(error).__name__
-        raise Unreadable(f"{path} is no JSON5: {what}") from None
+        raise Unreadable(f"{path} is not valid JSON5: {what}") from None
 
 
 def _with_included(value: Any, path: str, above: tuple[str, ...]) -> Any:
@@ -149,7 +149,7 @@ def _with_included(value: Any, path: str, above: tuple[str, ...]) -> Any:
     names = value["$include"]
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise Unreadable(f"$include in {path} is neither a text nor a list of texts")
+        raise Unreadable(f"$include in {path} is neither a string nor a list of strings")
     folder = os.path.dirname(path)
     merged: Any = {}
     for name in names:

@@ -99,7 +99,7 @@ def find_place(environ: Mapping[str, str]) -> Place:
     if here:
         raise _ambiguous(here)
     tried = [p.text if p.layout.root is None else f"{p.text} ({p.why})" for p in found.values()]
-    others = [f"; {path} is there, and no gateway would take it now" for path in _passed_over(environ, None)]
+    others = [f"; {path} exists, but no gateway would use it now" for path in _passed_over(environ, None)]
     raise UsageError(
         f"no agents directory at {' or '.join(tried)}; set ARIA_AGENTS_DIR to the folder that holds <agent>/sessions"
         f"{''.join(others)}",
@@ -114,7 +114,7 @@ def missing(path: str, variable: str) -> SessionManagerError:
     try:
         os.stat(place)
     except PermissionError as error:
-        what = f"the agents directory {path!r} cannot be looked into: {error.strerror}; {run_as(place)}"
+        what = f"the agents directory {path!r} cannot be read: {error.strerror}; {run_as(place)}"
         return Refused(what, code="not_readable", **details)
     except (OSError, ValueError):
         pass
@@ -125,8 +125,8 @@ def missing(path: str, variable: str) -> SessionManagerError:
 def _ambiguous(places: Iterable[Place]) -> UsageError:
     each = [f"{place.text} (by {place.why})" for place in places]
     return UsageError(
-        f"more than one agents directory may be meant: {', '.join(each[:-1])} and {each[-1]}; set ARIA_AGENTS_DIR to "
-        "the right one, or OPENCLAW_STATE_DIR and OPENCLAW_CONFIG_PATH to what the gateway runs with",
+        f"several agents directories are possible: {', '.join(each[:-1])} and {each[-1]}; set ARIA_AGENTS_DIR to "
+        "the right one, or OPENCLAW_STATE_DIR and OPENCLAW_CONFIG_PATH to what the gateway uses",
         code="agents_dir_ambiguous",
         candidates=[place.text for place in places],
     )
@@ -166,7 +166,7 @@ def _place(environ: Mapping[str, str], state: str, why: str, variable: str | Non
     try:
         store, said = read_layout(config, environ)
     except Unreadable as error:
-        what = f"the gateway's config {config} may say where its sessions are, and cannot be used: {error}"
+        what = f"the gateway's config {config} may say where its sessions are, but cannot be used: {error}"
         how = "set ARIA_AGENTS_DIR to the folder that holds <agent>/sessions"
         if error.denied_at is not None:
             how = f"{run_as(error.denied_at)}, or {how}"

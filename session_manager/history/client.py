@@ -116,7 +116,7 @@ class Client:
         # A thread that was left behind may send the request yet.
         under_way = connection.reached and thread is not None and thread.is_alive()
         if delete and asked and (connection.doubtful or under_way):
-            error += "; conversations may have been deleted: ask again"
+            error += "; conversations may have been deleted: run this again"
         return None, error
 
     def prove(self, token: str | None) -> str | None:
@@ -231,9 +231,9 @@ class Client:
                     middle = len(names) // 2
                     chunks += [(status, names[:middle]), (status, names[middle:])]
                 else:
-                    tally.refused(names[0], f"aria-api does not take this mark ({answer.status})")
+                    tally.refused(names[0], f"aria-api rejects this status update ({answer.status})")
                 if refusals == _MAX_REFUSALS_IN_A_ROW:
                     break
         if chunks:
-            raise self._connection.give_up("aria-api refuses too many marks (400, 413 or 422); look into its log")
+            raise self._connection.give_up("aria-api rejects too many status updates (400, 413 or 422); check its log")
         return True

@@ -74,7 +74,7 @@ class Connection:
             self._client = _http_client(url)
         except (httpx.InvalidURL, ImportError, ValueError, OSError) as error:
             raise Unavailable(
-                f"aria-api at {url} cannot be asked ({_detail(error)}): check ARIA_API_URL and the proxy variables"
+                f"aria-api at {url} cannot be called ({_detail(error)}): check ARIA_API_URL and the proxy variables"
             ) from error
         self.authorize(token)
 
@@ -123,14 +123,14 @@ class Connection:
             self._postpone(answer, attempt)
         status = answer.status
         if status == 401:
-            raise self.give_up("aria-api refused the token (401): set ARIA_API_TOKEN to one that it knows")
+            raise self.give_up("aria-api refused the token (401): set ARIA_API_TOKEN to a valid token")
         if status == 403:
             better = "one that may do this (read, write; delete to erase)"
             raise self.give_up(f"aria-api refused {method} {path} (403): set ARIA_API_TOKEN to {better}")
         if status in _BUSY:
-            raise self.give_up(f"aria-api is busy ({status}) and stayed so; the next call tries again")
+            raise self.give_up(f"aria-api stayed busy ({status}); the next call tries again")
         if status >= 500 and status != 501:
-            raise self.give_up(f"aria-api failed ({status}) at {method} {path}; look into its log")
+            raise self.give_up(f"aria-api failed ({status}) at {method} {path}; check its log")
         return answer
 
     def look(self, url: str, method: str = "GET", body: object = None) -> Answer:
@@ -150,7 +150,7 @@ class Connection:
 
     def unexpected(self) -> Unavailable:
         """Gives up on a service that answers something else than aria-api would; returns what is to be raised."""
-        return self.give_up(f"what answers at {self.url} does not speak as aria-api does: check ARIA_API_URL")
+        return self.give_up(f"the server at {self.url} does not answer as aria-api does: check ARIA_API_URL")
 
     def _pause(self) -> None:
         """Waits until a busy service wants to be asked again: all threads together, not each for itself."""
@@ -166,7 +166,7 @@ class Connection:
         wait = _seconds(answer.retry_after)
         wait = _FIRST_PAUSE_S * 2**attempt if wait is None else max(wait, _LEAST_PAUSE_S)
         if wait >= self.remaining():
-            raise self.give_up(f"aria-api is busy ({answer.status}) and wants to be asked again in {wait:.0f} s")
+            raise self.give_up(f"aria-api is busy ({answer.status}) and asks to be called again in {wait:.0f} s")
         with self._lock:
             self._not_before = max(self._not_before, self._clock() + wait)
 
@@ -177,7 +177,7 @@ class Connection:
             if answer.status not in _REDIRECTS:
                 return answer
             target = self._redirected(target, answer, method)
-        raise self.give_up(f"aria-api at {self.url} redirects in circles: check ARIA_API_URL")
+        raise self.give_up(f"aria-api at {self.url} redirects in a loop: check ARIA_API_URL")
 
     def _redirected(self, url: httpx.URL, answer: Answer, method: str) -> httpx.URL:
         try:
@@ -188,9 +188,7 @@ class Connection:
         if not same:
             # The token is for the configured host alone, and a mark must not end up in somebody else's history.
             place = f"{target.scheme}://{target.host}"[:200]
-            raise self.give_up(
-                f"aria-api redirects to another place, {place!r}, which is not followed: check ARIA_API_URL"
-            )
+            raise self.give_up(f"aria-api redirects to {place!r}, which is not followed: check ARIA_API_URL")
         if method != "GET" and answer.status not in (307, 308):
             raise self.unexpected()
         return target
@@ -222,7 +220,7 @@ class Connection:
         except httpx.TimeoutException as error:
             raise self.give_up(f"aria-api did not answer within {self.budget_s:g} s (ARIA_API_TIMEOUT)") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            sentence = f"aria-api at {self.url} broke off ({_detail(error)}); the next call tries again"
+            sentence = f"aria-api at {self.url} closed the connection ({_detail(error)}); the next call tries again"
             raise self.give_up(sentence) from error
 
     def _trace(self, event: str, info: Mapping[str, Any]) -> None:

@@ -51,9 +51,9 @@ def delete_ghosts(connection: Connection, older_than_minutes: int) -> Ghosts:
 
 def _read(connection: Connection, answer: Answer, kind: type[Document]) -> Document:
     if answer.status in (404, 405, 501):
-        raise connection.give_up(f"aria-api at {connection.url} is an older one that holds no conversations itself")
+        raise connection.give_up(f"aria-api at {connection.url} is an older version without conversations")
     if answer.status in (400, 422):
-        raise connection.give_up(f"aria-api does not take this older_than_minutes ({answer.status}): ask for less")
+        raise connection.give_up(f"aria-api rejects this older_than_minutes ({answer.status}): use a smaller value")
     if answer.status != 200:
         raise connection.give_up(f"aria-api answered {answer.status} at {connection.url}{PATH}: check ARIA_API_URL")
     try:

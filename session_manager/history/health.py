@@ -44,7 +44,7 @@ def prove(connection: Connection) -> None:
     answer = connection.look(f"{connection.url.removesuffix(_BASE)}/healthz")
     if answer.status != 200 or answer.service != _SERVICE:
         raise connection.give_up(
-            f"what answers at {connection.url} has not shown itself to be aria-api: set ARIA_API_URL if it is one"
+            f"the server at {connection.url} does not identify itself as aria-api: set ARIA_API_URL if it is"
         )
 
 
@@ -87,8 +87,8 @@ def _token(rows: Answer, may_write: bool | None) -> str | None:
         return "aria-api refuses the token (401)"
     if rows.status == 403:
         # It may be the token, or the name that the service was asked by.
-        return _said(rows, "the token may not read history (403)")
-    return "the token may not change history (403)" if may_write is False else None
+        return _said(rows, "the token lacks the right to read history (403)")
+    return "the token lacks the right to change history (403)" if may_write is False else None
 
 
 def _database(answer: Answer) -> tuple[bool | None, str | None]:

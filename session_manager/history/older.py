@@ -52,7 +52,7 @@ def _mark(connection: Connection, name: Name, rows: Sequence[Row], status: Statu
         if answer.status in (404, 410):
             gone += 1
         elif answer.status not in (200, 201, 202, 204):
-            tally.refused(name, f"aria-api does not take this mark ({answer.status})")
+            tally.refused(name, f"aria-api rejects this status update ({answer.status})")
             return
     if gone == len(rows):
         tally.missing(name)

@@ -97,7 +97,7 @@ def bring_back_files(
     if not removals:
         return failures, taken
     with opened_folder(store.sessions_dir) as folder:
-        for removal in tracked(removals, "bringing files back"):
+        for removal in tracked(removals, "restoring files"):
             run_id = attempt.archive_run(removal)
             for position, (source, target) in enumerate(removal.files):
                 try:
@@ -140,8 +140,8 @@ def _join(store: Store, second_names: SecondNames, run_id: str, removal: Removal
 def in_use(session_id: str) -> Refused:
     """Returns the error of a session whose transcript cannot be joined now."""
     return Refused(
-        f"session {session_id} woke up while it was removed and is at work: the next call joins its transcript to what "
-        "it said before",
+        f"session {session_id} received a message during its removal and is busy: the next call joins its transcript "
+        "with the archived part",
         code="session_busy",
     )
 

@@ -21,9 +21,9 @@ from session_manager.settings import Settings
 Name = tuple[str, str]
 Status = Literal["active", "ended", "erased"]
 OFF = "history is turned off: ARIA_API_URL is empty"
-ELSEWHERE = "another call, or aria-api itself, is delivering history marks right now"
-NOT_YET = "aria-api has no row of the session yet; the mark is kept and tried again"
-CHANGED = "the mark was changed while it was on its way; the next call delivers it"
+ELSEWHERE = "another call, or aria-api itself, is delivering status updates right now"
+NOT_YET = "aria-api has no row for the session yet; the update is kept and tried again"
+CHANGED = "the update changed while it was being sent; the next call delivers it"
 _TOLD: dict[str, Status] = {"active": "active", "erased": "erased"}
 
 

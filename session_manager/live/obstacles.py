@@ -78,15 +78,15 @@ class Place:
         if removed.state != "removed" and not half_back:
             return Obstacle(NOT_RESTORABLE, _ENDS.get(removed.state, f"it is {removed.state}"))
         if not removed.finished:
-            return Obstacle(UNFINISHED, "its removal is not finished; the next call that removes something ends it")
+            return Obstacle(UNFINISHED, "its removal is not finished; the next call that removes something finishes it")
         if self._snapshot.store.database and removed.session_id in self._living:
             return Obstacle(
                 NOT_RESTORABLE,
-                "the gateway's database has it, and takes no older part in: that stays archived, and no purge takes it",
+                "the gateway's database has it and cannot import an older part; the archive is kept and not purged",
             )
         if removed.keys and not removed.has_entries and removed.session_id not in self._living:
             days = self._keep_days
-            return Obstacle(NOT_RESTORABLE, f"its index entry is kept no longer (ARIA_KEEP_DAYS is {days})")
+            return Obstacle(NOT_RESTORABLE, f"its index entry is no longer kept (ARIA_KEEP_DAYS is {days})")
         for key in removed.keys:
             holder = self._holder(key)
             if holder not in (None, removed.session_id):
@@ -96,7 +96,7 @@ class Place:
                 continue
             archive = self._archive(removed, target)
             if source in self._names and (archive is None or not self._goes_on(removed, source, archive)):
-                return Obstacle(FILE_EXISTS, f"there is a file {source} already")
+                return Obstacle(FILE_EXISTS, f"a file {source} already exists")
             if archive is None:
                 return Obstacle(NOT_RESTORABLE, f"its archive {target} is gone")
         return None

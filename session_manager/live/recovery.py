@@ -295,7 +295,7 @@ def roll_back(store: Store, second_names: SecondNames, swap: Swap, attempt: Atte
 
 
 def _told(session_id: str | None, error: SessionManagerError, alive: set[str]) -> SessionManagerError:
-    what = "stays as it was" if session_id in alive else "is half removed, and the next call goes on with it"
+    what = "was not changed" if session_id in alive else "is only partly removed, and the next call continues"
     return type(error)(f"session {session_id} {what}: {error.message}", code=error.code)
 
 

@@ -199,7 +199,8 @@ class Remover:
             except LockLost:
                 if time.monotonic() >= deadline:
                     raise Locked(
-                        f"the lock of agent {store.agent_id!r} was taken from us; try again", agentId=store.agent_id
+                        f"the lock of agent {store.agent_id!r} was lost to another process; try again",
+                        agentId=store.agent_id,
                     ) from None
 
     def remove_locked(
@@ -340,7 +341,7 @@ class Remover:
         self, lock: StoreLock, store: Store, read: Identity, text: bytes, removals: list[Removal]
     ) -> tuple[Temp, Attempt]:
         """Writes the new index beside the version ``read``, and the intent to put it there; durably, or neither."""
-        stage(f"noting what shall go of {store.agent_id}")
+        stage(f"recording the removals of {store.agent_id}")
         temp = write_temp(store, text)
         try:
             step("index prepared")
@@ -382,7 +383,7 @@ class Remover:
         sync_folder(store.sessions_dir)
         forget_second_names(store, self.second_names, attempt, back)
         step("folder synced")
-        stage(f"noting what has gone of {store.agent_id}")
+        stage(f"confirming the removals of {store.agent_id}")
         self.ledger.finish(attempt, swap.alive, complete=not failures and not rolled_back.half)
         step("end noted")
         # A gateway of 2026.2.17 that read the old text just before the swap and took the time just after it has

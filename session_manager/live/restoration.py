@@ -39,7 +39,7 @@ from session_manager.live.volume import Identity, Snapshot, Store, read_file, re
 _FRESH_STARTS = 20
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 128 * 1024
 _LOOKS_AFTER = 20
-LOST = Obstacle("store_locked", "a gateway that takes no lock wrote its index back without it; try again")
+LOST = Obstacle("store_locked", "a gateway that takes no lock has overwritten the index without it; try again")
 
 # One session's removals that belong together, newest first: what a gateway wrote back and we removed once more, or
 # began anew and we archived as an orphan, and the removal before that.
@@ -189,7 +189,7 @@ def _execute(
     store, identity = snapshot.store, snapshot.identity
     assert identity is not None
     ledger = remover.ledger
-    stage(f"noting what shall come back to {store.agent_id}")
+    stage(f"recording the restore of {store.agent_id}")
     attempt = ledger.intend_restore(remover.run, store.store_id, store.agent_id, [], [identity], _drained(removed))
     step("restore intended")
     try:
@@ -226,7 +226,7 @@ def _prepared(
     put: dict[str, Member] = {}
     for removal in attempt.removals:
         if len(removal.members) != len(removal.keys):
-            raise Refused(f"the index entry of session {removal.session_id} has just been dropped", code=NOT_RESTORABLE)
+            raise Refused(f"the index entry of session {removal.session_id} has just been deleted", code=NOT_RESTORABLE)
         # Of a session's removals the newest comes last.
         put |= {k: m for k, m in zip(removal.keys, removal.members, strict=True) if k not in index.entries}
     if not put:
@@ -287,7 +287,7 @@ def _bring_back(store: Store, second_names: SecondNames, attempt: Attempt) -> No
     names = set(os.listdir(store.sessions_dir))
     missing = [source for removal in attempt.removals for source, _ in removal.files if source not in names]
     if taken or missing:
-        what = f"there is a file {taken[0]} by now" if taken else f"the archive of {missing[0]} has gone just now"
+        what = f"a file {taken[0]} exists by now" if taken else f"the archive of {missing[0]} has just disappeared"
         raise Refused(f"cannot restore in {store.sessions_dir}: {what}", code=FILE_EXISTS if taken else NOT_RESTORABLE)
     step("files back")
     sync_folder(store.sessions_dir)

@@ -41,7 +41,7 @@ def refuse_unguarded(store: Store, names: Iterable[str], sessions: Iterable[Sess
     who = None if allowed else writer(store, names, sessions)
     if who is not None:
         raise Refused(
-            f"the file system of {folder} cannot swap two files in one step, and {who}: what it writes at that moment "
+            f"the file system of {folder} cannot swap two files atomically, and {who}: what it writes at that moment "
             f"would be lost; nothing was changed: {ADVICE}",
             code="no_exchange",
             agentId=store.agent_id,
@@ -54,10 +54,10 @@ def writer(store: Store, names: Iterable[str], sessions: Iterable[Session]) -> s
     if vouches(store.sessions_dir, store.gateways):
         return "a gateway of this store runs here"
     if (kind := kind_of(store.sessions_dir)) in _SHARES:
-        return f"it is a share ({kind}), which a gateway on another machine may write"
+        return f"it is a network share ({kind}), and a gateway on another machine may write to it"
     held = next((lock for lock in locks(store, names, now_ms()) if lock.state == UNSEEN), None)
     if held is not None:
-        return f"{held.name} is held by a process that is not seen here"
+        return f"{held.name} is held by a process that is not visible from here"
     mount = next((path for session in sessions for path in session.session_files if _is_elsewhere(path)), None)
     if mount is not None:
         return f"its gateway has other paths ({mount}), as in another container"

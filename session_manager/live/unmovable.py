@@ -38,7 +38,7 @@ def _too_long(snapshot: Snapshot, names: Sequence[str]) -> dict[str, SessionMana
     files = files_by_session(long, snapshot.sessions, snapshot.store.sessions_dir)
     return {
         session_id: Refused(
-            f"session {session_id} stays as it was: the name of its file {found[0]} leaves no room for an archive's "
+            f"session {session_id} was not changed: the name of its file {found[0]} leaves no room for the archive's "
             f"ending (at most {LONGEST_NAME} bytes); stop the gateway, give the file and its entry a shorter name, and "
             "call again",
             code="name_too_long",
@@ -76,7 +76,7 @@ def _folded(session_id: str) -> str:
 
 def _ambiguous(session_id: str) -> SessionManagerError:
     return Refused(
-        f"session {session_id} stays as it was: its transcript is listed under another spelling, so it may be another "
+        f"session {session_id} was not changed: its transcript is listed under another spelling, so it may be another "
         "session's; stop the gateway, give the file the name that the index has, and call again",
         code="name_ambiguous",
     )

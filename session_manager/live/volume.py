@@ -232,7 +232,7 @@ class Volume:
         real = os.path.realpath(path)
         if not self._inside(real):
             raise Refused(
-                f"{path} leads out of the agents directory (to {real}); it is left alone",
+                f"{path} leads out of the agents directory (to {real}); it is not touched",
                 code="outside_agents_dir",
                 agentId=agent_id,
             )
@@ -353,7 +353,7 @@ def read_snapshot(store: Store, now_ms: int, known: tuple[bytes, Identity] | Non
     except ValueError as error:
         from session_manager.live.wrapping import trouble
 
-        what = trouble(data) or f"is no readable JSON object ({error})"
+        what = trouble(data) or f"is not a readable JSON object ({error})"
         raise _damaged(store, what if data else "has 0 bytes") from error
     return Snapshot(store, index, identity, sessions_of(store, index, now_ms))
 
@@ -402,7 +402,7 @@ def _read_patiently(store: Store) -> tuple[bytes, Identity] | None:
                 return None
             if time.monotonic() > deadline:
                 if any(n.endswith(".jsonl") for n in evidence):
-                    raise _damaged(store, "is missing although transcripts lie beside it") from None
+                    raise _damaged(store, "is missing although there are transcripts beside it") from None
                 return None
             time.sleep(_POLL_S)
         except PermissionError as error:
@@ -410,7 +410,7 @@ def _read_patiently(store: Store) -> tuple[bytes, Identity] | None:
             raise _not_readable(what, store.index_path, agentId=store.agent_id) from error
         except OSError as error:
             what = f"cannot be read: {error.strerror}"
-            raise _damaged(store, what, f"mend that, or restore {store.index_name} from a backup") from error
+            raise _damaged(store, what, f"fix that, or restore {store.index_name} from a backup") from error
 
 
 def folder_unreadable(agent_id: str, path: str, error: OSError) -> SessionManagerError:
@@ -427,7 +427,7 @@ def _not_readable(what: str, path: str, **details: str) -> Refused:
     return Refused(f"{what}; nothing was changed: {run_as(path)}", code="not_readable", **details)
 
 
-_REBUILD = "stop the gateway, then call readopt_orphans with rebuild: true, which keeps the damaged file beside"
+_REBUILD = "stop the gateway, then call readopt_orphans with rebuild: true, which keeps the damaged file"
 
 
 def _damaged(store: Store, what: str, advice: str = _REBUILD) -> Damaged:

@@ -35,7 +35,7 @@ def trouble(data: bytes) -> str | None:
     """Says in what way a text is wrapped, for the sentence of a damaged index; None when it is in no known way."""
     mark, encoding, name = _encoding(data)
     if encoding != "utf-8":
-        return f"is written in {name}, and gateways read UTF-8"
+        return f"is written in {name}, but gateways read UTF-8"
     if mark:
         return "begins with a byte order mark, which no gateway can parse"
     start = data.find(b"{")

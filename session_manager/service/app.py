@@ -27,10 +27,10 @@ from session_manager.service.talk.talks import talking
 from session_manager.service.watch import Watch
 
 DESCRIPTION = """\
-The history of an AI agent's sessions. `/api/sessions` is brought up to date from the gateway's files by the volume
-sync; cleanups mark rows ended and never delete them, and what they could not tell is fetched from the volume's
-ledger. `/api/engine/sessions` are conversations that the service holds itself: an empty one goes after a while, an
-idle one into the archive. `/api/engine/chat` talks in them. Every answer that is not a success is
+The history of an AI agent's sessions. The volume sync updates `/api/sessions` from the gateway's files; cleanups mark
+rows ended and never delete them, and status updates that a cleanup could not deliver are read from the volume's
+ledger. `/api/engine/sessions` are conversations that the service stores itself: one that stays empty is deleted after a
+while, an idle one is archived. `/api/engine/chat` sends messages to them. Every response other than a success is
 `{"error", "code"}`.
 """
 

@@ -35,7 +35,11 @@ DELETING = ("/sessions/", "/conversations/")
 LONGEST_QUERY = 2000
 # Decides nothing: it is what the API's description says about tokens.
 DESCRIBED = Security(
-    HTTPBearer(auto_error=False, scheme_name="token", description="`ARIA_API_TOKEN`, or one that was created.")
+    HTTPBearer(
+        auto_error=False,
+        scheme_name="token",
+        description="`ARIA_API_TOKEN`, or a token made by `session-manager token create`.",
+    )
 )
 
 

@@ -109,7 +109,7 @@ def _hosts(environ: Mapping[str, str]) -> frozenset[str]:
     for name in names:
         if name and not re.fullmatch(r"[a-z0-9._-]+", name):
             raise UsageError(
-                f"ARIA_ALLOWED_HOSTS holds {name!r}; it takes plain host names with commas, no scheme and no port",
+                f"ARIA_ALLOWED_HOSTS holds {name!r}; it takes plain host names, separated by commas, no scheme or port",
                 code="bad_setting",
             )
     return frozenset(name for name in names if name)
@@ -134,7 +134,7 @@ def database_url(environ: Mapping[str, str]) -> str | None:
             make_url(f"postgresql+psycopg://{rest}")
             return f"postgresql+psycopg://{rest}"
     raise UsageError(
-        "DATABASE_URL is no PostgreSQL URL; it looks like postgresql://user:password@host:5432/database, "
+        "DATABASE_URL is not a PostgreSQL URL; it must look like postgresql://user:password@host:5432/database, "
         "with special characters of the password percent-encoded",
         code="bad_setting",
     )

@@ -36,12 +36,12 @@ class Guard:
         # Whoever probes its health goes by an address, and learns nothing else.
         if scope["path"] not in PROBES and not self._host_is_ours(headers):
             return await refuse(
-                scope, receive, send, 403, "this service does not go by that host name; see ARIA_ALLOWED_HOSTS", "host"
+                scope, receive, send, 403, "this service does not accept that host name; see ARIA_ALLOWED_HOSTS", "host"
             )
         unsafe = scope["type"] == "websocket" or scope["method"] not in SAFE_METHODS
         if unsafe and not self._origin_is_ours(headers):
             return await refuse(
-                scope, receive, send, 403, "a page of another site may not do this; see ARIA_ALLOWED_HOSTS", "origin"
+                scope, receive, send, 403, "a page of another site must not do this; see ARIA_ALLOWED_HOSTS", "origin"
             )
         if scope["type"] == "http":
             declared = headers.get("content-length", "")

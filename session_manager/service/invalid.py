@@ -12,7 +12,7 @@ _WORDS = {
     "missing": "is missing",
     "model_attributes_type": "must be a JSON object, sent with Content-Type: application/json",
     "model_type": "must be a JSON object",
-    "string_unicode": "must not hold half a character (a lone surrogate)",
+    "string_unicode": "must not contain half a character (a lone surrogate)",
 }
 
 

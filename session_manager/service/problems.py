@@ -103,8 +103,8 @@ async def _http(request: Request, error: Exception) -> Response:
         return _refused(request, [{"field": "body", "error": "not readable as JSON"}])
     code = _CODES.get(error.status_code, "http_error")
     sentence = {
-        404: "there is nothing at this address; /docs lists what there is",
-        405: f"{request.method} is not possible here; /docs lists what is",
+        404: "there is nothing at this address; /docs lists all addresses",
+        405: f"{request.method} is not allowed here; /docs lists what is",
     }.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})
     if error.status_code == 405:

@@ -94,7 +94,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"--host {host!r} is no address of this machine: {error}", code="address_unusable") from error
+        raise UsageError(
+            f"--host {host!r} is not an address of this machine: {error}", code="address_unusable"
+        ) from error
     family, kind, protocol, _, address = found[0]
     with socket.socket(family, kind, protocol) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

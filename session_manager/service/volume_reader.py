@@ -71,7 +71,9 @@ def read_volume(volume: Volume, known: Mapping[str, str]) -> VolumeRead:
         except SessionManagerError as error:
             read.errors.append(failure(error, agent_id))
     for agent_id in sorted(absent):
-        sentence = f"the folder of agent {agent_id!r} is gone; its rows stay as they are until they are marked"
+        sentence = (
+            f"the folder of agent {agent_id!r} is gone; its rows in history stay as they are until somebody marks them"
+        )
         read.errors.append(failure(NotFound(sentence, code="agent_not_found"), agent_id))
     return read
 

@@ -41,7 +41,7 @@ class Clock(msgspec.Struct, frozen=True):
         """Returns a sentence without its end on a clock that is ahead."""
         assert self.last is not None
         days = round((self.now - self.last) / DAY_MS)
-        return f"the clock shows {iso_ms(self.now)}, {days} days after {self.by} ({iso_ms(self.last)})"
+        return f"the clock says {iso_ms(self.now)}, {days} days after {self.by} ({iso_ms(self.last)})"
 
     def document(self) -> dict[str, object]:
         """Returns a result's ``clock_ahead``; empty when it is not."""

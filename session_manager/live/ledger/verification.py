@@ -92,7 +92,7 @@ def _walk(sql: sqlite3.Connection) -> _Said:
         except (TypeError, ValueError):
             whole = False
         if not whole:
-            raise _Broken(f"event {number}", "its hash does not fit the event and those before it")
+            raise _Broken(f"event {number}", "its hash does not match the event and those before it")
         try:
             _hear(said, kind, msgspec.json.decode(text), at)
         except (msgspec.DecodeError, KeyError, TypeError) as error:
@@ -120,7 +120,7 @@ def _check_runs(sql: sqlite3.Connection, said: _Said) -> None:
     left = set(said.runs)
     for row in sql.execute("SELECT run_id, started_at, function, asked_by, user, host, pid FROM runs ORDER BY run_id"):
         if _hex(row) != said.runs.get(row[0]):
-            raise _Broken(f"run {row[0]}", "its row is not what the chain sealed", row[0])
+            raise _Broken(f"run {row[0]}", "its row differs from the chain", row[0])
         left.discard(row[0])
     for run_id in sorted(left):
         raise _Broken(f"run {run_id}", "its row is missing", run_id)
@@ -144,7 +144,7 @@ def _check_attempts(sql: sqlite3.Connection, said: _Said) -> None:
         attempt_id, run_id = columns[0], columns[1]
         place = f"attempt {attempt_id}"
         if run_id not in said.runs or said.ends.get(attempt_id, "intent") != state:
-            raise _Broken(place, "its row is not what the chain says", run_id)
+            raise _Broken(place, "its row differs from the chain", run_id)
         rows = []
         if loose is not None and loose[0] == attempt_id:
             rows, loose = loose[1], next(removals, None)
@@ -154,9 +154,9 @@ def _check_attempts(sql: sqlite3.Connection, said: _Said) -> None:
                 _check_removal(removal, said, run_id)
                 digest.add(removal[0], removal[1], removal[2], _first_seal(removal, said))
         except (TypeError, ValueError, AttributeError) as error:
-            raise _Broken(place, "a row of it cannot be read", run_id) from error
+            raise _Broken(place, "one of its rows cannot be read", run_id) from error
         if digest.hex() != said.intents.get(attempt_id):
-            raise _Broken(place, "its rows are not what the chain sealed", run_id)
+            raise _Broken(place, "its rows differ from the chain", run_id)
         left.discard(attempt_id)
     if loose is not None:
         raise _Broken(f"removal {loose[1][0][0]}", "it belongs to no attempt")
@@ -185,13 +185,13 @@ def _check_removal(row: tuple[Any, ...], said: _Said, run_id: object) -> None:
     removal_id, _, _, state, changed_at, details, sealed = row
     place = f"removal {removal_id}"
     if (state, changed_at) != said.states.get(removal_id, (REMOVED, None)):
-        raise _Broken(place, "its state is not what the chain says", run_id)
+        raise _Broken(place, "its state differs from the chain", run_id)
     if removal_id in said.now and sealed.hex() != said.now[removal_id]:
-        raise _Broken(place, "its seal is not the one that the chain knows", run_id)
+        raise _Broken(place, "its digest differs from the chain", run_id)
     if details is None and state != ERASED:
-        raise _Broken(place, "its keys, files and facts are gone, and nobody erased them", run_id)
+        raise _Broken(place, "its keys, files and details are gone, and nobody erased them", run_id)
     if details is not None and not chain.is_sealed(details.encode(), sealed):
-        raise _Broken(place, "its keys, files or facts were changed", run_id)
+        raise _Broken(place, "its keys, files or details were changed", run_id)
 
 
 def _first_seal(row: tuple[Any, ...], said: _Said) -> bytes:

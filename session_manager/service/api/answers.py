@@ -18,6 +18,6 @@ BUSY: Responses = {
 INVALID: Responses = {422: {"model": Problem, "description": "a field is wrong; `field` names it"}}
 LARGE: Responses = {413: {"model": Problem, "description": "the body is too large"}}
 BY_ID: Responses = {
-    400: {"model": Problem, "description": "the id is no UUID"},
+    400: {"model": Problem, "description": "the id is not a UUID"},
     404: {"model": Problem, "description": "there is no such row"},
 }

@@ -72,7 +72,7 @@ def in_sse(event: Event) -> bytes:
 
 @router.post(
     "/stream",
-    summary="Talk, and hear the reply while it is made",
+    summary="Send a message and stream the reply",
     response_class=Response,
     responses={**_ANSWERS, **LARGE},
 )

@@ -12,7 +12,7 @@ from session_manager.service.api.schemas import Name
 from session_manager.service.talk.opening import Ask
 
 ENCRYPTED_SENTENCE = (
-    "an encrypted message cannot be talked with, because no model could read it; "
+    "an encrypted message cannot be answered, because no model can read it; "
     "store it with POST /api/engine/sessions/{id}/messages"
 )
 
@@ -23,12 +23,14 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     message: Content
-    session_id: uuid.UUID | None = Field(default=None, description="the session to go on in; a new one when left out")
-    agent_id: Name = Field(default="main", description="whose session a new one is; an existing one keeps its own")
-    org_id: Name | None = Field(default=None, description="a new session's organisation; one that the token names")
-    model: Name | None = Field(default=None, description="for this reply; a new session keeps it")
+    session_id: uuid.UUID | None = Field(default=None, description="the session to continue; default: a new one")
+    agent_id: Name = Field(
+        default="main", description="the owner of a new session; an existing session keeps its owner"
+    )
+    org_id: Name | None = Field(default=None, description="the organisation of a new session; one of the token's")
+    model: Name | None = Field(default=None, description="the model for this reply; a new session keeps it")
     idempotency_key: Key | None = Field(
-        default=None, description="a retry with the same key and message is told what is stored, and stores nothing"
+        default=None, description="a retry with the same key and message returns what is stored, and stores nothing"
     )
 
     @model_validator(mode="before")

@@ -55,7 +55,7 @@ Sort = Literal["updated_at", "created_at", "last_message_at", "message_count", "
 Asking = Annotated[Viewer, Depends(viewer)]
 ChatId = Annotated[uuid.UUID, Depends(chat_id)]
 Limit = Annotated[int, Query(ge=1, le=PAGE_LIMIT, description="how many at most")]
-Offset = Annotated[int, Query(ge=0, le=LAST_OFFSET, description="how many to pass by")]
+Offset = Annotated[int, Query(ge=0, le=LAST_OFFSET, description="how many to skip")]
 
 
 def page_of(rows: list[Row], total: int, limit: int, offset: int) -> ChatSessions:
@@ -75,10 +75,10 @@ async def list_chats(
     asking: Asking,
     agent_id: AgentId = None,
     session_type: SessionType = None,
-    search: Annotated[SearchText, Query(description="part of a title, whatever its case, or a whole id")] = None,
+    search: Annotated[SearchText, Query(description="part of a title, in any case, or a full id")] = None,
     date_from: Annotated[GivenMoment | None, Query(description="created then or later")] = None,
     date_to: Annotated[LastMoment | None, Query(description="created then or earlier; a date is the whole day")] = None,
-    sort: Annotated[Sort, Query(description="what the order goes by; sessions without such a value come last")] = (
+    sort: Annotated[Sort, Query(description="the field to sort by; sessions without a value come last")] = (
         "updated_at"
     ),
     order: Annotated[Literal["asc", "desc"], Query(description="`desc`: newest or largest first")] = "desc",
@@ -113,7 +113,7 @@ def owner(asking: Viewer, user_id: str | None, org_id: str | None) -> str | None
     if user_id not in (None, asking.user_id) and not asking.sees_all:
         raise Forbidden("this token may create sessions for its own user only; leave user_id out", code="foreign_user")
     if not asking.may_create_for(org_id):
-        raise Forbidden("this token does not name that organisation as one of its own", code="foreign_organisation")
+        raise Forbidden("that organisation is not one of this token's", code="foreign_organisation")
     return user_id or asking.user_id
 
 
@@ -132,7 +132,7 @@ async def list_messages(
     limit: Annotated[int, Query(ge=1, le=MESSAGES_LIMIT, description="how many at most")] = 100,
     offset: Offset = 0,
     since: Annotated[
-        GivenMoment | None, Query(description="only what came after this time, such as the last `created_at` seen")
+        GivenMoment | None, Query(description="only messages after this time, such as the last `created_at` seen")
     ] = None,
 ) -> list[Message]:
     """Messages of a conversation, archived or not, in their order."""

@@ -29,7 +29,7 @@ Content = Annotated[str, StringConstraints(min_length=1, max_length=CONTENT_LIMI
 
 def _bytes_in_hex(text: str) -> str:
     if not _HEX.fullmatch(text):
-        raise ValueError("must be hex digits, two for each byte")
+        raise ValueError("must be hex digits, two per byte")
     return text
 
 
@@ -160,14 +160,14 @@ class NewChatSession(_Body):
     session_type: Name = "chat"
     title: Title | None = None
     model: Name | None = None
-    user_id: Name | None = Field(default=None, description="the token's user; an admin may name anybody")
-    org_id: Name | None = Field(default=None, description="an organisation that the token names")
+    user_id: Name | None = Field(default=None, description="default: the token's user; an admin may name any user")
+    org_id: Name | None = Field(default=None, description="one of the token's organisations")
     ttl_minutes: Annotated[int, BeforeValidator(_no_switch), Field(ge=1, le=LONGEST_TTL_MINUTES)] | None = Field(
         default=None, description="SESSION_CLEANUP_TTL_MINUTES when left out, which is 30 by default"
     )
     kind: Name | None = Field(default=None, description="what it is for; `session_type` when left out")
     metadata: Metadata = Field(
-        default_factory=dict, description=f"{', '.join(f'`{name}`' for name in _FACTS)} are the service's own"
+        default_factory=dict, description=f"{', '.join(f'`{name}`' for name in _FACTS)} are set by the service"
     )
 
     @model_validator(mode="before")
@@ -245,7 +245,7 @@ class Idleness(_Body):
     """The query of a cleanup."""
 
     days: int = Field(default=IDLE_DAYS, ge=1, le=36_500, description="days without activity")
-    dry_run: bool = Field(default=True, description="true: only count them")
+    dry_run: bool = Field(default=True, description="true: only count the sessions")
 
 
 class Purged(BaseModel):

@@ -22,7 +22,7 @@ PATIENCE_S = 3.0
 
 
 @router.get("/health", include_in_schema=False)
-@router.get("/healthz", summary="Whether the process lives")
+@router.get("/healthz", summary="Whether the process is alive")
 async def healthz(response: Response) -> Health:
     """Asks nobody. The header X-Service says who answers, so that no skill gives its token to somebody else."""
     response.headers["X-Service"] = "aria-api"
@@ -31,7 +31,7 @@ async def healthz(response: Response) -> Health:
 
 @router.get(
     "/readyz",
-    summary="Whether it can work",
+    summary="Whether the service is ready",
     response_model_exclude_none=True,
     responses={503: {"model": Problem}},
 )
@@ -41,7 +41,7 @@ async def readyz(request: Request) -> Readiness:
     standing = watch.standing
     if standing is not None and not standing.up:
         raise Unavailable(
-            f"the embedded PostgreSQL {standing.reason}, and is started again; try again in a moment",
+            f"the embedded PostgreSQL {standing.reason}, and is being restarted; try again in a moment",
             code="database_restarting",
         )
     question = _question(request.app)
@@ -55,7 +55,7 @@ async def readyz(request: Request) -> Readiness:
     except SQLAlchemyError as error:
         raise Unavailable("the database does not answer; try again in a moment") from error
     if found is None or (found != head() and found in revisions()):
-        raise Unavailable("the database's schema is an older version's; run session-manager migrate", code="schema")
+        raise Unavailable("the database schema is outdated; run session-manager migrate", code="schema")
     return Readiness(database_restarts=None if standing is None else standing.restarts)
 
 

@@ -24,14 +24,14 @@ class JobItem(BaseModel):
     """A job, and its last run: in whichever replica, unless it changed nothing, then in this one."""
 
     name: str
-    volume: str | None = Field(description="the volume that it is about; null: the database")
-    enabled: bool = Field(description="whether this service runs it by itself")
+    volume: str | None = Field(description="the volume it works on; null: the database")
+    enabled: bool = Field(description="whether this service runs it on a schedule")
     interval_seconds: float = Field(description="0: only on request")
-    running: bool = Field(description="whether a replica is at it now")
+    running: bool = Field(description="whether a replica is running it now")
     started_at: Moment | None
     ended_at: Moment | None
     outcome: Literal["ok", "failed"] | None = Field(description="null: it has never run")
-    result: dict[str, Any] | None = Field(description="what the last run did, when it was ok")
+    result: dict[str, Any] | None = Field(description="what the last run did, if it succeeded")
     error: str | None = Field(description="why it failed")
     failures: int = Field(description="failures in a row")
     next_run_at: Moment | None
@@ -56,7 +56,7 @@ async def list_jobs(request: Request, database: Database) -> JobList:
     summary="Run a job now",
     responses={
         404: {"model": Problem, "description": "there is no such job"},
-        409: {"model": Problem, "description": "it is running already, or this service's settings rule it out"},
+        409: {"model": Problem, "description": "it is already running, or this service's settings disable it"},
         **INVALID,
     },
 )

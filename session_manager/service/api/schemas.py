@@ -34,14 +34,14 @@ Status = Literal["active", "completed", "ended", "error"]
 def storable(text: str) -> str:
     """Returns the text; raises ValueError when PostgreSQL cannot hold it."""
     if "\0" in text:
-        raise ValueError("must not hold the character U+0000")
+        raise ValueError("must not contain the character U+0000")
     return text
 
 
 def _text(value: object) -> object:
     # A number in a text is seconds or milliseconds, whichever is nearer; nobody should have to guess.
     if not (isinstance(value, str) and _DATED.match(value)):
-        raise ValueError("must be a text such as 2026-02-15T18:00:00Z")
+        raise ValueError("must be a string such as 2026-02-15T18:00:00Z")
     # In an address a plus sign that is not escaped arrives as a space.
     return _PLUS.sub(r"\1+\2", value)
 
@@ -61,10 +61,10 @@ def _storable_metadata(value: dict[str, Any]) -> dict[str, Any]:
     if len(data) > METADATA_LIMIT:
         raise ValueError(f"must not be longer than {METADATA_LIMIT} bytes of JSON")
     if not _is_storable(value):
-        raise ValueError("must not hold the character U+0000, NaN or an infinite number")
+        raise ValueError("must not contain the character U+0000, NaN or an infinite number")
     sid = value.get("aria_session_id")
     if sid is not None and not (isinstance(sid, str) and 0 < len(sid) <= ID_LIMIT):
-        raise ValueError(f"aria_session_id must be a text of 1 to {ID_LIMIT} characters")
+        raise ValueError(f"aria_session_id must be a string of 1 to {ID_LIMIT} characters")
     return value
 
 

@@ -125,7 +125,7 @@ async def create_session(database: Database, body: NewSession, response: Respons
     try:
         found, created = await queries.create(database, body.model_dump(exclude_none=True))
     except IntegrityError as error:
-        raise Refused("the session has got a row just now; ask again", code="session_exists") from error
+        raise Refused("a row for this session has just been created; try again", code="session_exists") from error
     if not created:
         response.status_code = 200
     return Created(id=found, created=created)

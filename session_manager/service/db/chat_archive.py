@@ -66,7 +66,8 @@ async def archive_one(connection: AsyncConnection, session_id: uuid.UUID, viewer
         message_count = await connection.scalar(query)
         if message_count == 0:
             raise Refused(
-                f"chat session {session_id} has no message, and is not archived; delete it", code="session_empty"
+                f"chat session {session_id} has no message, and so it is not archived; delete it instead",
+                code="session_empty",
             )
         if message_count is not None:
             await _archive(connection, [session_id])
@@ -92,8 +93,8 @@ async def revive(connection: AsyncConnection, session_id: uuid.UUID, viewer: Vie
             )
     except IntegrityError as error:
         raise Refused(
-            f"chat session {session_id} cannot come back from the archive, where another program has changed it: "
-            f"{server_message(error)}; correct its row in chat_sessions_archive, or begin a new session",
+            f"chat session {session_id} cannot be restored from the archive: another program has changed it there: "
+            f"{server_message(error)}; correct its row in chat_sessions_archive, or start a new session",
             code="archive_damaged",
         ) from error
     await connection.execute(delete(archive).where(archive.c.id == session_id))

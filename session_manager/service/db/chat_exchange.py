@@ -149,7 +149,7 @@ async def _stored_at_first(
     session = None if begun is None else await chat_sessions.look(connection, begun, viewer)
     before = None if session is None else await _stored(connection, session, user)
     if before is None:
-        raise Refused("there is a session with this id or key already; ask again with new ones", code="session_exists")
+        raise Refused("a session with this id or key already exists; try again with new ones", code="session_exists")
     return before
 
 

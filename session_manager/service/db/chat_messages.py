@@ -163,7 +163,7 @@ def _check_room(session: Row, last: int, messages: Sequence[NewMessage]) -> None
     at = session["last_message_at"]
     full = max(last, session["message_count"]) + len(messages) > _MOST_MESSAGES or tokens > _MOST_TOKENS
     if full or (at is not None and at > _LAST_MOMENT):
-        raise Refused(f"chat session {session['id']} takes no more messages; begin a new one", code="session_full")
+        raise Refused(f"chat session {session['id']} is full; start a new one", code="session_full")
 
 
 async def _touch(connection: AsyncConnection, session_id: uuid.UUID, rows: Sequence[Row]) -> Row:
@@ -213,7 +213,7 @@ async def last_ones(connection: AsyncConnection, session: Row, limit: int) -> li
 
 def ended(session_id: uuid.UUID) -> Refused:
     """Returns the error for a message to a session that has ended."""
-    return Refused(f"chat session {session_id} has ended; begin a new one", code="session_ended")
+    return Refused(f"chat session {session_id} has ended; start a new one", code="session_ended")
 
 
 def conflict(key: Any) -> Refused:

@@ -136,7 +136,7 @@ def _upgrade(connection: Connection) -> None:
         command.upgrade(config, "head")
     except CommandError as error:
         raise Refused(
-            f"a newer version of the service has migrated this database ({error}); update this one",
+            f"a newer version of the service has migrated this database ({error}); update this service",
             code="schema_newer",
         ) from error
 

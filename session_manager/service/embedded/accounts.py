@@ -53,7 +53,7 @@ def database_account() -> Account:
         entry = pwd.getpwuid(uid)
     except KeyError:
         raise Refused(
-            f"user id {uid} has no name in the password file, which PostgreSQL needs; add one, or set DATABASE_URL",
+            f"user id {uid} has no name in /etc/passwd, and PostgreSQL needs one; add it, or set DATABASE_URL",
             code="database_account",
         ) from None
     return Account(entry.pw_name, uid, os.getegid(), other=False)

@@ -39,7 +39,7 @@ def _follow(order: dict[str, Any]) -> None:
     # The kernel forgets this wish when the user changes, so it comes after that.
     if order["signal"] and sys.platform == "linux":
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, order["signal"], 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "the kernel will not end the server with its service")
+            raise OSError(ctypes.get_errno(), "the kernel cannot stop the server together with its service")
         if os.getppid() != order["parent"]:
             raise OSError("the service ended before its server began")
     os.chdir(order["cwd"])

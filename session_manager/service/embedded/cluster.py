@@ -142,8 +142,8 @@ def failure(base: str, what: str, said: str) -> SessionManagerError:
     if _FULL.search(said):
         return places.full_disk(base)
     return Failed(
-        f"the embedded PostgreSQL in {base} does not start: {what}; set DATABASE_URL to use a server of your own. It "
-        f"said: {said[-_TAIL_BYTES:].strip() or 'nothing'}",
+        f"the embedded PostgreSQL in {base} does not start: {what}; set DATABASE_URL to use a server of your own. Its "
+        f"output: {said[-_TAIL_BYTES:].strip() or 'nothing'}",
         code="database_failed",
     )
 

@@ -173,7 +173,7 @@ class Keeper:
         """Starts the server again, after longer and longer pauses. Raises _Stopped, also when it is lost."""
         reason, began = _ending(ended), time.monotonic()
         self._told(Standing(up=False, restarts=self._restarts, reason=reason))
-        _log.warning("the embedded PostgreSQL %s; it is started again", reason)
+        _log.warning("the embedded PostgreSQL %s; it is being restarted", reason)
         failed: Exception | None = None
         while (gone := self._missing()) is None and self._attempts < len(_PAUSES_S):
             if self._stopping.wait(_PAUSES_S[self._attempts]):
@@ -190,7 +190,7 @@ class Keeper:
             else:
                 self._restarts += 1
                 took_s = time.monotonic() - began
-                _log.warning("the embedded PostgreSQL has recovered its data, and answers again after %.1f s", took_s)
+                _log.warning("the embedded PostgreSQL has recovered its data and answers again, after %.1f s", took_s)
                 self._told(Standing(up=True, restarts=self._restarts))
                 return
         why = gone or failed
@@ -212,7 +212,7 @@ class Keeper:
     def _take_lock(self) -> None:
         path = os.path.join(self._server.base, SERVER_LOCK)
         if not places.take_again(path, self._server.lock, _REST_PATIENCE_S):
-            raise _lost(self._server.base, "has ended, but for some of its processes", None)
+            raise _lost(self._server.base, "has ended, except for some of its processes", None)
 
 
 def conninfo(folder: str) -> str:
@@ -240,7 +240,7 @@ def _ending(process: subprocess.Popen[bytes]) -> str:
 def _lost(base: str, what: str, error: Exception | None) -> Failed:
     more = f" ({error})" if error else ""
     return Failed(
-        f"the embedded PostgreSQL in {base} {what}, and cannot be started again{more}; start the service again, or set "
+        f"the embedded PostgreSQL in {base} {what}, and cannot be restarted{more}; restart the service, or set "
         f"DATABASE_URL to use a server of your own",
         code="database_failed",
     )

@@ -57,9 +57,9 @@ def _explain(error: OSError, base: str) -> SessionManagerError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return full_disk(base)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return Refused(f"{sentence}; name a folder that you may write, or set DATABASE_URL", code="not_writable")
+        return Refused(f"{sentence}; choose a writable folder, or set DATABASE_URL", code="not_writable")
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return Refused(f"{sentence}; name a folder, or set DATABASE_URL", code="not_a_folder")
+        return Refused(f"{sentence}; choose a folder, or set DATABASE_URL", code="not_a_folder")
     return Failed(sentence, code="io_error")
 
 
@@ -75,7 +75,7 @@ def check_apart(base: str, agents_dir: str) -> None:
     """
     if _contains(agents_dir, base) or _contains(base, agents_dir):
         raise Refused(
-            f"the database may not lie in {base}: that and the agents directory {agents_dir} must be apart; name "
+            f"the database cannot be in {base}: it must be separate from the agents directory {agents_dir}; choose "
             f"another folder, or set DATABASE_URL",
             code="database_in_agents_dir",
         )
@@ -128,12 +128,12 @@ def make_base(base: str, account: Account) -> None:
     status = os.stat(base)
     if status.st_uid != os.geteuid():
         raise Refused(
-            f"{base} belongs to user id {status.st_uid}; start the service as that user, or name another folder",
+            f"{base} belongs to user id {status.st_uid}; start the service as that user, or choose another folder",
             code="database_not_owned",
         )
     if status.st_mode & 0o022:
         raise Refused(
-            f"others may write in {base}; take that away from them (chmod go-w), or name another folder",
+            f"other users can write to {base}; remove that permission (chmod go-w), or choose another folder",
             code="database_not_private",
         )
 
@@ -144,8 +144,8 @@ def _check_above(path: str) -> None:
         open_to_all = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
         if open_to_all or status.st_uid != os.geteuid():
             raise Refused(
-                f"{path} is not root's alone, so root's database may not lie below it; set XDG_STATE_HOME to another "
-                f"folder, or DATABASE_URL to a server of your own",
+                f"users besides root can change {path}, so root's database cannot be below it; set XDG_STATE_HOME to "
+                f"another folder, or DATABASE_URL to a server of your own",
                 code="database_not_private",
             )
         path = os.path.dirname(path)
@@ -171,7 +171,7 @@ def own_folder(base: str, name: str, account: Account) -> str:
         make_folder(path, account)
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != account.uid:
-        raise Refused(f"{path} is no folder of the user {account.name}; move it away", code="database_not_owned")
+        raise Refused(f"{path} is not a folder of the user {account.name}; move it away", code="database_not_owned")
     return path
 
 

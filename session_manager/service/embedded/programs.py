@@ -84,7 +84,7 @@ def usable(account: Account, base: str) -> Programs:
     if said := copy.complaint(account, base):
         raise Refused(
             f"the user {account.name} cannot run the programs of PostgreSQL, neither where they are installed nor from "
-            f"{copy.root} ({said}); put the base on a file system that allows programs, or set DATABASE_URL",
+            f"{copy.root} ({said}); put it on a file system that allows programs to run, or set DATABASE_URL",
             code="database_unreachable",
         )
     return copy
@@ -116,7 +116,7 @@ def for_initdb(programs: Programs, account: Account) -> Iterator[Programs]:
         except OSError as error:
             raise Refused(
                 f"initdb cannot work in a path such as {programs.root!r}, and PostgreSQL's programs cannot be copied "
-                f"to {place}: {error.strerror}; name another folder by TMPDIR or XDG_STATE_HOME, or set DATABASE_URL",
+                f"to {place}: {error.strerror}; set TMPDIR or XDG_STATE_HOME to another folder, or set DATABASE_URL",
                 code="database_unreachable",
             ) from error
         yield copy

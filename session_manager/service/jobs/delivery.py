@@ -71,7 +71,7 @@ async def deliver_marks(engine: AsyncEngine, config: Config) -> Delivered:
     )
     if result.wrote:
         _log.info(
-            "delivery: %d marks delivered, %d superseded, %d given up, %d wait",
+            "delivery: %d status updates delivered, %d superseded, %d given up, %d pending",
             result.delivered,
             result.superseded,
             result.given_up,

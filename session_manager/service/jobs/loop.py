@@ -94,12 +94,12 @@ class Runner:
             raise NotFound(f"there is no job {name[:64]!r}; GET /api/jobs lists them", code="job_not_found")
         if not job.possible:
             raise Refused(
-                f"the settings of this service rule {name} out; session-manager serve --help names them",
+                f"the settings of this service disable {name}; session-manager serve --help lists them",
                 code="job_not_possible",
             )
         turn = await self._asked_for(job, wait=False)
         if turn.busy:
-            raise Refused(f"{name} is running now; GET /api/jobs shows what came of it", code="job_running")
+            raise Refused(f"{name} is running now; GET /api/jobs shows its result", code="job_running")
         if turn.failed is not None:
             raise Failed(f"{name} failed: {turn.failed}", code="job_failed")
         return job
@@ -137,7 +137,7 @@ class Runner:
             except Exception as error:
                 lost += 1
                 wait_s = pause_s(job.interval_s, lost)
-                _log.warning("%s could not be run or noted (%d in a row): %s", job.name, lost, describe(error))
+                _log.warning("%s could not be run or recorded (%d in a row): %s", job.name, lost, describe(error))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), wait_s)
 

@@ -32,7 +32,7 @@ class Job(msgspec.Struct, frozen=True):
 
     @property
     def enabled(self) -> bool:
-        """Says whether this service runs it by itself."""
+        """Says whether this service runs it on a schedule."""
         return self.possible and self.interval_s > 0
 
     @property

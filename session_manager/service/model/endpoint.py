@@ -78,7 +78,7 @@ class Endpoint:
                 "the model's endpoint cannot be reached; try again in a moment", code="model_unreachable"
             ) from error
         except httpx.HTTPError as error:
-            raise ModelError("the connection to the model broke off; try again", code="model_broke_off") from error
+            raise ModelError("the connection to the model was lost; try again", code="model_broke_off") from error
 
     async def _ask(self, name: str, turns: Sequence[Turn]) -> httpx.Response:
         """Returns an answer that is a stream; whoever takes it closes it."""
@@ -132,5 +132,5 @@ def _refusal(status: int, said: str) -> ModelError:
     if status == 429:
         return ModelError("the model is busy (429); try again in a moment", code="model_busy")
     if 300 <= status < 400:
-        return ModelError(f"the model's endpoint is elsewhere ({status}); see ARIA_LLM_BASE_URL")
+        return ModelError(f"the model's endpoint has moved ({status}); see ARIA_LLM_BASE_URL")
     return ModelError(f"the model's endpoint answers {status}: {said}")

@@ -30,13 +30,15 @@ def read_model_settings(environ: Mapping[str, str]) -> ModelSettings:
     api_key = environ.get("ARIA_LLM_API_KEY", "").strip()
     model = environ.get("ARIA_LLM_MODEL", "").strip()
     if base_url and not _is_base_url(base_url):
-        raise _bad("ARIA_LLM_BASE_URL must be such as https://api.openai.com/v1: no user, no query; a key has its own")
+        raise _bad(
+            "ARIA_LLM_BASE_URL must look like https://api.openai.com/v1, without user or query; a key has its own"
+        )
     if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
         raise _bad("ARIA_LLM_API_KEY must be printable ASCII without spaces")
     if len(model) > 200 or not model.isprintable():
         raise _bad("ARIA_LLM_MODEL must be a name of at most 200 printable characters")
     if bool(base_url) != bool(model) or (api_key and not base_url):
-        raise _bad("ARIA_LLM_BASE_URL and ARIA_LLM_MODEL belong together: set both, or none of the ARIA_LLM variables")
+        raise _bad("ARIA_LLM_BASE_URL and ARIA_LLM_MODEL belong together: set both, or none of the ARIA_LLM_ variables")
     return ModelSettings(base_url or None, api_key or None, model or None, _timeout(environ))
 
 

@@ -78,7 +78,7 @@ async def pieces(data: AsyncIterator[bytes], key: str | None = None) -> AsyncGen
     if not begun:
         raise garbled()
     if not ended:
-        raise ModelError("the model broke off in the middle of its reply; try again", code="model_broke_off")
+        raise ModelError("the model stopped in the middle of its reply; try again", code="model_broke_off")
     if last := joined.rest():
         yield last
     yield End(reason, *usage)
@@ -90,7 +90,7 @@ def _reason(choice: dict[str, Any]) -> str | None:
         return None
     word = reason.strip().lower()
     if word in _FAILURES:
-        raise ModelError(f"the model broke off in the middle of its reply ({word}); try again", code="model_broke_off")
+        raise ModelError(f"the model stopped in the middle of its reply ({word}); try again", code="model_broke_off")
     return _storable(reason[:100])
 
 
@@ -98,7 +98,7 @@ def said_in(document: dict[str, Any], key: str | None) -> str:
     """Returns what an endpoint says about its failure, in one short line, without the key that it was given."""
     error = document.get("error")
     said = error.get("message") if isinstance(error, dict) else error
-    text = said if isinstance(said, str) and said.strip() else "it does not say why"
+    text = said if isinstance(said, str) and said.strip() else "it gives no reason"
     if key:
         text = text.replace(key, "…")
     return " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())[:200]
@@ -107,7 +107,7 @@ def said_in(document: dict[str, Any], key: str | None) -> str:
 def garbled() -> ModelError:
     """Returns the error for an answer that is no stream of chat completions."""
     return ModelError(
-        "the model's endpoint answers with something else than a stream of chat completions; see ARIA_LLM_BASE_URL",
+        "the model's endpoint does not answer with a stream of chat completions; see ARIA_LLM_BASE_URL",
         code="model_garbled",
     )
 

@@ -78,7 +78,7 @@ def _place(name: str, text: str) -> queries.Place | None:
     except ValueError:
         place = None
     if place is None or place[0].tzinfo is None or not 1970 <= place[0].year <= 2200:
-        raise UsageError(f"{name}: is no place where a page begins; go to /conversations", code="invalid")
+        raise UsageError(f"{name}: is not the position of a page; go to /conversations", code="invalid")
     return place
 
 

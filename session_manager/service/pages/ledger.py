@@ -28,7 +28,7 @@ def read_ledger(settings: Settings) -> LedgerView:
     """Reads the ledger; where there is none, nothing was ever removed."""
     root = settings.place.layout.root or settings.agents_dir
     if not os.path.isdir(root):
-        return LedgerView(problem=printable(f"the agents directory {root} is not there"))
+        return LedgerView(problem=printable(f"the agents directory {root} does not exist"))
     try:
         ledger = Ledger.open_existing(msgspec.structs.replace(settings, lock_timeout=_PATIENCE_S), "ro")
         if ledger is None:
@@ -40,4 +40,4 @@ def read_ledger(settings: Settings) -> LedgerView:
     except SessionManagerError as error:
         return LedgerView(problem=error.message)
     except (TypeError, ValueError):
-        return LedgerView(problem="it holds what this tool never writes; restore it from a backup")
+        return LedgerView(problem="it contains data that this tool never writes; restore it from a backup")

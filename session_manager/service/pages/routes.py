@@ -53,7 +53,7 @@ async def login(
     token = token.strip()
     if not token or not token.isascii() or await authenticator.principal(token) is None:
         return render(
-            "login.html", 401, next=local(next), error="This token is not valid. Copy it whole, and try again."
+            "login.html", 401, next=local(next), error="This token is not valid. Copy all of it, and try again."
         )
     answer = RedirectResponse(local(next), 303)
     answer.set_cookie(

@@ -2,7 +2,7 @@
 "use strict";
 
 function told(why) {
-  document.getElementById("found").textContent = `Nothing new is shown: ${why}.`;
+  document.getElementById("found").textContent = `The page could not be updated: ${why}.`;
 }
 
 document.addEventListener("htmx:responseError", ({ detail }) => {

@@ -108,7 +108,7 @@ class Talk:
         except asyncio.CancelledError:
             if self._stopped:
                 outcome = "shutting_down"
-                self._tell("error", {"error": "the service stops; send the message again", "code": outcome})
+                self._tell("error", {"error": "the service is stopping; send the message again", "code": outcome})
         except Exception as error:
             failure = document(error)
             outcome = failure["code"]
@@ -161,7 +161,7 @@ class Talk:
             raise ModelError(sentence, code="model_timeout") from None
         text = "".join(parts)
         if not text.strip():
-            raise ModelError("the model ended without a word; try again", code="model_empty")
+            raise ModelError("the model sent an empty reply; try again", code="model_empty")
         return text, end
 
     async def _store(self, text: str, end: End) -> Committed:
@@ -179,11 +179,11 @@ class Talk:
                 cut_off = cut_off or has_cut_off(error)
                 if not cut_off or not is_unreachable(error):
                     raise
-                _log.warning("the database broke off while an exchange was stored: %s", server_message(error))
+                _log.warning("the database connection was lost while an exchange was stored: %s", server_message(error))
             if pause_s is not None:
                 await asyncio.sleep(pause_s)
         raise Unavailable(
-            "the database was lost while this was stored; send it again with the same idempotency_key",
+            "the database connection was lost while this was stored; send it again with the same idempotency_key",
             code="outcome_unknown",
         )
 

@@ -48,7 +48,7 @@ class Talks:
 
     def _need_room(self) -> None:
         if self._finishing:
-            raise Unavailable("the service stops; send the message again in a moment", code="shutting_down")
+            raise Unavailable("the service is stopping; send the message again in a moment", code="shutting_down")
         if len(self._under_way) >= MOST_AT_ONCE:
             raise Unavailable(
                 f"{MOST_AT_ONCE} replies are being written already; try again in a moment", code="too_many_talks"

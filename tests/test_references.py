@@ -325,7 +325,7 @@ def rows_below(title: str, head: str) -> list[list[str]]:
 
 
 def test_the_members_of_an_entry_that_are_read() -> None:
-    text = (PAGES / "store-format.md").read_text().split("Of an entry these members are read")[1].split("\n\n")[0]
+    text = (PAGES / "store-format.md").read_text().split("These members of an entry are read")[1].split("\n\n")[0]
     assert names(text) == [field.encode_name for field in msgspec.structs.fields(Entry)]
 
 

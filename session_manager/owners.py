@@ -1,4 +1,4 @@
-"""Whose file it is that the system will not let us at: what a sentence tells a person to do about it."""
+"""The owner of a file that this user may not access, in words that say what to do."""
 
 from __future__ import annotations
 

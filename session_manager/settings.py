@@ -30,13 +30,12 @@ _HIGHEST_PORT = 65535
 class Settings(msgspec.Struct, frozen=True):
     """Where things lie and who is asking.
 
-    ``api_url`` (no slash at its end) None means that there is no history layer; unless ``api_named`` it is the default
+    ``api_url`` (no slash at its end) None means that history is turned off; unless ``api_named`` it is the default
     address, where one may be. ``api_timeout`` is what one run may spend on it. ``lock_timeout`` and ``api_timeout`` are
     in seconds, ``keep_days`` in days. ``current`` holds the session ids or keys of the caller. ``allow_erase`` is a
     guard rail, not a wall: whoever can set it may set it. ``allow_no_exchange``: somebody has seen to it that no
-    gateway writes an index while it is changed.
-    ``agents_dir_from`` names the variable that said where the agents directory is, or the place where it was found, and
-    ``place`` says how the indexes lie in it, or elsewhere.
+    gateway writes an index while it is changed. ``agents_dir_from`` names the variable that said where the agents
+    directory is, or the place where it was found, and ``place`` says how the indexes lie in it, or elsewhere.
     ``policy_named``: somebody has said that there is a policy at ``policy_path``, so that it must be there.
     """
 

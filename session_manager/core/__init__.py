@@ -1,1 +1,1 @@
-"""Pure thinking: no files, no network, no clock, no environment."""
+"""Pure decisions: no files, no network, no clock, no environment."""

@@ -58,7 +58,7 @@ class NotFound(SessionManagerError):
 
 
 class Locked(SessionManagerError):
-    """Nobody let go of the lock in time; ``details["holder"]`` says who holds it."""
+    """The lock was not released in time; ``details["holder"]`` says who holds it."""
 
     exit_code = 6
     http_status = 423
@@ -74,7 +74,7 @@ class Damaged(SessionManagerError):
 
 
 class Failed(SessionManagerError):
-    """The machine said no (I/O error, missing package); nothing was half done."""
+    """The machine failed (I/O error, missing package); nothing was half done."""
 
 
 class Interrupted(SessionManagerError):

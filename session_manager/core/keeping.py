@@ -19,13 +19,13 @@ class Pin(msgspec.Struct, frozen=True):
 
 
 class Kept(msgspec.Struct):
-    """Pins by session id, which hold in every agent; ``<agent>/<id>`` to when it was brought back (epoch ms)."""
+    """Pins by session id, which apply in every agent; ``<agent>/<id>`` to when it was restored (epoch ms)."""
 
     pins: dict[str, Pin] = {}
     restored: dict[str, int] = {}
 
     def spared(self, now_ms: int, keep_days: int) -> frozenset[str]:
-        """Returns what was brought back within the last ``keep_days``."""
+        """Returns what was restored within the last ``keep_days``."""
         since = now_ms - keep_days * DAY_MS
         return frozenset(name for name, at in self.restored.items() if at > since)
 

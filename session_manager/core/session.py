@@ -246,7 +246,7 @@ def entry_activity(entry: Entry, now_ms: int) -> int | None:
 
 
 def awaits_delivery(entry: Entry) -> bool:
-    """Says whether a result of the session has still to reach whoever asked for it.
+    """Says whether a result of the session has not reached its requester yet.
 
     ``pendingFinalDelivery`` is a flag (gateway 2026.6.11) or an object (later), its text or intent may stand alone;
     ``restartRecoveryDelivery…`` is the claim on an answer that a restart interrupted.

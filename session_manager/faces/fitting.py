@@ -1,4 +1,4 @@
-"""Makes a document fit for a reader to whom every word is dear: what is long is cut, and the document says what."""
+"""Shortens a document for readers who pay for each word: long parts are cut, and the document says which."""
 
 from __future__ import annotations
 

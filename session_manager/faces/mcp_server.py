@@ -51,9 +51,9 @@ cut, and "shortened" in it says what is missing: narrow the request.
 READ_ONLY = frozenset(
     ("list_sessions", "show_session", "get_session_stats", "check_policy", "list_deleted", "verify_ledger", "doctor")
 )
-# These add or bring back; whatever else writes is said to destroy, though most of it can be taken back.
+# These add or restore; all others that write are annotated as destructive, although most of them can be undone.
 _ADDITIVE = frozenset(("deliver_history", "restore_session", "restore_run", "readopt_orphans", "pin_session"))
-# With a limit, the next call goes on where this one ended.
+# With a limit, the next call continues where this one ended.
 _NOT_IDEMPOTENT = frozenset(("prune_sessions", "delete_sessions"))
 
 

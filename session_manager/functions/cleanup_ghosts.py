@@ -1,4 +1,4 @@
-"""cleanup_ghosts: removes what was begun and never used, in both layers."""
+"""cleanup_ghosts: removes sessions that were never used, in both layers."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Returns how many ghosts each layer had, what was removed, and which live ones stay, with their reasons.
 
-    ``database_ghosts`` is None when aria-api could not be asked or did not say what it did; ``pg_error`` says why, and
-    when some may have been deleted. Raises the first failure when every agent failed, with what came of the database in
-    its details.
+    ``database_ghosts`` is None when aria-api could not be reached or did not say what it did; ``pg_error`` says why,
+    and when some may have been deleted. Raises the first failure when every agent failed, with what came of the
+    database in its details.
     """
     from session_manager.functions.delivery import History, counted
     from session_manager.live.ledger import start_run

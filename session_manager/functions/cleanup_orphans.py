@@ -1,4 +1,4 @@
-"""cleanup_orphans: archives transcripts that no entry refers to, and removes entries of which nothing else is left."""
+"""cleanup_orphans: archives transcripts that no entry refers to, and removes entries whose files are gone."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ class Cleanup:
         return Planner(self._context, self._everyone, state.agent_id, self._arguments.older_than_minutes)
 
     def _going(self, plan: Plan) -> tuple[list[Orphan], list[Session]]:
-        """Returns what may go of a plan. Raises Refused (``too_many_orphans``)."""
+        """Returns the part of a plan that may be executed. Raises Refused (``too_many_orphans``)."""
         orphans = [j.subject for j in plan.orphans if j.reason is None and isinstance(j.subject, Orphan)]
         sessions = [j.subject for j in plan.entries if j.reason is None and isinstance(j.subject, Session)]
         going, total = sum(plan.folder.classes[f] == ORPHAN for o in orphans for f in o.files), plan.transcripts

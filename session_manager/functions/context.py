@@ -53,7 +53,7 @@ class Filters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     session_ids: SessionIds | None = None
 
     def selection(self) -> Selection:
-        """Returns them as what decides. Raises UsageError for a type that is none, and for an empty list."""
+        """Returns them as a Selection. Raises UsageError for a type that is none, and for an empty list."""
         types = named(self.session_type, "session_type")
         for name in types or ():
             check_session_type(name)

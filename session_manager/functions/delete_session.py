@@ -68,7 +68,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 def delete(
     context: Context, function: str, arguments: Arguments, wait_seconds: float = 0, *, by_end: bool = False
 ) -> dict[str, Any]:
-    """Deletes a session; waits up to ``wait_seconds`` for its transcript's lock first, and tells history at the end.
+    """Deletes a session; waits up to ``wait_seconds`` for its transcript's lock first, and updates history at the end.
 
     ``by_end``: the session may be named by the end of its key, as ``naming.meant`` has it.
     Raises UsageError, NotFound (``session_not_found``), Refused (``session_protected``, ``session_busy``), or the
@@ -108,7 +108,7 @@ def delete(
             else:
                 document = _only_in_history(context, remover, history, scope, arguments, failed)
         except SessionManagerError as error:
-            # What earlier calls owe does not depend on how this one ends.
+            # Pending updates of earlier calls are delivered even if this one fails.
             history.deliver()
             if isinstance(error, NotFound) or result.notes:
                 error.details |= _also(remover, run_info, result)
@@ -215,7 +215,7 @@ def _removed_now(context: Context, history: Any, result: Result) -> dict[str, An
 def _tell(
     context: Context, history: Any, names: Collection[tuple[str, str]], heard: Collection[tuple[str, str]] = ()
 ) -> tuple[dict[str, Any], str]:
-    """Delivers what waits; returns what the document says about history, and the same in three words.
+    """Delivers pending updates; returns the document's members about history, and a short summary.
 
     ``names`` are (agent id, session id) of the sessions in question, ``heard`` those that history knows of already.
     """

@@ -1,4 +1,4 @@
-"""deliver_history: tells aria-api what waits in the ledger."""
+"""deliver_history: delivers the pending updates in the ledger to aria-api."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns how many marks arrived, how many wait and why, how many sessions aria-api has no row of, and how
-    many marks are not tried again.
+    """Returns how many marks were delivered, how many are pending and why, how many sessions have no row in aria-api,
+    and how many marks are not tried again.
 
     Raises the ledger's failure.
     """

@@ -1,6 +1,7 @@
-"""Joins the two layers: delivers the marks that wait in the ledger to aria-api, after the live work is done.
+"""Joins the two layers: delivers the pending marks in the ledger to aria-api, after the live work is done.
 
-Nothing in here fails a call: what cannot be delivered waits, and the result says why. No lock of a store is held.
+Nothing in here fails a call: what cannot be delivered stays pending, and the result says why. No lock of a store is
+held.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from session_manager.history.rows import Row
 
 
-# What a document says of marks where there is no history layer.
+# The members of a document about marks where history is turned off.
 UNTOLD = {"pg_status_updated": False, "pg_updated": 0, "pg_pending": 0}
 
 
@@ -52,14 +53,14 @@ class History:
 
     @property
     def there(self) -> bool:
-        """Says whether there is a history layer. At the default address that may be asked, so after the live work."""
+        """Says whether there is a history service. At the default address that may be asked, so after the live work."""
         if not (self._run.history or self._settings.api_url is None):
             with contextlib.suppress(NoConversation):
                 self._connected()
         return self._run.history or self._client is not None
 
     def find(self, session_id: str) -> tuple[list[Row], str | None]:
-        """Returns history's rows of a session id, in all agents, and None; or why aria-api could not be asked."""
+        """Returns history's rows of a session id, in all agents, and None; or why aria-api could not be reached."""
         try:
             return self._connected().find(session_id)
         except NoConversation as error:
@@ -73,7 +74,7 @@ class History:
             return None, str(error)
 
     def deliver(self, removed: Collection[Name] = ()) -> Delivery:
-        """Delivers all marks that wait, of this run and of earlier ones, and notes which arrived.
+        """Delivers all pending marks, of this run and of earlier ones, and records which arrived.
 
         ``removed`` are sessions that this very run has removed: all others may have come back since.
         """
@@ -84,13 +85,13 @@ class History:
         return Deliverer(self._settings, self._volume, self._clock, self._run, connect).deliver(removed)
 
     def tell(self, removed: Collection[Name]) -> dict[str, Any]:
-        """Delivers all marks that wait; returns the members of a document that count those of ``removed``."""
+        """Delivers all pending marks; returns the members of a document that count those of ``removed``."""
         if not (self._run.history or (removed and self.there)):
             return dict(UNTOLD)
         return counted(self.deliver(removed), removed)
 
     def _owe(self, removed: Collection[Name]) -> None:
-        """Owes the marks of this run, which has just found out that there is somebody to hear of them."""
+        """Records the marks of this run, once it is known that there is a history service."""
         with contextlib.suppress(SessionManagerError):
             ledger = Ledger.open_existing(self._settings)
             if ledger is not None:
@@ -147,13 +148,13 @@ def told(delivery: Delivery, names: Collection[Name]) -> dict[str, Any]:
 
 
 def tell(context: Context, run: Run, removed: Collection[Name]) -> dict[str, Any]:
-    """Delivers all marks that wait; returns the members of a document that count those of ``removed``."""
+    """Delivers all pending marks; returns the members of a document that count those of ``removed``."""
     with History(context, run) as history:
         return history.tell(removed)
 
 
 def counted(delivery: Delivery, removed: Collection[Name]) -> dict[str, Any]:
-    """Returns the members of a document that count the marks of ``removed`` that arrived, and those that wait."""
+    """Returns the members of a document that count the delivered and the pending marks of ``removed``."""
     updated = sum(delivery.arrived(name) for name in removed)
     document: dict[str, Any] = {
         "pg_status_updated": bool(removed) and updated == len(removed),

@@ -1,4 +1,4 @@
-"""The doctor's look at what the file systems can do, tried out in a folder of its own that is gone afterwards."""
+"""The doctor's check of what the file systems can do, in a temporary folder of its own."""
 
 from __future__ import annotations
 

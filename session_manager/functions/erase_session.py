@@ -89,7 +89,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
                 result.done = _in_history(context, history, scope, arguments, failed)
             document = _told(context, remover, history, arguments.session_id, result)
         except SessionManagerError as error:
-            # What earlier calls owe does not depend on how this one ends.
+            # Pending updates of earlier calls are delivered even if this one fails.
             history.deliver()
             if isinstance(error, NotFound) and result.recovered:
                 error.details["recovered"] = result.recovered

@@ -1,4 +1,4 @@
-"""restore_run: takes back everything that one run removed."""
+"""restore_run: undoes everything that one run removed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _restore(
         finds = {agent_id: _finder(agent_id, arguments.run_id) for agent_id in agents}
         outcome = take_back(context, remover, finds, skip_conflicts=arguments.skip_conflicts)
     except SessionManagerError:
-        # What earlier calls owe does not depend on how this one ends.
+        # Pending updates of earlier calls are delivered even if this one fails.
         tell(context, remover.run, ())
         raise
     # What history has never heard of needs no taking back.
@@ -107,7 +107,7 @@ def _known(remover: Remover, run_id: str, agent: str | None) -> tuple[int, list[
 
 
 def _pinned(context: Context, remover: Remover, run_id: str, agents: Sequence[str]) -> dict[str, Any]:
-    """Pins those of a run's sessions that came back, now or before; returns the member that says so."""
+    """Pins the sessions of a run that were restored, now or before; returns the member that says so."""
     from session_manager.functions.restoring import pinned
 
     removed = remover.ledger.removals(run_id=run_id)

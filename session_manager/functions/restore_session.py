@@ -1,4 +1,4 @@
-"""restore_session: takes the removal of one session back, in both layers."""
+"""restore_session: undoes the removal of one session, in both layers."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _document(context: Context, remover: Remover, outcome: Outcome, session_id: 
 
 
 def _deliver(context: Context, remover: Remover, names: list[tuple[str, str]] | None = None) -> dict[str, Any]:
-    """Delivers what waits, of this call and of earlier ones; says what became of ``names``."""
+    """Delivers pending updates, of this call and of earlier ones; says what became of ``names``."""
     if not remover.run.history:
         return {"pg_status_updated": False}
     from session_manager.functions.delivery import History, told
@@ -159,7 +159,7 @@ def _nothing_to_do(
 
 
 def _tidied(remover: Remover, view: View) -> Outcome:
-    """Ends what killed calls left half done, as every call that may change something does."""
+    """Recovers interrupted runs, as every call that may change something does."""
     from session_manager.functions.restoring import Outcome, end_earlier
 
     stores = [read.store for read in view.agents if read.store is not None]

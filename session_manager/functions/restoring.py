@@ -1,4 +1,4 @@
-"""Takes removals back, over all agents: first a look at everything, so that a conflict changes nothing anywhere."""
+"""Undoes removals, over all agents: first a look at everything, so that a conflict changes nothing anywhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from session_manager.live.volume import Store, read_snapshot
 
 
 class Outcome(msgspec.Struct):
-    """What was taken back, over all agents."""
+    """What was restored, over all agents."""
 
     back: list[tuple[str, Removal]] = []
     blocked: list[tuple[Life, Obstacle]] = []

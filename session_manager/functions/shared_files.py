@@ -1,4 +1,4 @@
-"""What a removal leaves in other agents' folders: it goes when nobody is left who has it."""
+"""What a removal leaves in other agents' folders: it is archived with the last session that has it."""
 
 from __future__ import annotations
 

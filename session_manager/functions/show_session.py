@@ -1,4 +1,4 @@
-"""show_session: all that is known of one session, live or removed."""
+"""show_session: everything that is known about one session, live or removed."""
 
 from __future__ import annotations
 

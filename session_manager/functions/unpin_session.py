@@ -1,4 +1,4 @@
-"""unpin_session: takes back what pin_session did."""
+"""unpin_session: undoes pin_session."""
 
 from __future__ import annotations
 

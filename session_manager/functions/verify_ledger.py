@@ -1,4 +1,4 @@
-"""verify_ledger: is the audit trail whole."""
+"""verify_ledger: checks that the audit trail is intact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a gateway's config says of its sessions, read as the gateway reads it: JSON5, ``$include``, ``${VARIABLE}``.
+"""What a gateway's config says about its sessions, read as the gateway reads it: JSON5, ``$include``, ``${VARIABLE}``.
 
 Source: gateways 2026.2.17 and 2026.6.11, ``createConfigIO``, ``IncludeProcessor``, ``substituteString``,
 ``resolveStorePath`` and ``resolveDefaultAgentId``.

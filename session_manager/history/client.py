@@ -1,4 +1,4 @@
-"""aria-api as the skill needs it: tell it how sessions ended, many at once, and ask it about one.
+"""aria-api as the skill needs it: report how sessions ended, many at once, and look up one.
 
 Everything is done in a thread of its own that is left behind when the time is up: neither a name server that does
 not answer nor a service that sends a byte a second holds the caller for longer than its budget.
@@ -31,7 +31,7 @@ _MAX_REFUSALS_IN_A_ROW = 64
 
 
 class Outcome(msgspec.Struct):
-    """What became of the marks. ``error`` says why those are not told that are in none of the parts, or is None."""
+    """What became of the marks. ``error`` says why marks that are in none of the parts were not sent, or is None."""
 
     delivered: set[Name]
     missing: set[Name]
@@ -76,14 +76,14 @@ class Client:
         return self._connection.reached or (self._thread is not None and self._thread.is_alive())
 
     def mark(self, marks: Mapping[Name, Mark]) -> Outcome:
-        """Tells aria-api what became of sessions: in bulk, or row by row where the service is older."""
+        """Sends marks of sessions to aria-api: in bulk, or row by row where the service is older."""
         tally = Tally()
         error = self._in_time(lambda: self._mark(marks, tally))
         results: Results = tally.so_far()
         return Outcome(results.delivered, results.missing, results.refused, error)
 
     def find(self, session_id: str) -> tuple[list[Row], str | None]:
-        """Returns the rows of a session id, in whatever agent, and None; or why aria-api could not be asked."""
+        """Returns the rows of a session id, in whatever agent, and None; or why aria-api could not be reached."""
         found: list[Row] = []
 
         def work() -> None:
@@ -120,7 +120,7 @@ class Client:
         return None, error
 
     def prove(self, token: str | None) -> str | None:
-        """Has the service show itself to be aria-api, of which so far nothing is known; returns why it is none.
+        """Checks that an unknown service identifies itself as aria-api; returns why it does not.
 
         Only then ``token`` goes with each request. To be called before anything else.
         """

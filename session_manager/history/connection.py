@@ -29,7 +29,7 @@ _FIRST_PAUSE_S = 0.25
 
 
 class Unavailable(Exception):
-    """aria-api could not be asked; the message is a sentence that says why and what to do."""
+    """aria-api could not be reached; the message is a sentence that says why and what to do."""
 
 
 class Answer(msgspec.Struct):
@@ -99,7 +99,7 @@ class Connection:
         return left
 
     def give_up(self, sentence: str) -> Unavailable:
-        """Ends this run's conversation with aria-api; returns what is to be raised, with the first such sentence."""
+        """Ends this run's conversation with aria-api; returns the error to raise, with the first such sentence."""
         with self._lock:
             self._given_up = self._given_up or sentence
             return Unavailable(self._given_up)
@@ -149,7 +149,7 @@ class Connection:
             raise self.unexpected() from error
 
     def unexpected(self) -> Unavailable:
-        """Gives up on a service that answers something else than aria-api would; returns what is to be raised."""
+        """Gives up on a service that does not answer as aria-api does; returns the error to raise."""
         return self.give_up(f"the server at {self.url} does not answer as aria-api does: check ARIA_API_URL")
 
     def _pause(self) -> None:

@@ -1,4 +1,4 @@
-"""How aria-api is: its version, its database, and what the token may do. Nothing is changed there."""
+"""The state of aria-api: its version, its database, and what the token may do. Nothing is changed there."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def prove(connection: Connection) -> None:
 
 
 def read_health(connection: Connection) -> Health:
-    """Asks aria-api how it is. Raises Unavailable when it cannot be reached, or is none."""
+    """Asks aria-api for its state. Raises Unavailable when it cannot be reached, or is not aria-api."""
     root = connection.url.removesuffix(_BASE)
     ready, database = _database(connection.look(f"{root}/readyz"))
     if ready is False:

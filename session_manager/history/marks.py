@@ -1,4 +1,4 @@
-"""What history is told, and what became of it."""
+"""Marks that are sent to history, and their results."""
 
 from __future__ import annotations
 

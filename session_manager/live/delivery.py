@@ -1,6 +1,7 @@
-"""Delivers the marks that wait in the ledger to history, whichever way history is told.
+"""Delivers the pending marks in the ledger to history, by whichever transport.
 
-Nothing in here fails a call: what cannot be delivered waits, and the result says why. No lock of a store is held.
+Nothing in here fails a call: what cannot be delivered stays pending, and the result says why. No lock of a store is
+held.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _TOLD: dict[str, Status] = {"active": "active", "erased": "erased"}
 
 
 class NoConversation(Exception):
-    """History cannot be told or asked at all; the message is a sentence that says why."""
+    """History cannot be reached at all; the message is a sentence that says why."""
 
 
 class Heard(msgspec.Struct):
@@ -66,7 +67,7 @@ class Delivery(msgspec.Struct):
 
     @property
     def counted(self) -> bool:
-        """Says whether the ledger has told what waits."""
+        """Says whether the pending marks could be read from the ledger."""
         return self.failure is None
 
     @property
@@ -75,11 +76,11 @@ class Delivery(msgspec.Struct):
         return self.error == ELSEWHERE
 
     def waits(self, name: Name) -> bool:
-        """Says whether a mark that was owed in this call waits."""
+        """Says whether a mark of this call is pending."""
         return name in self.waiting if self.counted else name not in self.delivered
 
     def arrived(self, name: Name) -> bool:
-        """Says whether a mark that was owed in this call has arrived, by this call or by another one."""
+        """Says whether a mark of this call was delivered, by this call or by another one."""
         return not self.waits(name) and name not in self.given_up
 
     def why(self, names: Collection[Name]) -> str | None:
@@ -101,7 +102,7 @@ class Deliverer(msgspec.Struct, frozen=True):
     connect: Callable[[], Tell] | None
 
     def deliver(self, removed: Collection[Name] = ()) -> Delivery:
-        """Delivers all marks that wait, of this run and of earlier ones, and notes which arrived.
+        """Delivers all pending marks, of this run and of earlier ones, and records which arrived.
 
         ``removed`` are sessions that this very run has removed: all others may have come back since.
         """
@@ -188,7 +189,7 @@ class Deliverer(msgspec.Struct, frozen=True):
 
 
 def _count(ledger: Ledger, delivery: Delivery) -> None:
-    """Takes from the ledger what waits now: a mark that was changed while it was on its way still does."""
+    """Reads the pending marks from the ledger: one that changed while it was being sent is still pending."""
     waiting = {_name(m): delivery.waiting.get(_name(m), delivery.error or CHANGED) for m in ledger.pending()}
     delivery.waiting = waiting
     delivery.delivered -= waiting.keys()

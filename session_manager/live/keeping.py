@@ -80,7 +80,7 @@ def pin(settings: Settings, session_ids: Collection[str], now_ms: int) -> set[st
 
 
 def unpin(settings: Settings, session_id: str) -> bool:
-    """Takes a pin back; says whether there was one. Raises as ``edit`` does."""
+    """Removes a pin; says whether there was one. Raises as ``edit`` does."""
     return _dropped(settings, lambda kept: kept.pins.pop(session_id, None) is not None)
 
 

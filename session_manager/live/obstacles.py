@@ -45,7 +45,7 @@ class Place:
             self._claimed = held_keys(snapshot)
 
     def obstacle(self, life: Sequence[Removed]) -> Obstacle | None:
-        """Returns what keeps removals of one session from being taken back together, or None."""
+        """Returns what keeps removals of one session from being undone together, or None."""
         half_back = self._is_half_back(life)
         return next((found for removed in life if (found := self._obstacle(removed, half_back)) is not None), None)
 

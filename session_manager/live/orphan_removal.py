@@ -1,4 +1,4 @@
-"""Archives orphans: transcripts without an entry, so nothing in the index changes.
+"""Archives orphans: transcripts without an entry, so the index does not change.
 
 Order, each step durable before the next: the intent in the ledger; a second decision from a fresh read; the renames;
 a look at the index, and back with what an entry refers to by now; the end in the ledger. Killed in between, the next

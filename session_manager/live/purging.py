@@ -1,4 +1,4 @@
-"""Removes archives for good: those of removals that are old enough, and those that nobody in the ledger knows.
+"""Deletes archives permanently: those of removals that are old enough, and those that are not in the ledger.
 
 Order: the intent in the ledger, durable; the files; the end in the ledger, where the removals become ``purged`` and
 lose their raw entries. Killed in between, the next call that takes the store's lock removes what is left of them.

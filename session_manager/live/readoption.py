@@ -1,4 +1,4 @@
-"""Puts entries into an index that lost them; rebuilds an index that cannot be read, and keeps the damaged file beside.
+"""Puts entries into an index that lost them; rebuilds an unreadable index, and keeps the damaged file beside it.
 
 An addition goes the way of every edit: intent, swap, look again. A rebuilt index takes the place of the very file that
 was looked at, which has a second name by then; whatever else is there is given its place back.

@@ -1,4 +1,4 @@
-"""Finishes or undoes what a killed process left half done. Only under the store's lock.
+"""Recovers: finishes or undoes what a killed process left half done. Only under the store's lock.
 
 A session whose key is in the index lives: its files get their names back, and its other keys their places. One
 whose keys are all gone is finished: its files are archived and its mark is owed. What had no key to begin with, an

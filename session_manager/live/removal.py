@@ -284,7 +284,7 @@ class Remover:
         return found
 
     def end_earlier(self, store: Store, lock: StoreLock) -> tuple[list[Removal], list[dict[str, object]], Failures]:
-        """Ends what was left half done in a store. Raises Damaged, LockLost, Refused or Failed.
+        """Recovers the interrupted runs of a store. Raises Damaged, LockLost, Refused or Failed.
 
         Returns what this very run had done before it lost the lock, what a document says of all others, and files
         that could not be moved.

@@ -1,4 +1,4 @@
-"""Takes removals back: keys into the index, byte for byte, and files under their names.
+"""Undoes removals: keys return to the index, byte for byte, and files to their names.
 
 Order, each step durable before the next: the intent in the ledger; the new index beside the old one; the files, so
 that no gateway meets an entry without its transcript; the index; and then what recovery does, which ends the attempt
@@ -48,7 +48,7 @@ Find = Callable[[Ledger], Sequence[Life]]
 
 
 class Restored(msgspec.Struct):
-    """What happened in one store: removals that were taken back, and lives that could not be, with the reason."""
+    """What happened in one store: removals that were undone, and lives that could not be restored, with the reason."""
 
     removals: list[Removal]
     blocked: list[tuple[Life, Obstacle]]
@@ -106,7 +106,7 @@ def spare_memory() -> None:
 
 
 def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip_conflicts: bool) -> Restored:
-    """Takes back what ``find`` names, after ending what others left half done. ``find`` gets a fresh look each time.
+    """Undoes the removals that ``find`` names, after recovering interrupted runs. ``find`` gets a fresh look each time.
 
     Raises Refused (``key_taken``, ``file_exists``, ``not_restorable``) when something is in the way and
     ``skip_conflicts`` is not set; Damaged, Locked, LockLost, Refused or Failed; nothing is restored then.

@@ -1,4 +1,4 @@
-"""Transcripts that several sessions have. They go with the last of these, and come back with the first.
+"""Transcripts that several sessions have. They are archived with the last of these, and restored with the first.
 
 In the ledger one removal holds the archive, and the others name it (``shares``). Before a session comes back, and
 before what holds the archive is erased, the archive is handed over: to the one that comes back, or to one that still

@@ -1,4 +1,4 @@
-"""What a file system can do, tried out in a folder of its own that is gone afterwards."""
+"""What a file system can do, tested in a temporary folder."""
 
 from __future__ import annotations
 

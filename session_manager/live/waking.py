@@ -1,4 +1,4 @@
-"""Sessions that live while an archive of a removal still holds what they said before.
+"""Live sessions whose earlier messages are still in the archive of a removal.
 
 A message that reaches a session at the moment of its removal wakes it: the gateway writes the entry back, with a new
 time, and begins a new transcript. A gateway without a lock does so from its cache, and whoever puts a backup of the
@@ -37,7 +37,7 @@ _ENDING_MS = 1_000
 
 
 class Woken(msgspec.Struct, frozen=True):
-    """A session whose removal is taken back: ``run_id`` removed it, ``whole`` says whether it has its files again."""
+    """A session whose removal is undone: ``run_id`` removed it, ``whole`` says whether it has its files again."""
 
     agent_id: str
     session_id: str
@@ -113,7 +113,7 @@ def idle_strays(ledger: Ledger, snapshot: Snapshot, names: Sequence[str]) -> lis
 def take_back(
     ledger: Ledger, run: Run, lock: StoreLock, snapshot: Snapshot, names: Sequence[str], halves: Sequence[Removed]
 ) -> tuple[list[Woken], Failures]:
-    """Takes removals of living sessions back, except those of sessions that are at work now.
+    """Undoes removals of live sessions, except those of sessions that are busy now.
 
     Returns what became of each session, and what could not be moved. Raises LockLost, Refused, Damaged or Failed.
     """

@@ -1,4 +1,4 @@
-"""What is wrong with a request, field by field, in words for whoever sent it."""
+"""What is wrong with a request, field by field, in words for its sender."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def problem(status: int, error: str, code: str, headers: dict[str, str] | None =
 def readable(
     scope: Scope, status: int, error: str, code: str, headers: dict[str, str] | None = None, **details: Any
 ) -> Response:
-    """Returns a problem answer as whoever asks can read it: a page for a browser that asked for one."""
+    """Returns a problem as the client can read it: a page for a browser that asked for one."""
     if "text/html" not in Headers(scope=scope).get("accept", "") or scope["path"].startswith("/api/"):
         return problem(status, error, code, headers, **details)
     page = render("problem.html", status, error=error, login=status == 401)

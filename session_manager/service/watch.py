@@ -1,4 +1,4 @@
-"""What the service knows of a database of its own, for those who ask whether it can work, and for whoever runs it."""
+"""What the service knows about its embedded database, for readiness checks and for the caller of the service."""
 
 from __future__ import annotations
 

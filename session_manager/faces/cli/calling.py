@@ -38,7 +38,7 @@ def ask(name: str, **arguments: object) -> Document:
 
 
 def answer(name: str, show: Show, *, as_json: bool = False, **arguments: object) -> None:
-    """Calls a function and prints what came of it: its document as it is, or what ``show`` makes of it.
+    """Calls a function and prints its document, as it is or as ``show`` formats it.
 
     Ends the command with the function's exit code when it failed or was done in part.
     """
@@ -67,14 +67,14 @@ def asked(name: str, show: Show, **arguments: object) -> Document:
 
 
 def show_now(show: Show, document: Document) -> None:
-    """Prints what ``show`` makes of a document."""
+    """Prints a document as ``show`` formats it."""
     screen = Screen()
     show(screen, document)
     _say_also(screen, document)
     try:
         put(screen.data())
     finally:
-        # How a removal is taken back is said although nobody could be shown what it was.
+        # The command that undoes a removal is shown even if the removal itself could not be printed.
         for note in screen.notes:
             talk(note)
 
@@ -150,7 +150,7 @@ def _say_done(details: Mapping[str, Any]) -> None:
 
 
 def needs_somebody(flags: str, *, as_json: bool) -> None:
-    """Raises UsageError where nobody can be asked, naming the flags that make asking needless."""
+    """Raises UsageError where nobody can be asked, naming the flags that skip the question."""
     if as_json or not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
         why = "--json prints one document" if as_json else "there is no terminal to ask at"
         raise UsageError(f"{why}: give {flags}; nothing was changed", code="not_confirmed")
@@ -187,7 +187,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def say_history(screen: Screen, document: Document) -> None:
-    """Says what history has still to hear of a removal."""
+    """Adds a note about status updates that have not reached history yet."""
     pending = document.get("pg_pending")
     if pending:
         updates = counted(int(pending), "status update")
@@ -196,6 +196,6 @@ def say_history(screen: Screen, document: Document) -> None:
 
 
 def say_run(screen: Screen, document: Document) -> None:
-    """Says how a removal is taken back."""
+    """Adds the command that undoes the removal."""
     if document.get("run_id") is not None:
         screen.note(f"undo with: session-manager undo {document['run_id']}")

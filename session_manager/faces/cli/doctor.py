@@ -1,4 +1,4 @@
-"""session-manager doctor: one page that says what is wrong and what to do."""
+"""session-manager doctor: one page with all problems and how to fix them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(as_json: options.AsJson = False) -> None:
-    """Say what is wrong and what to do: stores, locks, ledger, unfinished runs, history. Changes nothing."""
+    """Find problems and show how to fix them: stores, locks, ledger, unfinished runs, history. Changes nothing."""
     try:
         document, exit_code = _asked()
     except SessionManagerError as error:
@@ -81,5 +81,5 @@ def _on_screen(checks: list[dict[str, Any]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Writes what would steer a terminal as question marks: names of files and answers of services are anybody's."""
+    """Replaces terminal control characters by question marks: file names and responses are untrusted."""
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,4 +1,4 @@
-"""deleted, restore and undo: what was removed, and taking it back."""
+"""deleted, restore and undo: lists removals and undoes them."""
 
 from __future__ import annotations
 

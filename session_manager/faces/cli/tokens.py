@@ -1,4 +1,4 @@
-"""token create, list and revoke: who may ask aria-api."""
+"""token create, list and revoke: who may use aria-api."""
 
 from __future__ import annotations
 

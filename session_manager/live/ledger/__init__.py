@@ -1,4 +1,4 @@
-"""The ledger: what was removed, by which run, how far it got, and what history has still to hear.
+"""The ledger: what was removed, by which run, how far it got, and the pending marks for history.
 
 One SQLite file in the state directory, shared by several processes. Tables:
 

@@ -290,7 +290,7 @@ def _set_state(c: sqlite3.Connection, state: str, removals: Iterable[Removal], a
 
 
 def _owe(c: sqlite3.Connection, attempt_id: int) -> None:
-    """Owes history the end of what an attempt removed; once, however often the attempt is ended."""
+    """Records a mark for each session that an attempt removed; once, however often the attempt is ended."""
     c.execute(
         "INSERT INTO marks SELECT a.agent_id, r.session_id, 'ended', 'pending', a.run_id, ?, 0 FROM removals r"
         " JOIN attempts a USING (attempt_id) WHERE a.attempt_id = ? AND a.history AND r.state = ?"

@@ -1,4 +1,4 @@
-"""How removals end for good: purged, or erased with all that is known of them."""
+"""How removals end permanently: purged, or erased with all that is known of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Endings(Connection):
     """The part of the ledger that knows no way back."""
 
     def archived(self, agent_id: str | None) -> list[Archived]:
-        """Returns removals of an agent, or of all, that were neither taken back nor purged or erased, oldest first."""
+        """Returns removals of an agent, or of all, that were neither undone nor purged or erased, oldest first."""
         with clear_sqlite_errors(self.path):
             rows = self.sql.execute(
                 "SELECT r.removal_id, r.session_id, a.run_id, a.store_id, a.created_at, a.state <> 'intent', r.details"
@@ -96,7 +96,7 @@ class Endings(Connection):
             _end(c, attempt)
 
     def owe_erasure(self, run: Run, agent_id: str, session_id: str) -> None:
-        """Owes history the erasure of a session, unless it is owed already or was delivered."""
+        """Records the erasure mark of a session, unless it is pending or was delivered."""
         with self.transaction() as c:
             changed = c.execute(
                 f"INSERT INTO marks VALUES (?, ?, 'erased', 'pending', ?, ?, 0){_OWED}"

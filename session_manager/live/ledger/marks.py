@@ -1,4 +1,4 @@
-"""Marks: what history has still to hear."""
+"""Marks: status updates for history."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STILL_HEARD = "sent = CASE WHEN state = 'delivered' THEN status = 'ended' WHEN s
 
 
 class Marks(Connection):
-    """The part of the ledger that history is told from."""
+    """The part of the ledger that holds the marks for history."""
 
     def owe_mark(self, run: Run, agent_id: str, session_id: str, *, again: bool = False) -> str:
         """Owes history the end of a session that somebody else removed, once; returns the mark's state.
@@ -76,12 +76,12 @@ class Marks(Connection):
             return [mark for mark in marks if c.execute(sql, _key(mark)).rowcount]
 
     def note_unsent(self, marks: Sequence[Mark]) -> None:
-        """Notes that history has not heard of marks after all."""
+        """Records that history has not received marks after all."""
         with self.transaction() as c:
             c.executemany(f"UPDATE marks SET sent = 0{_THE_SAME}", [_key(m) for m in marks])
 
     def note_marks(self, run: Run, marks: Sequence[Mark], state: str) -> None:
-        """Notes what became of pending marks; one that was changed since it was read stays pending."""
+        """Records the results of pending marks; one that was changed since it was read stays pending."""
         if not marks:
             return
         with self.transaction() as c:
@@ -92,7 +92,7 @@ class Marks(Connection):
         run.noted = True
 
     def cancel_ends(self, run: Run, agent_id: str, sessions: Collection[str]) -> None:
-        """Takes back that history is told the end of sessions that turned out to live."""
+        """Cancels the marks of sessions that turned out to be live."""
         with clear_sqlite_errors(self.path):
             owed = self.sql.execute(
                 "SELECT session_id FROM marks WHERE agent_id = ? AND status = 'ended'"
@@ -106,7 +106,7 @@ class Marks(Connection):
             run.noted = True
 
     def pending(self) -> list[Mark]:
-        """Returns the marks that history has still to hear, oldest first."""
+        """Returns the pending marks, oldest first."""
         with clear_sqlite_errors(self.path):
             rows = self.sql.execute(
                 "SELECT agent_id, session_id, status, run_id, changed_at FROM marks WHERE state = 'pending'"

@@ -1,4 +1,4 @@
-"""Removals: what went, looked up afterwards, and what became of it since."""
+"""Removals, looked up afterwards, with what became of them since."""
 
 from __future__ import annotations
 

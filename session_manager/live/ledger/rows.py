@@ -82,7 +82,7 @@ class Attempt(msgspec.Struct):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """One thing that history has still to hear. ``run_id`` and ``changed_at`` (epoch ms) tell it from a later one."""
+    """One status update for history. ``run_id`` and ``changed_at`` (epoch ms) tell it from a later one."""
 
     agent_id: str
     session_id: str

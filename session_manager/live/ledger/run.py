@@ -71,7 +71,7 @@ def start_run(function: str, settings: Settings) -> Run:
 
 
 def is_owed(settings: Settings) -> bool:
-    """Says whether history is to hear of what is removed, now or as soon as it can be reached.
+    """Says whether removals are reported to history, now or as soon as it can be reached.
 
     With nothing configured it is when it has been reached before.
     """

@@ -19,7 +19,7 @@ class Unfinished(msgspec.Struct, frozen=True):
 
 
 class Openness(Connection):
-    """The part of the ledger that says what is open, whatever store it belongs to."""
+    """The part of the ledger that lists unfinished attempts, of any store."""
 
     def unfinished(self) -> list[Unfinished]:
         """Returns all open attempts, oldest first: a killed call's, or those of one that is at work."""

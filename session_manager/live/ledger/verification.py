@@ -16,7 +16,7 @@ _LATER = (RESTORED, PURGED, ERASED)
 
 
 class Break(msgspec.Struct, frozen=True):
-    """The first place where the ledger is not whole. ``run_id`` is None where that cannot be told."""
+    """The first place where the ledger is not intact. ``run_id`` is None where that is unknown."""
 
     place: str
     reason: str

@@ -1,4 +1,4 @@
-"""POST /api/engine/chat/stream: talk with the model, and hear its reply as server-sent events."""
+"""POST /api/engine/chat/stream: sends a message to the model and streams its reply as server-sent events."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class EventStream(StreamingResponse):
         self._talk = talk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Tells all there is to tell."""
+        """Sends all events."""
         try:
             await super().__call__(scope, receive, send)
         finally:

@@ -97,7 +97,7 @@ async def list_chats(
 
 @router.post("", status_code=201, summary="Create a session before its first message", responses=LARGE)
 async def create_chat(request: Request, database: Database, asking: Asking, body: NewChatSession) -> ChatSession:
-    """For clients that need an id at once. It lives for `ttl_minutes` without a message, and for good with one."""
+    """For clients that need an id in advance. The session is deleted if it has no message after `ttl_minutes`."""
     user_id = owner(asking, body.user_id, body.org_id)
     values = body.model_dump(include={"agent_id", "session_type", "title", "model", "org_id", "metadata"})
     ttl_minutes = body.ttl_minutes or request.app.state.config.cleanup_ttl_minutes
@@ -178,7 +178,7 @@ async def rename_chat(database: Database, asking: Asking, id: ChatId, body: NewT
 
 @router.post("/{id}/end", summary="End a conversation", responses={**BY_ID, **_STATE})
 async def end_chat(database: Database, asking: Asking, id: ChatId) -> ChatSession:
-    """It takes no more messages. Asking twice does no harm: `ended_at` is set once."""
+    """The session accepts no more messages. Repeating the request is safe: `ended_at` is set once."""
     return ChatSession.model_validate(await chat_sessions.end(database, id, asking))
 
 
@@ -190,6 +190,6 @@ async def archive_chat(database: Database, asking: Asking, id: ChatId) -> ChatSe
 
 @router.delete("/{id}", summary="Delete a conversation", responses=BY_ID)
 async def delete_chat(database: Database, asking: Asking, id: ChatId) -> Deleted:
-    """With its messages, for good, archived or not."""
+    """Permanently deletes it with its messages, archived or not."""
     await chat_sessions.remove(database, id, asking)
     return Deleted()

@@ -72,7 +72,7 @@ async def list_ghosts(
 
 @router.delete("/ghosts", summary="Delete sessions without messages now")
 async def purge_ghosts(request: Request, asking: Asking, query: Annotated[GhostAge, Query()]) -> Purged:
-    """Whatever their time to live. A message that arrives meanwhile wins: its session stays."""
+    """Ignores their time to live. A session that receives a message in the meantime is kept."""
     which = chat_cleanup.ghosts(query.older_than_minutes, asking, whatever_ttl=True)
     return Purged(deleted=await chat_cleanup.purge(request.app.state.engine, which))
 

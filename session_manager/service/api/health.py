@@ -24,7 +24,7 @@ PATIENCE_S = 3.0
 @router.get("/health", include_in_schema=False)
 @router.get("/healthz", summary="Whether the process is alive")
 async def healthz(response: Response) -> Health:
-    """Asks nobody. The header X-Service says who answers, so that no skill gives its token to somebody else."""
+    """Checks nothing else. The header X-Service names the service, so that a skill sends its token to no other."""
     response.headers["X-Service"] = "aria-api"
     return Health()
 

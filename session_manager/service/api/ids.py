@@ -1,4 +1,4 @@
-"""Ids in paths: UUIDs, read by hand so that anything else is answered in words of its own."""
+"""Ids in paths: UUIDs, parsed here so that anything else gets a sentence of its own."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ async def list_jobs(request: Request, database: Database) -> JobList:
     },
 )
 async def run_job(request: Request, name: Annotated[str, Path(description="as `GET /api/jobs` lists it")]) -> JobItem:
-    """Answers when the run has ended; whoever stops waiting does not stop it. Needs the scope `admin`."""
+    """Answers when the run has ended; the run continues if the client disconnects. Needs the scope `admin`."""
     runner: Runner = request.app.state.jobs
     try:
         job = await runner.run_now(name)

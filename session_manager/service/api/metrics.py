@@ -24,7 +24,7 @@ router = APIRouter(tags=["metrics"], responses={**WHO, **BUSY})
     responses={200: {"content": {"text/plain": {}}, "description": "Prometheus's text format"}},
 )
 async def read_metrics(request: Request) -> Response:
-    """This process's, and what waits in the ledger beside its agents directory."""
+    """Metrics of this process, and the updates pending in the ledger of its agents directory."""
     config: Config = request.app.state.config
     metrics.marks_pending(0 if config.live is None else await asyncio.to_thread(_pending, config.live))
     return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)

@@ -210,7 +210,7 @@ class BulkMarked(BaseModel):
 
 
 class BulkErase(_Body):
-    """Sessions of which only the id and the counters shall stay."""
+    """Sessions of which only the id and the counters are kept."""
 
     sessions: Annotated[list[SessionRef], Field(min_length=1, max_length=BULK_LIMIT)]
 

@@ -1,4 +1,4 @@
-"""Marks of a ledger, told to history by the queries that serve the requests for many."""
+"""Marks of a ledger, delivered to history by the queries that serve the bulk requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Delivery: what the skill could not tell history, because no service answered, the volume's service takes itself.
+"""Delivery: the volume's service takes the marks that the skill could not deliver because no service answered.
 
 The marks wait in the ledger beside the agents directory. History's rows are committed first, and then the ledger hears
 of it: killed in between, the same is told again, which changes nothing but the time at which it was last said.
@@ -44,12 +44,12 @@ class Delivered(Result, frozen=True):
 
     @property
     def wrote(self) -> bool:
-        """Says whether history, or the ledger, has heard anything."""
+        """Says whether anything was delivered or recorded."""
         return bool(self.delivered or self.superseded or self.given_up)
 
 
 async def deliver_marks(engine: AsyncEngine, config: Config) -> Delivered:
-    """Tells history what waits in the volume's ledger; nothing where there is none.
+    """Delivers the pending marks in the volume's ledger; nothing where there is none.
 
     Raises Refused (``no_volume``), what the ledger raises, and what the database raises. What had arrived by then is
     noted.
@@ -94,7 +94,7 @@ class _Here:
         self.failure: SQLAlchemyError | None = None
 
     def tell(self, marks: dict[Name, Status]) -> Heard:
-        """Tells the marks from the thread that holds the ledger."""
+        """Delivers the marks from the thread that holds the ledger."""
         refused = {name: REFUSED for name in marks if not _possible(name)}
         heard = Heard(set(), set(), refused, error=None, reached=False)
         told = {name: status for name, status in marks.items() if name not in refused}

@@ -1,4 +1,4 @@
-"""The model of a service that has none: it says so, and repeats what it was told."""
+"""The model of a service that has none: it says so, and echoes the message."""
 
 from __future__ import annotations
 

@@ -92,6 +92,6 @@ async def ask_to_delete(request: Request, database: Database, asking: Asking, id
 
 @router.post(f"{PATH}/{{id}}/delete")
 async def delete(database: Database, asking: Asking, id: ChatId, next: Annotated[str, Form()] = PATH) -> Response:
-    """Deletes it with its messages, for good."""
+    """Permanently deletes it with its messages."""
     await chat_sessions.remove(database, id, asking)
     return RedirectResponse(local(next, PATH), 303)

@@ -17,7 +17,7 @@ _PATIENCE_S = 1.0
 
 
 class LedgerView(msgspec.Struct, frozen=True):
-    """The last runs, and how many marks history has still to hear; or why the ledger cannot be read."""
+    """The last runs, and how many marks are pending; or why the ledger cannot be read."""
 
     runs: list[RunSummary] = []
     pending: int = 0

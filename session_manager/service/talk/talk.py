@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something to tell whoever asked: ``session`` first, then any number of ``delta``, then ``done`` or ``error``."""
+    """An event for the client: ``session`` first, then any number of ``delta``, then ``done`` or ``error``."""
 
     name: Literal["session", "delta", "done", "error"]
     data: dict[str, Any]
@@ -61,7 +61,7 @@ class Talk:
         self.task.add_done_callback(lambda _: self._news.set())
 
     async def events(self, heartbeat_s: float) -> AsyncGenerator[Event | None, None]:
-        """Yields what there is to tell, to the end; None when there was nothing for ``heartbeat_s`` seconds."""
+        """Yields all events, to the end; None when there was none for ``heartbeat_s`` seconds."""
         while True:
             while self._untold or self._pieces:
                 if not self._untold:
@@ -82,7 +82,7 @@ class Talk:
             self.task.cancel()
 
     def stop(self) -> None:
-        """Ends it because the service ends; whoever listens is told so."""
+        """Ends it because the service ends; its listeners get an error."""
         self._stopped = True
         self.leave()
 

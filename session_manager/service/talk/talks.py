@@ -23,7 +23,7 @@ DATABASE_TURNS = 8
 
 
 class Talks:
-    """Begins exchanges until it is told to finish."""
+    """Starts exchanges until it is asked to finish."""
 
     def __init__(self, engine: AsyncEngine, model: Model) -> None:
         self._engine = engine
@@ -55,7 +55,7 @@ class Talks:
             )
 
     async def finish(self) -> None:
-        """Takes no more exchanges, gives those under way a few seconds, then ends them; their clients are told."""
+        """Accepts no more exchanges, gives those in progress a few seconds, then ends them with an error."""
         self._finishing = True
         await self._wait()
         for talk in list(self._under_way):

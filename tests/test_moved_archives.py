@@ -56,13 +56,13 @@ class Gateway:
     def imports(self) -> None:
         """Takes the index in, and moves it and its transcripts away."""
         index = self.sessions / "sessions.json"
-        aside = self.sessions / "session-sqlite-import-archive"
+        aside = self.sessions.parent / "session-sqlite-import-archive"
         aside.mkdir(exist_ok=True)
         for key, entry in json.loads(index.read_bytes()).items():
             self.add(key, entry["sessionId"])
             for transcript in self.sessions.glob(f"{entry['sessionId']}*.jsonl"):
                 assert transcript.stat().st_nlink == 1, "the import refuses files with several links"
-                transcript.rename(aside / transcript.name)
+                transcript.rename(aside / f"{key.replace(':', '_')}.{transcript.name}.imported-1")
         index.rename(aside / f"sessions.json.{new_run_id()}")
 
     def refuses_to_start(self) -> bool:
@@ -396,6 +396,17 @@ def test_a_session_is_erased(scene: Scene, back: bool) -> None:
     assert erase(scene, "old-1").exit_code == 0
     assert not scene.waiting.exists()
     scene.assert_settled()
+
+
+def test_an_erasure_names_what_an_import_put_aside(scene: Scene) -> None:
+    scene.fork("restore_session", {"session_id": "old-1"})
+    scene.waiting.rename(scene.store.index)
+    scene.gateway.imports()
+    scene.gateway.write("DELETE FROM session_nodes WHERE current_session_id = 'old-1'")
+    done = erase(scene, "old-1")
+    assert done.exit_code == 0
+    places = {found["place"] for found in done.document["not_reached"]}
+    assert "main/session-sqlite-import-archive/agent_main_cron_job-1.old-1.jsonl.imported-1" in places
 
 
 def test_what_the_database_has_is_for_the_gateway_to_delete_first(scene: Scene) -> None:

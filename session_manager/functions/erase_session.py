@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from session_manager.functions.erasing import Result
     from session_manager.live.ledger import Removed
     from session_manager.live.removal import Remover
+    from session_manager.live.volume import Store
 
 DESCRIPTION = (
     "Erases one session for privacy: its index entry, transcripts, archives, details in the ledger and details in "
@@ -33,10 +34,7 @@ BEYOND = {
     "a running gateway": "it may have the session in memory and write it back: check later, and erase again if it does",
     "free blocks": "freed disk blocks may not have been overwritten yet",
 }
-_IN_SQLITE = (
-    "only the gateway writes its database: that, and what its imports and deletes have put aside beside it, may still "
-    "hold the session"
-)
+_IN_SQLITE = "only the gateway writes its database, which may still hold the session"
 
 SessionId = Annotated[str, msgspec.Meta(description="the full session id, not a key")]
 Confirm = Annotated[str, msgspec.Meta(description="the same session id again")]
@@ -210,7 +208,6 @@ def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str
     """Returns where something of the session is or may be still: what was found, then what cannot be looked into."""
     from session_manager.live.mentions import mentions
     from session_manager.live.observe import listing
-    from session_manager.live.volume import SQLITE_NAME
 
     found = [_place(agent_id, name, "it also belongs to a session that stays") for agent_id, name in result.spared]
     for agent_id in sorted({*result.done, *result.begun}):
@@ -221,12 +218,26 @@ def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str
             found.append({"place": f"{agent_id}/sessions", "reason": error.message})
             continue
         if store is not None and store.database:
-            found.append({"place": f"{agent_id}/agent/{SQLITE_NAME}", "reason": _IN_SQLITE})
+            found += _with_gateway(store, session_id)
         found += [_place(agent_id, name, "it contains the session's id") for name in holding]
         found += [_place(agent_id, name, "it could not be read completely") for name in unread]
     if "pg_error" in pg:
         found.append({"place": "aria-api", "reason": pg["pg_error"]})
     return found + [{"place": place, "reason": reason} for place, reason in BEYOND.items()]
+
+
+def _with_gateway(store: Store, session_id: str) -> list[dict[str, str]]:
+    """Returns where the gateway of an agent that has moved to SQLite may have a session."""
+    from session_manager.live.moved import PUT_ASIDE, put_aside
+    from session_manager.live.volume import SQLITE_NAME
+
+    found = [{"place": f"{store.agent_id}/agent/{SQLITE_NAME}", "reason": _IN_SQLITE}]
+    folder = f"{store.agent_id}/{PUT_ASIDE}"
+    try:
+        names = put_aside(store, session_id)
+    except OSError as error:
+        return [*found, {"place": folder, "reason": f"it could not be read: {error.strerror}"}]
+    return found + [{"place": f"{folder}/{name}", "reason": "an import put it aside"} for name in names]
 
 
 def _place(agent_id: str, name: str, reason: str) -> dict[str, str]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from session_manager.live.restoration import Find, Restored
 
 SUFFIX = ".restored"
+PUT_ASIDE = "session-sqlite-import-archive"
 
 
 def waiting_path(store: Store) -> str:
@@ -49,6 +50,18 @@ def how_to_import(store: Store) -> str:
         f"while that lies there), run `openclaw doctor --session-sqlite import --session-sqlite-agent {store.agent_id}`"
         ", start the gateway"
     )
+
+
+def put_aside(store: Store, session_id: str) -> list[str]:
+    """Returns the names of a session's files that imports have put aside, beside the sessions folder. Raises OSError.
+
+    Gateway 2026.9.6: ``<key>.<id>.jsonl.imported-<time>``.
+    """
+    folder = os.path.join(store.gateways, store.agent_id, PUT_ASIDE)
+    try:
+        return sorted(name for name in os.listdir(folder) if session_id in name)
+    except FileNotFoundError:
+        return []
 
 
 def held_keys(snapshot: Snapshot) -> dict[str, str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -465,3 +467,15 @@ class Elsewhere(StoreBuilder):
     @property
     def index(self) -> Path:
         return self._index
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="whoever runs this may look into what it made")
+def test_a_home_that_may_not_be_looked_into_is_no_missing_folder() -> None:
+    with tempfile.TemporaryDirectory() as base:
+        Path(base).chmod(0o755)
+        home = Path(base, "home")
+        StoreBuilder(home / ".openclaw" / "agents").write()
+        home.chmod(0o700)
+        answer = Skill(home, ordinary=True, ARIA_AGENTS_DIR=None, HOME=str(home))("list_sessions")
+    assert (answer.exit_code, answer.document["code"]) == (4, "not_readable")
+    assert f"{home}/.openclaw/agents" in answer.document["error"]

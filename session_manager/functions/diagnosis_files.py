@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 
 from session_manager.core.errors import Refused, SessionManagerError
@@ -28,20 +29,32 @@ def file_system_checks(context: Context) -> Iterator[Check]:
             continue
     for folders in by_device.values():
         # Where something is wrong with a folder, its own check says so.
-        place = next((folder for folder in folders if os.access(folder, os.R_OK | os.W_OK | os.X_OK)), None)
+        place = next((folder for folder in folders if _is_open(folder)), None)
         if place is not None:
             yield from _try_out(context, place, [store for store in stores if store.sessions_dir in folders])
 
 
+def _is_open(folder: str) -> bool:
+    return os.access(folder, os.R_OK | os.W_OK | os.X_OK)
+
+
+def _aside(place: str) -> str:
+    """Returns the folder for temporary files if that is on the file system of ``place``, which stays untouched then."""
+    temp = tempfile.gettempdir()
+    return temp if os.stat(temp).st_dev == os.stat(place).st_dev and _is_open(temp) else place
+
+
 def _try_out(context: Context, place: str, stores: list[Store]) -> Iterator[Check]:
-    from session_manager.live.trial import has_locks, lacks
+    from session_manager.live.trial import has_locks, lacks, sweep
     from session_manager.live.unguarded import kind_of
     from session_manager.live.weaker import EXCHANGE, SENTENCES
 
     name = f"file_system {place}"
     try:
-        found = lacks(place)
-        locks = place != context.settings.state_dir or has_locks(place)
+        sweep(place)
+        aside = _aside(place)
+        found = lacks(aside)
+        locks = place != context.settings.state_dir or has_locks(aside)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             what = f"it could not be tested: {error.strerror or error}"

@@ -98,6 +98,9 @@ def find_place(environ: Mapping[str, str]) -> Place:
         return msgspec.structs.replace(here[0], passed_over=tuple(_passed_over(environ, here[0].agents_dir)))
     if here:
         raise _ambiguous(here)
+    for place in found.values():
+        if (closed := _closed(place.root, {"path": place.root})) is not None:
+            raise closed
     tried = [p.text if p.layout.root is None else f"{p.text} ({p.why})" for p in found.values()]
     others = [f"; {path} exists, but no gateway would use it now" for path in _passed_over(environ, None)]
     raise UsageError(
@@ -110,6 +113,12 @@ def find_place(environ: Mapping[str, str]) -> Place:
 def missing(path: str, variable: str) -> SessionManagerError:
     """Returns the error for a folder that a variable names and that is not there, or cannot be looked at."""
     details = {"path": path, "variable": variable}
+    what = f"the agents directory {path!r} does not exist; correct or unset {variable}"
+    return _closed(path, details) or UsageError(what, code="agents_dir_missing", **details)
+
+
+def _closed(path: str, details: dict[str, str]) -> SessionManagerError | None:
+    """Returns the error for a folder that this user may not look for, None for any other."""
     place = os.path.expanduser(path)
     try:
         os.stat(place)
@@ -118,8 +127,7 @@ def missing(path: str, variable: str) -> SessionManagerError:
         return Refused(what, code="not_readable", **details)
     except (OSError, ValueError):
         pass
-    what = f"the agents directory {path!r} does not exist; correct or unset {variable}"
-    return UsageError(what, code="agents_dir_missing", **details)
+    return None
 
 
 def _ambiguous(places: Iterable[Place]) -> UsageError:

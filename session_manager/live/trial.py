@@ -24,7 +24,7 @@ _MODE = 0o640
 
 def lacks(folder: str) -> set[str]:
     """Returns what the file system of a folder cannot do, of what is said in ``weaker``. Raises OSError."""
-    _sweep(folder)
+    sweep(folder)
     with _trial(folder) as place:
         one, other = (_made(os.path.join(place, name), name.encode()) for name in ("one", "other"))
         tried: dict[str, Callable[[], bool]] = {
@@ -59,7 +59,8 @@ def can_exchange(folder: str) -> bool:
             os.unlink(path)
 
 
-def _sweep(folder: str) -> None:
+def sweep(folder: str) -> None:
+    """Removes what a killed process left there long ago. Raises OSError."""
     for name in os.listdir(folder):
         if name.startswith(OWN_PREFIX) and name.endswith(SUFFIX):
             left = os.path.join(folder, name)

@@ -143,8 +143,9 @@ def database_url(environ: Mapping[str, str]) -> str | None:
 def _live(environ: Mapping[str, str]) -> Settings | None:
     try:
         return read_settings(environ)
-    except UsageError as error:
-        if error.code == "agents_dir_missing" and "variable" not in error.details:
+    except (UsageError, Refused) as error:
+        # Nobody has named one, and there is none that this user may see.
+        if error.code in ("agents_dir_missing", "not_readable") and "variable" not in error.details:
             return None
         raise
 

@@ -103,7 +103,7 @@ def test_the_rule_that_found_the_agents_directory_is_named(
     (place / "main" / "sessions").mkdir(parents=True)
     answer = skill("doctor", None, **{k: v and str(agents.parent) for k, v in env.items()}, ARIA_API_URL="")
     assert answer.exit_code == 0
-    assert checks(answer.document)["agents_dir"]["what"] == f"{place}, named by {named_by}: 1 agent"
+    assert checks(answer.document)["agents_dir"]["what"] == f"{place} ({named_by}): 1 agent"
 
 
 def test_what_is_wrong_in_one_store_keeps_none_of_the_others_from_being_looked_at(

@@ -370,7 +370,7 @@ def test_an_ended_session_takes_no_message(client: httpx.Client, agent: str) -> 
     refused = client.post(f"{BASE}/{session_id}/messages", json={"content": "too late"})
     assert (refused.status_code, refused.json()["code"]) == (409, "session_ended")
     assert detail(client, session_id)["status"] == "archived"
-    assert "brings it back" not in client.post(f"{BASE}/{session_id}/end").json()["error"]
+    assert "restores it" not in client.post(f"{BASE}/{session_id}/end").json()["error"]
     assert texts(client, session_id) == ["last"]
 
 

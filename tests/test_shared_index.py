@@ -308,7 +308,7 @@ def test_the_doctor_speaks_of_the_folder_once(folder: Folder) -> None:
     (folder.dir / f"{folder.index_of('ops').name}.lock").write_text("{}")
     answer = folder.skill("doctor")
     checks = {check["name"]: check for check in answer.document["checks"]}
-    assert checks["agents_dir"]["what"].startswith(f"{folder.dir}/{folder.name}, named by session.store of ")
+    assert checks["agents_dir"]["what"].startswith(f"{folder.dir}/{folder.name} (session.store of ")
     assert [name for name in checks if name.startswith("lock ")] == [f"lock ops/{folder.index_of('ops').name}.lock"]
     assert checks["store main"]["ok"]
 

@@ -335,7 +335,7 @@ def test_each_agent_has_its_index_where_the_config_puts_it(gateway: Gateway, pat
     assert rows(gateway.skill("list_sessions")) == expected
     found = checks(gateway.skill("doctor"))
     assert found["agents_dir"][1] == (
-        f"{gateway.root}/x/{pattern}, named by session.store of {gateway.state}/openclaw.json: 2 agents"
+        f"{gateway.root}/x/{pattern} (session.store of {gateway.state}/openclaw.json): 2 agents"
     )
     assert found["store ops"][1].startswith(stores[0].index.name)
     assert all(ok for ok, _ in found.values())
@@ -427,7 +427,7 @@ def test_the_doctor_says_which_was_taken_and_what_was_not(machine: Machine) -> N
     machine.agents("home/.openclaw", "home/.clawdbot")
     skill = Skill(machine.root, ARIA_AGENTS_DIR=None, OPENCLAW_HOME=str(machine.home), ARIA_API_URL="")
     what = checks(skill("doctor"))["agents_dir"][1]
-    assert what.startswith(f"{machine.home}/.openclaw/agents, named by OPENCLAW_HOME: 1 agent")
+    assert what.startswith(f"{machine.home}/.openclaw/agents (OPENCLAW_HOME): 1 agent")
     assert f"no gateway uses {machine.home}/.clawdbot/agents" in what
 
 

@@ -77,7 +77,7 @@ def _agents_dir(context: Context) -> Check:
         agents = context.volume.agent_ids()
     except SessionManagerError as error:
         return failed("agents_dir", error, _run_as(error, root))
-    what = f"{root}, named by {named_by}: {plural(len(agents), 'agent')}"
+    what = f"{root} ({named_by}): {plural(len(agents), 'agent')}"
     if passed_over:
         what += f"; no gateway uses {' or '.join(passed_over)} while this one exists"
     if not agents:

@@ -84,7 +84,7 @@ def _restore(
         "skipped": _skipped(outcome),
         "restored_files": len(outcome.files),
         **told,
-        "message": f"{sessions} of run {arguments.run_id} restored, {len(outcome.blocked)} could not be"
+        "message": f"{sessions} of run {arguments.run_id} restored, {len(outcome.blocked)} skipped"
         + import_of(outcome),
         **also(remover, outcome),
         **(_pinned(context, remover, arguments.run_id, agents) if arguments.pin else {}),

@@ -131,7 +131,7 @@ def _closed(path: str, details: dict[str, str]) -> SessionManagerError | None:
 
 
 def _ambiguous(places: Iterable[Place]) -> UsageError:
-    each = [f"{place.text} (by {place.why})" for place in places]
+    each = [f"{place.text} ({place.why})" for place in places]
     return UsageError(
         f"several agents directories are possible: {', '.join(each[:-1])} and {each[-1]}; set ARIA_AGENTS_DIR to "
         "the right one, or OPENCLAW_STATE_DIR and OPENCLAW_CONFIG_PATH to what the gateway uses",

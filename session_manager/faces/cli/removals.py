@@ -178,7 +178,7 @@ def _show_plan(screen: Screen, document: Document, count: str) -> None:
     young = document["total_sessions"] - len(rows)
     staying = counted(len(rows) - document[count], "session")
     removed = counted(document[count], "session")
-    rest = "within the rules" if document.get("policy") else "young"
+    rest = "within the rules" if document.get("policy") else "not old enough"
     screen.note(f"{removed} to remove ({words.size(going)}), {staying} to keep, {young:,} {rest}")
 
 

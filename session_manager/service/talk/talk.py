@@ -122,7 +122,7 @@ class Talk:
             self._tell_session(opened.stored.session["id"], new=False)
             self._tell_piece(opened.stored.assistant["content"] or "")
             self._tell("done", _done(opened.stored, opened.model, None))
-            return "told again"
+            return "replayed"
         self._tell_session(opened.session_id, new=isinstance(opened.session, NewSession))
         text, end = await self._reply()
         self._storing = True
@@ -132,7 +132,7 @@ class Talk:
                 metrics.session_created()
             metrics.messages_added(committed.session, 2)
         self._tell("done", _done(committed, opened.model, end))
-        return "stored" if committed.created else "told again"
+        return "stored" if committed.created else "replayed"
 
     def _tell_session(self, session_id: object, *, new: bool) -> None:
         self._tell("session", {"session_id": str(session_id), "new": new, "model": self._opened.model})

@@ -163,7 +163,7 @@ async def change(connection: AsyncConnection, session_id: uuid.UUID, viewer: Vie
             return dict(row)
         archived = (await connection.execute(in_archive)).first()
         if archived is not None:
-            then = "a new message restores it" if archived.ended_at is None else "it has ended and can no longer be changed"
+            then = "a new message restores it" if archived.ended_at is None else "it has ended and cannot be changed"
             raise Refused(f"chat session {session_id} is archived; {then}", code="session_archived")
     raise unknown(session_id)
 

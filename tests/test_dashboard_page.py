@@ -368,19 +368,20 @@ def test_a_row_is_ended_and_a_conversation_deleted(page: Page, service: Service,
     assert session_id not in rows.ids()
 
 
-def test_a_million_rows(browser: Browser, server: Databases, database: str, tmp_path: Path) -> None:
+def test_very_many_rows(browser: Browser, server: Databases, database: str, tmp_path: Path) -> None:
     rows = Chats(server, database)
-    fill(rows, 1_000_000)
+    many = 1_000_000 if os.environ.get("SOAK") else 200_000
+    fill(rows, many)
     rows.execute("VACUUM ANALYZE agent_sessions")
     with running(tmp_path / "log", DATABASE_URL=database) as service:
         page = browser.new_page(base_url=service.url)
         page.goto("/sessions")
         cells = page.get_by_role("region", name="Table of sessions").locator("tbody tr td:first-child")
-        expect(cells.first).to_have_text("s1000000")
+        expect(cells.first).to_have_text(f"s{many}")
         expect(page.locator("#found")).to_have_text("more than 10,000 sessions.")
-        expect(page.locator(".totals")).to_contain_text("about 1,000,000")
+        expect(page.locator(".totals")).to_contain_text(f"about {many:,}")
         page.get_by_role("link", name="Older").click()
-        expect(cells.first).to_have_text("s999950")
+        expect(cells.first).to_have_text(f"s{many - 50}")
         page.get_by_label("Search").fill("label 77")
         expect(page.locator("#found")).to_have_text("No match in the 50,000 sessions searched so far.")
         page.get_by_role("link", name="Search older").click()

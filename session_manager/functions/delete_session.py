@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -31,6 +31,10 @@ from session_manager.live.observe import listing
 from session_manager.live.transcripts import no_texts_of
 from session_manager.live.volume import Snapshot, Store, read_snapshot
 from session_manager.live.whereabouts import outside_files, still_outside
+
+if TYPE_CHECKING:
+    from session_manager.functions.delivery import History
+    from session_manager.live.removal import Outcome, Remover
 
 DESCRIPTION = (
     "Removes one session: all its keys leave the index, its transcripts are archived, its history row is marked ended."
@@ -125,11 +129,13 @@ def _spelled(arguments: Arguments, scope: View, by_end: bool) -> Arguments:
     return msgspec.structs.replace(arguments, session_id=name)
 
 
-def _also(remover: Any, run_info: Any, result: Result) -> dict[str, Any]:
+def _also(remover: Remover, run_info: Any, result: Result) -> dict[str, Any]:
     return {"run_id": run_info.shown_id, **remover.notes(), **result.notes}
 
 
-def _remove(context: Context, remover: Any, everyone: View, scope: View, arguments: Arguments, result: Result) -> None:
+def _remove(
+    context: Context, remover: Remover, everyone: View, scope: View, arguments: Arguments, result: Result
+) -> None:
     refused: list[tuple[str, SessionManagerError]] = []
     references = foreign_references(everyone.agents)
     for read in scope.agents:
@@ -178,7 +184,7 @@ def _became_active(arguments: Arguments) -> Refused:
     return Refused(f"session {arguments.session_id} has just become active and was kept", code="session_busy")
 
 
-def _collect(result: Result, store: Store, outcome: Any) -> None:
+def _collect(result: Result, store: Store, outcome: Outcome) -> None:
     result.left += left_by(outcome.removed)
     unmoved = {session_id for session_id, _ in outcome.failures}
     by_id = {s.id: s for s in outcome.snapshot.sessions}
@@ -192,7 +198,7 @@ def _collect(result: Result, store: Store, outcome: Any) -> None:
             result.archived += [target for _, target in removal.files]
 
 
-def _removed_now(context: Context, history: Any, result: Result) -> dict[str, Any]:
+def _removed_now(context: Context, history: History, result: Result) -> dict[str, Any]:
     session_id = result.removed[0][1]
     archived = bool(result.archived)
     transcript = "archived" if archived else "none"
@@ -213,7 +219,7 @@ def _removed_now(context: Context, history: Any, result: Result) -> dict[str, An
 
 
 def _tell(
-    context: Context, history: Any, names: Collection[tuple[str, str]], heard: Collection[tuple[str, str]] = ()
+    context: Context, history: History, names: Collection[tuple[str, str]], heard: Collection[tuple[str, str]] = ()
 ) -> tuple[dict[str, Any], str]:
     """Delivers pending updates; returns the document's members about history, and a short summary.
 
@@ -230,7 +236,7 @@ def _tell(
 
 
 def _already_deleted(
-    context: Context, remover: Any, history: Any, gone: Mapping[tuple[str, str], list[str]]
+    context: Context, remover: Remover, history: History, gone: Mapping[tuple[str, str], list[str]]
 ) -> dict[str, Any]:
     session_id = sorted(gone)[0][1]
     heard = remover.owe_marks(gone) if history.there else set()
@@ -248,8 +254,8 @@ def _already_deleted(
 
 def _only_in_history(
     context: Context,
-    remover: Any,
-    history: Any,
+    remover: Remover,
+    history: History,
     scope: View,
     arguments: Arguments,
     failed: list[dict[str, object]],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -21,6 +21,10 @@ from session_manager.live.observe import listing
 from session_manager.live.purging import Archive, Purged, PurgePlan, plan_purge, preview_purge, purge
 from session_manager.live.second_names import SecondNames
 from session_manager.live.volume import UNSUPPORTED, Store, read_snapshot
+
+if TYPE_CHECKING:
+    from session_manager.live.gateway_lock import StoreLock
+    from session_manager.live.removal import Remover
 
 DESCRIPTION = (
     "Permanently deletes archived transcripts that are old enough, and what the ledger keeps to restore their "
@@ -136,13 +140,13 @@ class Call:
         """Decides, and does nothing."""
         self.add(store, preview_purge(self.plan(store, ledger)))
 
-    def purge(self, remover: Any, store: Store) -> None:
+    def purge(self, remover: Remover, store: Store) -> None:
         """Decides under the lock, after what was left half done has been ended, and acts."""
 
         purged = Purged([], [], [])
         self.add(store, purged)
 
-        def act(lock: Any) -> None:
+        def act(lock: StoreLock) -> None:
             _, recovered, failures = remover.end_earlier(store, lock)
             self.recovered += recovered
             self.errors += [failure(error, store.agent_id, session_id) for session_id, error in failures]

@@ -372,7 +372,7 @@ def test_where_the_living_cannot_be_told_nothing_goes(old: Scene, fault: str) ->
         old.fork("restore_run", {"run_id": old.run_id}),
     ):
         assert (call.exit_code, call.document["code"]) == (4, "store_unsupported"), call
-        assert "cannot be told" in call.document["error"]
+        assert "its database cannot be read" in call.document["error"]
     assert old.rows()["old-0"]["restorable"] is False
     assert picture(old.agents) == before
 
@@ -594,5 +594,5 @@ def test_one_that_never_rests_is_refused(scene: Scene, monkeypatch: pytest.Monke
         return found
 
     monkeypatch.setattr(database, "_ask", late)
-    with pytest.raises(Refused, match="written to all the time"):
+    with pytest.raises(Refused, match="changes all the time"):
         ids(scene)

@@ -1,4 +1,4 @@
-"""What is to be kept beside a policy's pins: sessions pinned one by one, and those that were brought back lately.
+"""What is kept in addition to a policy's pins: sessions pinned one by one, and those that were brought back lately.
 
 A prune leaves what was brought back alone for some days: whoever took a removal back did not mean the next one.
 """

@@ -1,6 +1,6 @@
-"""How far long work has come, told to whoever shows it; nobody does unless a face has asked.
+"""Progress of long work, reported to a watcher if a face has set one.
 
-What is told changes nothing: a watcher only takes note, and shows it in its own time.
+Reports change nothing: a watcher only records them, and shows them in its own time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 @contextlib.contextmanager
 def watched_by(watcher: Watcher) -> Iterator[None]:
-    """Tells ``watcher`` of the work in this block."""
+    """Reports the progress of this block to ``watcher``."""
     token = _watcher.set(watcher)
     try:
         yield
@@ -28,14 +28,14 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
 
 
 def stage(doing: str) -> None:
-    """Says what is being done where it cannot be counted."""
+    """Reports a stage that cannot be counted."""
     watcher = _watcher.get()
     if watcher is not None:
         watcher(doing, 0, 0)
 
 
 def tracked(items: Collection[Item], doing: str) -> Iterable[Item]:
-    """Returns ``items`` to go through, and says how many are done."""
+    """Iterates over ``items`` and reports how many are done."""
     watcher = _watcher.get()
     return items if watcher is None else _told(items, doing, watcher)
 

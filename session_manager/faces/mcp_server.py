@@ -58,25 +58,25 @@ _NOT_IDEMPOTENT = frozenset(("prune_sessions", "delete_sessions"))
 
 
 class Turn:
-    """Whose turn it is: one call's at a time, and nobody's any more once the end has begun."""
+    """Serializes calls: one at a time, and none once the server is stopping."""
 
     def __init__(self) -> None:
         self._one = anyio.Semaphore(1)
         self._ending = False
 
     async def __aenter__(self) -> None:
-        """Waits for the turn. Raises Interrupted when the end came first."""
+        """Waits for the turn. Raises Interrupted when the server stopped first."""
         await self._one.acquire()
         if self._ending:
             self._one.release()
             raise Interrupted("the server is stopping; nothing was done")
 
     async def __aexit__(self, *_: object) -> None:
-        """Lets the next one have it."""
+        """Passes the turn on."""
         self._one.release()
 
     async def end(self) -> None:
-        """Waits until the call in hand is done; those that wait for their turn never have it."""
+        """Waits until the current call is done; calls that still wait never run."""
         self._ending = True
         await self._one.acquire()
 

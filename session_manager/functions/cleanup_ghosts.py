@@ -91,7 +91,7 @@ def _database(history: History, arguments: Arguments) -> dict[str, Any]:
 
 
 class Cleanup:
-    """The live part of one call: one look at all agents, and what came of it. ``removed``: (agent id, session id)."""
+    """The live part of one call: one look at all agents, and its results. ``removed``: (agent id, session id)."""
 
     def __init__(self, context: Context, arguments: Arguments) -> None:
         self._context = context

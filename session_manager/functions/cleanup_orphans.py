@@ -90,7 +90,7 @@ class Result(msgspec.Struct):
         self.gone.append((agent_id, session_id))
 
     def spare(self, agent_id: str, session_id: str) -> None:
-        """Notes that a session whose entries were removed woke up, and lives."""
+        """Records that a session whose entries were removed received a message, and is live."""
         if any((e["agentId"], e["id"]) == (agent_id, session_id) for e in self.entries):
             self.entries = [e for e in self.entries if (e["agentId"], e["id"]) != (agent_id, session_id)]
             self.gone = [name for name in self.gone if name != (agent_id, session_id)]
@@ -145,7 +145,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
 
 class Cleanup:
-    """One call: the look at all agents, and what came of it."""
+    """One call: a look at all agents, and its results."""
 
     def __init__(self, context: Context, arguments: Arguments) -> None:
         self._context = context

@@ -160,7 +160,7 @@ class Erasing:
         return keys
 
     def _leave_to_gateway(self, store: Store, lock: StoreLock) -> None:
-        """Ends what was left half done. Raises Refused when the gateway's database has the session."""
+        """Recovers an interrupted run. Raises Refused when the gateway's database has the session."""
         _, recovered, failures = self._remover.end_earlier(store, lock)
         self.result.recovered += recovered
         self.result.errors += [failure(error, store.agent_id, session_id) for session_id, error in failures]

@@ -37,7 +37,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns what came back; sessions that were restored before are counted.
+    """Returns what was restored; sessions that had been restored before are counted.
 
     Raises UsageError, NotFound (``run_not_found``), Refused (``key_taken``, ``file_exists``, ``not_restorable``)
     with all ``conflicts``, or the failure of the only agent concerned.
@@ -115,7 +115,7 @@ def _pinned(context: Context, remover: Remover, run_id: str, agents: Sequence[st
 
 
 def _finder(agent_id: str, run_id: str) -> Find:
-    """Returns what finds the run's removals in one agent, each with those that were once more removed after it."""
+    """Returns a function that finds the run's removals in one agent, each with later removals of the same session."""
     from session_manager.live.reappeared import REASON
     from session_manager.live.restoration import lives
 

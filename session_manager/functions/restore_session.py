@@ -40,7 +40,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns what came back; a session that lives already is a success that says so.
+    """Returns what was restored; a session that is already live is a success that says so.
 
     Raises UsageError, NotFound (``session_not_found``), Refused (``key_taken``, ``file_exists``,
     ``not_restorable``) when something is in the way, or the failure of the only agent concerned.

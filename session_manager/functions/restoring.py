@@ -31,21 +31,21 @@ class Outcome(msgspec.Struct):
 
     @property
     def names(self) -> list[tuple[str, str]]:
-        """(agent id, session id) of what lives again, each once."""
+        """(agent id, session id) of the restored sessions, each once."""
         return list(dict.fromkeys((agent_id, removal.session_id) for agent_id, removal in self.back))
 
     @property
     def keys(self) -> list[str]:
-        """The keys that are back."""
+        """The restored keys."""
         return list(dict.fromkeys(key for _, removal in self.back for key in removal.keys))
 
     @property
     def files(self) -> list[str]:
-        """The names of the files that are back."""
+        """The names of the restored files."""
         return [source for _, removal in self.back for source, _ in removal.files]
 
     def blocked_errors(self) -> list[dict[str, object]]:
-        """Returns what could not come back as a document's ``errors``."""
+        """Returns what could not be restored as a document's ``errors``."""
         return [failure(refusal([one]), one[0][0].agent_id, one[0][0].session_id) for one in self.blocked]
 
 
@@ -117,7 +117,7 @@ def _abroad(going: Iterable[Removed]) -> dict[str, list[str]]:
 
 
 def _give_back(context: Context, remover: Remover, agent_id: str, names: Sequence[str]) -> list[dict[str, object]]:
-    """Brings transcripts in another agent's folder back, if need be; returns what could not be moved."""
+    """Restores transcripts in another agent's folder, if necessary; returns what could not be moved."""
     store = context.volume.archive_store(agent_id)
     if store is None or set(names).issubset(listing(store)):
         return []
@@ -152,7 +152,7 @@ def _store(context: Context, agent_id: str) -> Store:
 
 
 def pinned(context: Context, session_ids: Collection[str]) -> dict[str, Any]:
-    """Pins what has come back; returns the member of a document that says so."""
+    """Pins the restored sessions; returns the member of a document that says so."""
     if not session_ids:
         return {}
     keeping.pin(context.settings, session_ids, context.clock())
@@ -166,7 +166,7 @@ def _to_import(store: Store) -> dict[str, str]:
 
 
 def import_of(outcome: Outcome) -> str:
-    """Returns the end of a message: how gateways import what came back as files only; nothing for all others."""
+    """Returns the end of a message: how gateways import sessions restored as files; empty for all others."""
     return "".join(f"; {agent['how']}" for agent in outcome.to_import)
 
 

@@ -1,4 +1,4 @@
-"""What came of the decisions about many sessions, over all agents; the same for every function that removes many."""
+"""The results of decisions about many sessions, over all agents; the same for every function that removes many."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def note(notes: Notes, store: Store, outcome: Outcome) -> list[dict[str, object]
 
 
 class Tally(msgspec.Struct):
-    """What came of the decisions so far. ``removed`` holds (agent id, session id), ``left`` what ``left_by`` says."""
+    """The results of the decisions so far. ``removed`` holds (agent id, session id), ``left`` what ``left_by`` says."""
 
     decisions: list[Decision]
     removed: list[tuple[str, str]]
@@ -73,7 +73,7 @@ class Tally(msgspec.Struct):
         self.errors += note(self.notes, store, outcome)
 
     def add_second_look(self, looked: Sequence[tuple[Store, Outcome]]) -> None:
-        """Adds what was found when the stores were looked at once more: a session that woke up was not removed."""
+        """Adds what the second look at the stores found: a session that woke up was not removed."""
         for store, outcome in looked:
             woken = {(store.agent_id, one.session_id) for one in outcome.woken}
             self.removed = [name for name in self.removed if name not in woken]

@@ -1,4 +1,4 @@
-"""Which agents directory is meant: what a variable names, else what the gateway would take."""
+"""Finds the agents directory: the one that a variable names, else the one that the gateway would use."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 def named_place(agents_dir: str, variable: str, environ: Mapping[str, str]) -> Place:
-    """Returns the place that somebody has named himself; the config beside it says what else there is to know."""
+    """Returns the place that was configured explicitly; the config beside it supplies the rest."""
     config = config_path(environ, EARLY, os.path.dirname(agents_dir), falls_back=False)
     place = Place(agents_dir, Layout(), variable, variable, config)
     if config is None:
@@ -81,7 +81,7 @@ def _is_the_same(store: Layout, agents_dir: str) -> bool:
 
 
 def find_place(environ: Mapping[str, str]) -> Place:
-    """Returns the place that the gateway would take.
+    """Returns the place that the gateway would use.
 
     Raises UsageError: ``agents_dir_missing`` (with ``variable`` when one names it), ``agents_dir_ambiguous`` (with
     ``candidates``) where gateways of different versions would take different ones, or the two default places exist,

@@ -36,7 +36,7 @@ Rows = list[tuple[str, str]]
 
 
 class _Changed(Exception):
-    """Somebody wrote meanwhile: what was read may be wrong."""
+    """The database was written to meanwhile: what was read may be wrong."""
 
 
 def read_database(store: Store, now_ms: int) -> Snapshot:
@@ -49,8 +49,8 @@ def read_database(store: Store, now_ms: int) -> Snapshot:
         current, earlier = _read(store.database)
     except (OSError, sqlite3.Error, ValueError) as error:
         raise Refused(
-            f"the sessions of agent {store.agent_id!r} are kept in SQLite, and which of them live cannot be told "
-            f"({error}); nothing of it was changed: use the gateway's own `openclaw sessions` commands",
+            f"the sessions of agent {store.agent_id!r} are kept in SQLite, and its database cannot be read "
+            f"({error}); nothing was changed: use the gateway's own `openclaw sessions` commands",
             code=UNSUPPORTED,
             agentId=store.agent_id,
         ) from error
@@ -71,7 +71,7 @@ def _read(path: str) -> tuple[Rows, Rows]:
             if before[1] is None or before[1].size == 0:
                 return _unchanged(path, before)
             return _in_a_copy(path, before)
-    raise ValueError("it is written to all the time; try again")
+    raise ValueError("it changes all the time; try again")
 
 
 _State = tuple[Identity, Identity | None, bool]
@@ -114,7 +114,7 @@ def _ask(path: str, how: str) -> tuple[Rows, Rows]:
         connection.execute("BEGIN")
         schema = connection.execute("PRAGMA user_version").fetchone()[0]
         if not _OLDEST_SCHEMA <= schema <= _NEWEST_SCHEMA:
-            raise ValueError(f"its schema is {schema}, known are {_OLDEST_SCHEMA} to {_NEWEST_SCHEMA}")
+            raise ValueError(f"its schema is version {schema}; supported are {_OLDEST_SCHEMA} to {_NEWEST_SCHEMA}")
         for table, needed in _NEEDED.items():
             columns = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
             if missing := sorted(needed - columns):

@@ -164,8 +164,8 @@ class OurLock(StoreLock):
         self._held.__exit__(kind, error, trace)
 
     def is_ours(self) -> bool:
-        """Says that nobody takes it from us."""
+        """Says that no other process takes the lock."""
         return True
 
     def check(self) -> None:
-        """Does nothing: nobody takes it from us."""
+        """Does nothing: no other process takes the lock."""

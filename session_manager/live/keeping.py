@@ -1,4 +1,4 @@
-"""Writes down what is to be kept: pinned sessions, and those that were brought back.
+"""Stores which sessions to keep: pinned ones, and those that were restored lately.
 
 One small file in the state directory, ``kept.json``, replaced as a whole under a lock of its own. Whoever decides what
 goes reads it at every call, so it costs neither SQLite nor TOML; the retention policy, which has pins too, is a

@@ -43,11 +43,12 @@ def waiting_path(store: Store) -> str:
 
 
 def how_to_import(store: Store) -> str:
-    """Says how the gateway takes in what was brought back."""
+    """Says how the gateway imports the restored files."""
     return (
-        f"agent {store.agent_id!r} keeps its sessions in SQLite, so what came back are files only; to let the gateway "
-        f"import them: stop the gateway, rename {waiting_path(store)} to {store.index_name} (it does not start "
-        f"while that lies there), run `openclaw doctor --session-sqlite import --session-sqlite-agent {store.agent_id}`"
+        f"agent {store.agent_id!r} keeps its sessions in SQLite, so only files were restored; to let the gateway "
+        f"import them: stop the gateway, rename {waiting_path(store)} to {store.index_name} (the "
+        "gateway does not start while it exists), run "
+        f"`openclaw doctor --session-sqlite import --session-sqlite-agent {store.agent_id}`"
         ", start the gateway"
     )
 
@@ -82,7 +83,7 @@ def _waiting(store: Store) -> Index:
         return Index(b"{}")
     except ValueError as error:
         raise Refused(
-            f"{path} is no JSON object ({error}); move it elsewhere, and call again", code="not_restorable"
+            f"{path} is not a JSON object ({error}); move it elsewhere and call again", code="not_restorable"
         ) from error
     except OSError as error:
         raise explain(error, "read", path) from error
@@ -215,7 +216,7 @@ def _back(
 
 
 def _without_second_names(store: Store, back: Iterable[Removal]) -> Failures:
-    """Sees to it that files have one name only; returns those where that cannot be."""
+    """Makes sure that files have one name only; returns those where that is impossible."""
     failures: Failures = []
     for removal in back:
         for source, _ in removal.files:

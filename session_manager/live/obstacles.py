@@ -69,7 +69,7 @@ class Place:
         )
 
     def claim(self, life: Sequence[Removed]) -> None:
-        """Gives the keys and file names of ``life`` away: whoever asks next finds them taken."""
+        """Marks the keys and file names of ``life`` as taken."""
         for removed in life:
             self._claimed.update(dict.fromkeys(removed.keys, removed.session_id))
             self._names.update(source for source, _ in removed.files)

@@ -50,7 +50,7 @@ class OwnLock:
         weaker.note(weaker.FLOCK)
 
     def release(self) -> None:
-        """Lets go of it."""
+        """Releases it."""
         self._lock.release()
 
 

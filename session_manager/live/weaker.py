@@ -25,7 +25,7 @@ def note(lack: str) -> None:
 
 
 def begin(found: set[str]) -> Token[set[str] | None]:
-    """Has what is noted from now on collected in ``found``."""
+    """Collects what is recorded from now on in ``found``."""
     return _noted.set(found)
 
 

@@ -1,4 +1,4 @@
-"""How far a command has come, on standard error, while it works; nothing of it is left when it ends."""
+"""Progress on standard error while a command works; it is erased at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BAR = 30
 
 @contextlib.contextmanager
 def shown(doing: str) -> Iterator[None]:
-    """Shows what is being done in this block, where standard error is a terminal that can be written over."""
+    """Shows progress for this block, where standard error is a terminal."""
     talking = Console(stderr=True)
     if not talking.is_terminal or talking.is_dumb_terminal or "NO_COLOR" in os.environ:
         yield

@@ -70,7 +70,7 @@ def read_members(sql: sqlite3.Connection, removal_ids: Iterable[int]) -> dict[in
 
 
 def forget(sql: sqlite3.Connection, removal_ids: Iterable[int]) -> None:
-    """Blots out the entries of removals, in the caller's transaction; those of others in the same chunk stay.
+    """Erases the entries of removals, in the caller's transaction; those of others in the same chunk stay.
 
     Each chunk is written anew once, or deleted when nobody's entries are left in it.
     """

@@ -24,7 +24,7 @@ class Marks(Connection):
     """The part of the ledger that holds the marks for history."""
 
     def owe_mark(self, run: Run, agent_id: str, session_id: str, *, again: bool = False) -> str:
-        """Owes history the end of a session that somebody else removed, once; returns the mark's state.
+        """Records the mark of a session that another program removed, once; returns the mark's state.
 
         One that was given up or taken back is owed anew; with ``again`` that goes for a delivered one, too.
         """
@@ -126,7 +126,7 @@ class Marks(Connection):
 
 
 def cancel_or_reverse(sql: sqlite3.Connection, run_id: str, agent_id: str, session_ids: Iterable[str]) -> None:
-    """Takes the marks of sessions that live again back, in the caller's transaction.
+    """Withdraws the marks of sessions that are live again, in the caller's transaction.
 
     What history cannot have heard of is cancelled; for what it has, or may have, ``active`` is owed.
     """

@@ -1,4 +1,4 @@
-"""The ledger's tables, format 2. What is in them is told in the package's own description."""
+"""The ledger's tables, format 2. The package's docstring describes their contents."""
 
 import sqlite3
 

@@ -14,7 +14,7 @@ PathId = Annotated[str, Path(description="a UUID", json_schema_extra={"format": 
 
 
 def uuid_in(request: Request, id: str, thing: str, listing: str) -> uuid.UUID:
-    """Returns the id of a ``thing``; ``listing`` says where ids are found.
+    """Returns the id of a ``thing``; ``listing`` names the list of ids.
 
     Raises BadId; and HTTPException (405) for a word that is an address of its own, such as ``stats``.
     """

@@ -460,7 +460,7 @@ def test_runs_and_marks_of_the_ledger(database: str, agents: Path, tmp_path: Pat
         assert "<code>old0</code> of main" in page
         assert "and 5 more" in page
         assert "restore: 1 session<" in page
-        assert "24 marks wait for history" in page
+        assert "24 status updates for history pending" in page
         assert re.search(r"<dt>Pending updates</dt><dd><a [^>]*>24</a>", page)
         assert "volume_sync" in page
         (agents / ".session_manager" / "ledger.sqlite").write_bytes(b"no ledger at all" * 1000)

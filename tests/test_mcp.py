@@ -361,7 +361,7 @@ def test_a_long_answer_is_cut_and_says_so(talk: Callable[[Talk], None], agents: 
         assert next(iter(cut)) == "sessions"
         assert cut["sessions"] == {"shown": 50, "of": 703}
         assert cut["sessions.49.label"] == {"shown": 1000, "of": 5000 + len("646 ")}
-        assert "ask for less" in document["shortened"]["why"]
+        assert "narrow it by" in document["shortened"]["why"]
         assert len(text(listed)) < 110_000
         few = (await client.call_tool("list_sessions", {"agent": "busy", "limit": 3})).structured_content
         assert (len(few["sessions"]), "shortened" in few) == (3, False)

@@ -42,7 +42,7 @@ def test_all_is_well(app: typer.Typer, environ: dict[str, str]) -> None:
     assert done.exit_code == 0
     assert all(line.startswith("ok  ") for line in done.stdout.splitlines())
     assert "store main  sessions.json" in done.stdout
-    assert done.stderr == "all 6 checks passed\n"
+    assert done.stderr == "all 7 checks passed\n"
 
 
 def test_what_is_wrong_comes_with_what_to_do_and_the_functions_exit_code(
@@ -54,7 +54,7 @@ def test_what_is_wrong_comes_with_what_to_do_and_the_functions_exit_code(
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("!!")]
     assert "store main" in line
     assert "-> stop the gateway, then call readopt_orphans" in line
-    assert done.stderr == "1 of 6 checks found a problem\n"
+    assert done.stderr == "1 of 7 checks found a problem\n"
 
 
 def test_json_is_the_functions_own_document(app: typer.Typer, environ: dict[str, str], skill: Skill) -> None:

@@ -81,7 +81,7 @@ def test_all_is_well_on_both_layers(sixteen: Path, shared_service: Service) -> N
     answer = Skill(sixteen, ARIA_API_URL=shared_service.api)("doctor")
     assert (answer.exit_code, bad(answer)) == (0, {})
     found = checks(answer.document)
-    assert "ARIA_AGENTS_DIR: 4 agents" in found["agents_dir"]["what"]
+    assert "(ARIA_AGENTS_DIR): 4 agents" in found["agents_dir"]["what"]
     assert "10 sessions" in found["store main"]["what"]
     assert "10 transcripts" in found["store main"]["what"]
     assert "version 0.1.0" in found["aria_api"]["what"]

@@ -54,8 +54,8 @@ def tour(agents: Path, environment: dict[str, str], url: str) -> None:
     call("prune_sessions", {"max_age_minutes": 60, "dry_run": True})
     pruned = call("prune_sessions", {"max_age_minutes": 60})
     call("restore_run", {"run_id": pruned["run_id"]})
-    show_rows(url, "Taken back, in history")
-    # What was brought back is left alone by the next prune; who wants it gone says so.
+    show_rows(url, "After the undo, in history")
+    # The next prune skips restored sessions; a delete removes them.
     call("prune_sessions", {"max_age_minutes": 60})
     call("delete_sessions", {"older_than_minutes": 60, "dry_run": False})
     call("delete_session", {"session_id": listed["sessions"][1]["id"]})

@@ -428,7 +428,7 @@ def test_every_file_of_ours_is_there(used: sqlite3.Connection, agents: Path, ski
     found = [path for path in agents.rglob("*") if path.is_file()]
     ours = [str(path) for path in found if not re.search(r"/sessions\.json$|\.jsonl$", str(path))]
     assert [path for path in ours if not any(re.fullmatch(each, path) for each in patterns)] == []
-    transient = (r"\.marker", r"\.index", r"\.tmp", r"\.joined", r"\.displaced", r"\.held", r"\.trial")
+    transient = (r"\.marker", r"\.index", r"\.tmp", r"\.joined", r"\.displaced", r"\.held", r"\.trial", r"\.restored")
     unseen = [each for each in patterns if not any(re.fullmatch(each, path) for path in ours)]
     assert all(each.endswith(transient) for each in unseen), unseen
 

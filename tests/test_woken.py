@@ -255,6 +255,26 @@ def test_what_was_written_after_a_removal_goes_and_comes_back_with_the_session(a
     assert_one_conversation(store)
 
 
+@pytest.mark.parametrize("where", ["here", "windows", "in another agent"])
+def test_what_another_sessions_entry_names_is_not_the_removed_sessions(agents: Path, skill: Skill, where: str) -> None:
+    store = pruned(agents, skill)
+    path = store.dir / "s1.jsonl"
+    path.write_text(new_turn())
+    os.utime(path, (now_ms() / 1000 - 60, now_ms() / 1000 - 60))
+    other = StoreBuilder(agents, "analyst") if where == "in another agent" else store
+    names = {"here": "s1.jsonl", "windows": r"C:\.openclaw\agents\main\sessions\s1.jsonl"}
+    file = names.get(where, "../../main/sessions/s1.jsonl")
+    store.entries.pop(KEY)
+    other.add("direct:ann", 1, "s2", transcript=False, sessionFile=file)
+    other.write()
+    before = path.stat()
+    assert [c for c in skill("doctor", ARIA_API_URL="").document["checks"] if c["name"].startswith("strays")] == []
+    for function in ("prune_sessions", "delete_session", "cleanup_orphans"):
+        skill(function, {"session_id": "s1"} if function == "delete_session" else {})
+        # Not even moved and given back: the gateway appends by path.
+        assert path.stat().st_ctime_ns == before.st_ctime_ns, function
+
+
 def test_it_comes_back_with_the_session_before_it_is_quiet(agents: Path, skill: Skill) -> None:
     store = pruned(agents, skill)
     (store.dir / "s1.jsonl").write_text(new_turn())

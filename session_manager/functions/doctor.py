@@ -144,6 +144,7 @@ def _store(context: Context, name: str, store: Store, names: list[str]) -> Snaps
 
 def _halves(context: Context, snapshot: Snapshot, names: list[str], ledger: Ledger | None) -> Iterator[Check]:
     """Yields what is wrong with sessions that live by half."""
+    from session_manager.functions.reading import foreign_references, names_referred_to, read_view
     from session_manager.live.ledger import REMOVED, RESTORED
     from session_manager.live.second_names import SecondNames
     from session_manager.live.waking import half_removed, strays
@@ -154,7 +155,11 @@ def _halves(context: Context, snapshot: Snapshot, names: list[str], ledger: Ledg
     try:
         second_names = SecondNames(context.settings.state_dir)
         halves = {r.session_id for r in half_removed(ledger, store, snapshot.sessions, names, second_names)}
-        lost = strays(ledger, store, snapshot.sessions, names, REMOVED, RESTORED)
+        lost = strays(ledger, store, snapshot.sessions, names, (REMOVED, RESTORED), ())
+        if lost:
+            references = foreign_references(read_view(context, None).agents)
+            shared = names_referred_to(references, store, ())
+            lost = strays(ledger, store, snapshot.sessions, names, (REMOVED, RESTORED), shared)
     except SessionManagerError:
         return
     if halves:
@@ -165,7 +170,8 @@ def _halves(context: Context, snapshot: Snapshot, names: list[str], ledger: Ledg
         )
         yield Check(f"woken {store.agent_id}", False, f"{what}: {_some(halves)}", advice, None, store.agent_id)
     if lost:
-        what = f"{plural(len(lost), 'removed session')} have a transcript but no index entry: {_some(lost)}"
+        have = "has" if len(lost) == 1 else "have"
+        what = f"{plural(len(lost), 'removed session')} {have} a transcript but no index entry: {_some(lost)}"
         advice = "restore_session restores a session completely; cleanup_orphans archives the transcripts"
         yield Check(f"strays {store.agent_id}", False, what, advice, None, store.agent_id)
 

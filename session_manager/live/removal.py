@@ -84,7 +84,7 @@ class Remover:
         self._weaker: set[str] = set()
         self._noting: Token[set[str] | None] | None = None
         # The version of each store's index that we left, the sessions that it lacks, and when we let go of it.
-        self._left: dict[Store, tuple[Identity | None, set[str], float]] = {}
+        self._left: dict[Store, tuple[Identity | None, set[str], float, Collection[str]]] = {}
 
     def __enter__(self) -> Self:
         # What is wrong with it is said before anything is touched.
@@ -230,9 +230,9 @@ class Remover:
                     woken |= {one.session_id: one for one in found}
                     failures += failed
                     continue
-                if not looked_for_strays and erased is None and idle_strays(ledger, snapshot, names):
+                if not looked_for_strays and erased is None and idle_strays(ledger, shared, snapshot, names):
                     # What was written to a session after its removal goes where the session is.
-                    failures += archive_orphans(self, store, lock, partial(idle_strays, ledger))[2]
+                    failures += archive_orphans(self, store, lock, partial(idle_strays, ledger, shared))[2]
                     looked_for_strays = True
                     continue
                 looked_for_strays = True
@@ -248,7 +248,7 @@ class Remover:
             except IndexChanged:
                 fresh_starts_left -= 1
                 continue
-            self._note_left(store, {r.session_id for r in removed}, alive)
+            self._note_left(store, {r.session_id for r in removed}, alive, shared)
             reappeared = [r for r in removed if r.session_id not in going]
             own += [r for r in removed if r.session_id in going]
             found = [one for one in woken.values() if one.session_id not in {r.session_id for r in removed}]
@@ -257,13 +257,13 @@ class Remover:
             f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id
         )
 
-    def _note_left(self, store: Store, gone: set[str], alive: set[str]) -> None:
+    def _note_left(self, store: Store, gone: set[str], alive: set[str], shared: Collection[str]) -> None:
         before = self._left[store][1] if store in self._left else set()
         left = None
         with contextlib.suppress(OSError):
             # What an earlier removal has of a session that stayed is looked for even where nobody writes.
             left = None if alive else identity_of(store.index_path)
-        self._left[store] = left, gone | alive | before, time.monotonic()
+        self._left[store] = left, gone | alive | before, time.monotonic(), shared
 
     def look_once_more(self, observe: Choose) -> list[tuple[Store, Outcome]]:
         """Looks at the stores of this run again, once gateways that waited for their locks have written.
@@ -272,7 +272,7 @@ class Remover:
         those that came out of a cache were removed once more. ``observe`` completes a snapshot, and chooses nothing.
         """
         found = []
-        for store, (left, gone, since) in list(self._left.items()):
+        for store, (left, gone, since, shared) in list(self._left.items()):
             step("store let go")
             time.sleep(max(0.0, since + SECOND_LOOK_S - time.monotonic()))
             with contextlib.suppress(OSError, SessionManagerError):
@@ -280,7 +280,7 @@ class Remover:
                     continue
                 if gone.isdisjoint(s.id for s in read_snapshot(store, now_ms()).sessions):
                     continue
-                found.append((store, self.remove(store, observe)))
+                found.append((store, self.remove(store, observe, shared)))
         return found
 
     def end_earlier(self, store: Store, lock: StoreLock) -> tuple[list[Removal], list[dict[str, object]], Failures]:

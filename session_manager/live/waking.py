@@ -27,6 +27,7 @@ from session_manager.live.observe import held_transcripts, observe_locks
 from session_manager.live.orphans import session_id_of
 from session_manager.live.recovery import recover_attempt
 from session_manager.live.second_names import SecondNames
+from session_manager.live.transcripts import files_by_session
 from session_manager.live.volume import Snapshot, Store
 from session_manager.live.whereabouts import is_transcript
 
@@ -75,11 +76,17 @@ def half_removed(
 
 
 def strays(
-    ledger: Ledger, store: Store, sessions: Iterable[Session], names: Iterable[str], *states: str
+    ledger: Ledger,
+    store: Store,
+    sessions: Collection[Session],
+    names: Iterable[str],
+    states: Collection[str],
+    shared: Collection[str],
 ) -> dict[str, list[str]]:
     """Returns, by session id, transcripts without an entry of sessions that the ledger has in one of ``states``.
 
     Gateway 2026.2.17 writes one when the session is removed between its entry's update and its run, and no entry.
+    What another session's entry names, here or in another agent (``shared``), is that session's.
     """
     living = {session.id for session in sessions}
     found: dict[str, list[str]] = {}
@@ -90,14 +97,18 @@ def strays(
                 found.setdefault(session_id, []).append(name)
     known = ledger.standing(store.agent_id, found.keys(), *states)
     sources = {session_id: {s for r in known if r.session_id == session_id for s, _ in r.files} for session_id in found}
-    mine = {i: sorted(sources[i].intersection(names)) for i, names in found.items()}
-    return {i: names for i, names in mine.items() if names}
+    mine = {i: sorted(sources[i].intersection(names).difference(shared)) for i, names in found.items()}
+    mine = {i: names for i, names in mine.items() if names}
+    left = [name for names in mine.values() for name in names]
+    owned = files_by_session(left, sessions, store.sessions_dir) if left else {}
+    taken = {name for files in owned.values() for name in files}
+    return {i: names for i, names in mine.items() if taken.isdisjoint(names)}
 
 
-def idle_strays(ledger: Ledger, snapshot: Snapshot, names: Sequence[str]) -> list[Orphan]:
+def idle_strays(ledger: Ledger, shared: Collection[str], snapshot: Snapshot, names: Sequence[str]) -> list[Orphan]:
     """Returns strays of removed sessions that nobody writes to: what was said after a removal goes with the session."""
     store, now = snapshot.store, now_ms()
-    found = strays(ledger, store, snapshot.sessions, names, REMOVED)
+    found = strays(ledger, store, snapshot.sessions, names, (REMOVED,), shared)
     held = set(held_transcripts(store, names, now)) if found else set()
     orphans = []
     for session_id, files in found.items():

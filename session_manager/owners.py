@@ -1,4 +1,4 @@
-"""The owner of a file that this user may not access, in words that say what to do."""
+"""Names the owner of a file that this user may not access, and the fix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 def run_as(path: str) -> str:
     """Returns what to do about a path that may not be read or written: ``run as the gateway's user node (uid 1000)``.
 
-    The owner is that of the path, or of the nearest folder above it that can be looked at.
+    The owner is that of the path, or of the nearest parent folder that can be read.
     """
     uid = _owner(path)
     if uid == os.geteuid():

@@ -28,15 +28,15 @@ _HIGHEST_PORT = 65535
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Where things lie and who is asking.
+    """Paths, limits and the caller.
 
-    ``api_url`` (no slash at its end) None means that history is turned off; unless ``api_named`` it is the default
-    address, where one may be. ``api_timeout`` is what one run may spend on it. ``lock_timeout`` and ``api_timeout`` are
-    in seconds, ``keep_days`` in days. ``current`` holds the session ids or keys of the caller. ``allow_erase`` is a
-    guard rail, not a wall: whoever can set it may set it. ``allow_no_exchange``: somebody has seen to it that no
-    gateway writes an index while it is changed. ``agents_dir_from`` names the variable that said where the agents
-    directory is, or the place where it was found, and ``place`` says how the indexes lie in it, or elsewhere.
-    ``policy_named``: somebody has said that there is a policy at ``policy_path``, so that it must be there.
+    ``api_url`` (without a trailing slash) None means that history is turned off; unless ``api_named`` it is the default
+    address, where a service may run. ``api_timeout`` is the time that one run may spend on it. ``lock_timeout`` and
+    ``api_timeout`` are in seconds, ``keep_days`` in days. ``current`` holds the session ids or keys of the caller.
+    ``allow_erase`` is a guard rail, not a wall: anyone who can set the variable may erase. ``allow_no_exchange``: the
+    user guarantees that no gateway writes an index during a change. ``agents_dir_from`` names the variable that sets
+    the agents directory, or the place where it was found; ``place`` describes the layout of the indexes, in it or
+    elsewhere. ``policy_named``: the user has configured ``policy_path``, so the file must exist.
     """
 
     agents_dir: str
@@ -57,26 +57,26 @@ class Settings(msgspec.Struct, frozen=True):
     place: Place
 
     def __repr__(self) -> str:
-        # The token must not get into a log by way of somebody's debugging.
+        # Debug output must not put the token into a log.
         return f"Settings({self.agents_dir!r})"
 
 
 def ledger_path(settings: Settings) -> str:
-    """Returns where the ledger lies."""
+    """Returns the path of the ledger."""
     return os.path.join(settings.state_dir, LEDGER_NAME)
 
 
 def kept_path(settings: Settings) -> str:
-    """Returns where it lies what is pinned, and what was brought back."""
+    """Returns the path of the file that lists pins and recent restores."""
     return os.path.join(settings.state_dir, KEPT_NAME)
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """Reads the environment.
 
-    Raises UsageError (``agents_dir_missing``, ``agents_dir_ambiguous``, ``bad_gateway_config``, ``bad_setting``): what
-    is set but wrong is never passed over in favour of the next place. Raises Refused (``not_readable``) where this user
-    may not even look.
+    Raises UsageError (``agents_dir_missing``, ``agents_dir_ambiguous``, ``bad_gateway_config``, ``bad_setting``): a
+    wrong setting is never skipped in favour of the next place. Raises Refused (``not_readable``) when this user may not
+    read the place.
     """
     place = _place(environ)
     agents_dir = os.path.realpath(place.agents_dir)
@@ -104,7 +104,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 
 
 def _callers(environ: Mapping[str, str]) -> frozenset[str]:
-    """Returns the ids and keys of the calling session; a key also as the gateway stores it."""
+    """Returns the ids and keys of the calling session; a key also in the gateway's stored form."""
     named = {value for name in CALLER_VARIABLES if (value := environ.get(name, "").strip())}
     stored = {value.lower() for value in named if ":" in value}
     agent, key = environ.get("OPENCLAW_MCP_AGENT_ID", "").strip(), environ.get("OPENCLAW_MCP_SESSION_KEY", "").strip()

@@ -1,8 +1,8 @@
-"""The skill as a folder of its own, in the Agent Skills format: what an agent's machine needs, and nothing else.
+"""Builds the skill as a separate folder in the Agent Skills format: only the files that an agent's machine needs.
 
 ``<place>/aria-sessionmanager/`` holds ``SKILL.md``, ``run_skill.py``, the package without its service and without the
 faces for people, and ``references/``. With msgspec, filelock, httpx and pyjson5 it runs wherever it is copied to. A
-vendored one brings them in ``vendor/``, for one kind of Python (``vendor/built-for``).
+vendored folder has them in ``vendor/``, for one kind of Python (``vendor/built-for``).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _ARGUMENTS = "arguments.md"
 
 
 def build(place: str, *, vendor: bool = False) -> list[str]:
-    """Writes the folder into ``place``, which is made if need be, and returns the paths of its files within it.
+    """Writes the folder into ``place``, creating it if necessary, and returns the paths of its files within it.
 
-    With ``vendor`` it brings the base packages, as they are installed here. One that an earlier build wrote is replaced
-    as a whole. Raises Refused (``folder_in_use`` when something else has its name, ``not_writable``, ``disk_full``) or
-    Failed; then everything is as it was.
+    ``vendor`` adds the base packages, as they are installed here. A folder of an earlier build is replaced as a whole.
+    Raises Refused (``folder_in_use`` when something else has its name, ``not_writable``, ``disk_full``) or Failed, and
+    then changes nothing.
     """
     target = Path(place, NAME)
     skill, runner, references = _sources()
@@ -67,7 +67,7 @@ def _check_free(target: Path) -> None:
 
 
 def _sources() -> tuple[Path, Path, list[Path]]:
-    """Finds the skill's page, its runner and its references: beside the package, or where pip has put them."""
+    """Finds the skill's page, its runner and its references: beside the package, or where pip installed them."""
     root = _PACKAGE.parent
     if not (root / "skill.md").is_file():
         root = _installed()
@@ -96,16 +96,16 @@ def _write(made: Path, skill: Path, runner: Path, references: Iterable[Path]) ->
         _copy(source, made / "references" / source.name)
     (made / "references").mkdir(exist_ok=True)
     (made / "references" / _ARGUMENTS).write_text(_arguments_page(), encoding="utf-8")
-    # The page ends with its references; this one is made here.
+    # The page ends with its references; this file is generated.
     text = skill.read_text(encoding="utf-8").rstrip("\n")
     link = f"- [The arguments of all functions as JSON Schema](references/{_ARGUMENTS})"
     (made / "SKILL.md").write_text(f"{text}\n{link}\n", encoding="utf-8")
-    # mkdtemp's folder is for its owner alone; this one is to be read by whoever runs the agent.
+    # mkdtemp's folder is private to its owner; the agent's user must be able to read this one.
     made.chmod(0o755)
 
 
 def _vendored() -> Iterable[tuple[Path, str]]:
-    """Yields the files of the base packages and of what they need: where each is, and its path below ``vendor``."""
+    """Yields the files of the base packages and their dependencies: the path of each, and its path below ``vendor``."""
     try:
         from packaging.requirements import Requirement
     except ImportError as error:

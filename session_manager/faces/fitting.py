@@ -1,4 +1,4 @@
-"""Shortens a document for readers who pay for each word: long parts are cut, and the document says which."""
+"""Shortens a document for readers who pay for each word: it cuts long parts and lists them in the document."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SENTENCE = "this result was too long and is cut; narrow it by agent, type, label
 
 
 def fitted(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the document, or where that is longer than BYTES a copy with the beginnings of its lists and texts.
+    """Returns the document, or, if it is longer than BYTES, a copy with the beginnings of its lists and texts.
 
-    A copy has ``"shortened"``: a sentence, and under ``"cut"`` by path how much of a list (entries) or of a text
-    (characters) is shown, of how much. The document's own members are all there.
+    A copy has ``"shortened"``: a sentence, and under ``"cut"``, by path, the shown and total length of each cut list
+    (entries) or text (characters). It keeps all members of the document.
     """
     whole = dict(document)
     if len(encode(whole)) <= BYTES:
@@ -26,7 +26,7 @@ def fitted(document: Mapping[str, Any]) -> dict[str, Any]:
     for entries, characters in STEPS:
         cut: dict[str, dict[str, int]] = {}
         copy = {name: _cut(value, name, (entries, characters), cut) for name, value in whole.items()}
-        # What lies deep is of a kind with what is told of.
+        # Deeper cuts are like the ones already reported.
         told = sorted(cut.items(), key=lambda each: each[0].count("."))[: STEPS[0][0]]
         copy["shortened"] = {"why": SENTENCE, "cut": dict(told)}
         if len(encode(copy)) <= BYTES:

@@ -2,11 +2,11 @@
 
 Invariants:
 
-- A call is made as the runner makes it: the same arguments, the same document. One at a time, in a thread, so that
-  the connection stays alive meanwhile.
-- Standard output is the wire; what anybody prints goes to standard error.
-- A failure is a tool's error, its text our sentence: the connection outlives it.
-- No answer floods its reader: a long document is cut, and says so.
+- Calls work as in the runner: the same arguments, the same document. They run one at a time, in a thread, so that the
+  connection stays alive meanwhile.
+- Standard output carries the protocol; everything that code prints goes to standard error.
+- A failure becomes a tool error with our sentence as its text: the connection outlives it.
+- No answer floods its reader: a long document is cut, and states that.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ READ_ONLY = frozenset(
 )
 # These add or restore; all others that write are annotated as destructive, although most of them can be undone.
 _ADDITIVE = frozenset(("deliver_history", "restore_session", "restore_run", "readopt_orphans", "pin_session"))
-# With a limit, the next call continues where this one ended.
+# With a limit, the next call continues where this one stopped.
 _NOT_IDEMPOTENT = frozenset(("prune_sessions", "delete_sessions"))
 
 
@@ -72,17 +72,17 @@ class Turn:
             raise Interrupted("the server is stopping; nothing was done")
 
     async def __aexit__(self, *_: object) -> None:
-        """Passes the turn on."""
+        """Releases the turn."""
         self._one.release()
 
     async def end(self) -> None:
-        """Waits until the current call is done; calls that still wait never run."""
+        """Waits until the current call is done; waiting calls never run."""
         self._ending = True
         await self._one.acquire()
 
 
 def serve(environ: Mapping[str, str]) -> None:
-    """Serves until standard input ends. SIGINT and SIGTERM end the process, when the call in hand is done."""
+    """Serves until standard input ends. SIGINT and SIGTERM end the process after the current call."""
     anyio.run(_serve, environ)
 
 
@@ -97,9 +97,9 @@ async def _serve(environ: Mapping[str, str]) -> None:
 
 
 class _Lines:
-    """The lines of standard input, taken away from everybody else; half a character in one becomes U+FFFD.
+    """The lines of standard input, which no other code reads; a lone surrogate in a line becomes U+FFFD.
 
-    JavaScript cuts emoji in half and writes what is left as an escape, for which the SDK drops the whole message: its
+    JavaScript cuts emoji in half and escapes the remaining surrogate. The SDK drops the whole message for it, and its
     sender would wait for ever.
     """
 
@@ -110,7 +110,7 @@ class _Lines:
         os.close(nothing)
 
     def readline(self) -> str:
-        """Returns the next line, an empty one at the end."""
+        """Returns the next line, an empty string at the end."""
         line = self._wire.readline()
         if "\\ud" not in line.lower():
             return line
@@ -125,12 +125,12 @@ async def _end_at_signals(turn: Turn) -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             await turn.end()
-            # Nothing else ends the thread that waits for standard input.
+            # Nothing else ends the thread that reads standard input.
             os._exit(Interrupted.exit_code)
 
 
 def make_server(environ: Mapping[str, str], turn: Turn) -> Server[Any]:
-    """Returns the server; its tools read ``environ`` at every call, as the runner does. ``turn`` is held by a call."""
+    """Returns the server; its tools read ``environ`` at every call, as the runner does. Each call holds ``turn``."""
 
     async def list_tools(context: ServerRequestContext[Any], params: PaginatedRequestParams | None) -> ListToolsResult:
         return ListToolsResult(tools=[_tool(name) for name in NAMES])
@@ -164,9 +164,9 @@ def _tool(name: str) -> Tool:
 
 
 def _result(name: str, arguments: Mapping[str, Any], environ: Mapping[str, str]) -> CallToolResult:
-    """Makes one call; returns the function's document, or the failure's sentence with what belongs to it."""
+    """Makes one call; returns the function's document, or the failure's sentence with its details."""
     try:
-        # What is left in a buffer would be on the wire when that is given back at the end.
+        # Text left in a buffer would reach the client when standard output is restored at the end.
         with contextlib.redirect_stdout(sys.stderr):
             document = fitted(_call(name, arguments, environ))
     except SessionManagerError as error:
@@ -204,7 +204,7 @@ def _text(document: Mapping[str, Any]) -> str:
 
 
 def _made(text: str, document: Mapping[str, Any], *, is_error: bool) -> CallToolResult:
-    # By way of JSON: half a character out of somebody's label is nothing that the wire could carry.
+    # Via JSON: the protocol cannot carry a lone surrogate, which a label may hold.
     plain = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     structured = msgspec.json.decode(encode(dict(document)))
     return CallToolResult(content=[TextContent(text=plain)], structured_content=structured, is_error=is_error)

@@ -70,9 +70,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         functions = [load(name) for name in NAMES]
         text = USAGE % "\n".join(f"  {f.name}\n      {f.description}" for f in functions)
         return 0 if write(text.encode()) else Failed.exit_code
-    # One short call: what it allocates is freed with the process.
+    # One short call: its memory is freed with the process.
     gc.disable()
-    # Whatever a library prints must not end up beside the document.
+    # A library's output must not end up beside the document.
     stdout, sys.stdout = sys.stdout, sys.stderr
     try:
         document, exit_code = _answer(argv, environ)
@@ -113,7 +113,7 @@ def _interrupt_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # nohup means it.
+        # A signal that nohup ignores stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
 
@@ -139,7 +139,7 @@ def _dispatch(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]
 
 
 def call(function: Function, given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Calls a function with arguments as somebody gave them, and returns its document. Raises SessionManagerError."""
+    """Calls a function with unchecked arguments, and returns its document. Raises SessionManagerError."""
     arguments = _arguments(function, given)
 
     from session_manager.functions.context import Context
@@ -223,14 +223,14 @@ def encode(document: dict[str, Any]) -> bytes:
 
 
 def write(data: bytes) -> bool:
-    """Prints the answer; False when it cannot be. A reader that has gone away is no failure of ours."""
+    """Prints the answer; returns False when that fails. A closed pipe is no failure."""
     if sys.stdout is None:
         return False
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except OSError as error:
-        # Python's own flush at exit must not complain either.
+        # Python's own flush at exit must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             sys.stderr.write(f"the result cannot be written: {error}\n")

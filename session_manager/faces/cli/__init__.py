@@ -1,6 +1,6 @@
 """session-manager, the command line for people: data on standard output, talk on standard error.
 
-What the commands need is imported under ``main``'s eyes: Ctrl-C comes at any time, and the extra may be missing.
+``main`` imports the commands' modules itself: it handles a Ctrl-C during the import, and a missing extra.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _OWN_PACKAGES = ("typer", "rich", "click")
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits with the mission's codes."""
+    """Runs the command line and exits with the documented codes."""
     try:
         _open_what_is_closed()
         for number in (signal.SIGTERM, signal.SIGHUP):
-            # nohup means it.
+            # A signal that nohup ignores stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _interrupt)
         code = _run()
@@ -62,16 +62,16 @@ def _failed(sentence: str, code: int = Failed.exit_code) -> int:
 
 
 def _end(code: int) -> NoReturn:
-    """Ends the process with ``code``, which Ctrl-C changes no more.
+    """Ends the process with ``code``; a Ctrl-C no longer changes it.
 
-    Python itself dies of the signal, whoever has caught it, when it came while something was imported.
+    After a signal during an import, Python itself dies of it, even when it was caught.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            # Python would try once more, and end with a code of its own.
+            # Python would retry, and exit with its own code.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if code == Interrupted.exit_code:
         os._exit(code)
@@ -79,7 +79,7 @@ def _end(code: int) -> NoReturn:
 
 
 def _open_what_is_closed() -> None:
-    """Opens closed standard streams as nothing: the next file, an index perhaps, would take a stream's place."""
+    """Opens closed standard streams on the null device: else the next file, perhaps an index, gets their number."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

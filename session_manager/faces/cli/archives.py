@@ -1,4 +1,4 @@
-"""orphans, purge, erase and deliver: what lies beside the live sessions."""
+"""orphans, purge, erase and deliver: commands for files and updates beside the live sessions."""
 
 from __future__ import annotations
 

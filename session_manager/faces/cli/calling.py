@@ -38,9 +38,9 @@ def ask(name: str, **arguments: object) -> Document:
 
 
 def answer(name: str, show: Show, *, as_json: bool = False, **arguments: object) -> None:
-    """Calls a function and prints its document, as it is or as ``show`` formats it.
+    """Calls a function and prints its document as JSON or as ``show`` formats it.
 
-    Ends the command with the function's exit code when it failed or was done in part.
+    Ends the command with the function's exit code after a failure or partial success.
     """
     try:
         document = ask(name, **arguments)
@@ -80,7 +80,7 @@ def show_now(show: Show, document: Document) -> None:
 
 
 def _say_also(screen: Screen, document: Document) -> None:
-    """Says what results of all functions have in common, when there is something to say."""
+    """Prints the notes that all functions' results share, if there are any."""
     for recovered in document.get("recovered", ()):
         if "found" in recovered:
             screen.note(f"a replaced index of {recovered['agentId']} was kept for comparison: {recovered['found']}")
@@ -117,7 +117,7 @@ def _say_errors(document: Document) -> None:
 
 
 def end_failed(error: SessionManagerError, *, as_json: bool = False) -> NoReturn:
-    """Ends the command with the error's code; says what an interrupted run had done until then."""
+    """Ends the command with the error's code; reports the work that an interrupted run had completed."""
     if as_json:
         put(encode(error.document()) + b"\n")
     else:
@@ -130,7 +130,7 @@ def end_failed(error: SessionManagerError, *, as_json: bool = False) -> NoReturn
 
 
 def _say_done(details: Mapping[str, Any]) -> None:
-    """Says what an interrupted call had done until then."""
+    """Reports the work that an interrupted call had completed."""
     if "restored_count" in details:
         talk(
             f"{counted(details['restored_count'], 'session')} had been restored; run the same command again to continue"
@@ -150,7 +150,7 @@ def _say_done(details: Mapping[str, Any]) -> None:
 
 
 def needs_somebody(flags: str, *, as_json: bool) -> None:
-    """Raises UsageError where nobody can be asked, naming the flags that skip the question."""
+    """Raises UsageError when there is no terminal to ask on, naming the flags that skip the question."""
     if as_json or not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
         why = "--json prints one document" if as_json else "there is no terminal to ask at"
         raise UsageError(f"{why}: give {flags}; nothing was changed", code="not_confirmed")

@@ -10,7 +10,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def database() -> Iterator[str]:
-    """Gives the URL of the migrated database."""
+    """Yields the URL of the migrated database."""
     from session_manager.service.db.migrate import migrate
     from session_manager.service.server import reachable_database
 
@@ -20,7 +20,7 @@ def database() -> Iterator[str]:
 
 
 def in_database(work: Callable[[Any], Any]) -> Any:
-    """Returns what ``work`` makes of a connection, in one transaction."""
+    """Returns the result of ``work`` on a connection, in one transaction."""
     from session_manager.service.db.migrate import transaction
 
     with database() as url, transaction(url) as connection:

@@ -37,7 +37,7 @@ def doctor(as_json: options.AsJson = False) -> None:
 
 
 def _asked() -> tuple[dict[str, Any], int]:
-    """Returns the page and the exit code. Raises the failure of a call that came to no page."""
+    """Returns the page and the exit code. Raises the failure of a call that produced no page."""
     try:
         document = call(load("doctor"), {}, os.environ)
     except SessionManagerError as error:

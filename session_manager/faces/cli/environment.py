@@ -1,4 +1,4 @@
-"""The service's variables, as every command of the service shows them."""
+"""The service's variables, shown in the help of each of its commands."""
 
 ENVIRONMENT = """\
 Environment: DATABASE_URL (PostgreSQL 15 or newer; unset: an embedded one, kept below XDG_STATE_HOME),

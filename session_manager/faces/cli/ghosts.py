@@ -1,4 +1,4 @@
-"""ghosts: chat sessions that have no message, straight from the database."""
+"""ghosts: chat sessions without a message, read directly from the database."""
 
 from __future__ import annotations
 

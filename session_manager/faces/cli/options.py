@@ -66,7 +66,7 @@ SessionId = Annotated[str, typer.Argument(metavar="ID", help="The full session i
 
 
 class Command(TyperCommand):
-    """A command in which an option that takes one value is given once: of two, Click silently takes the last."""
+    """A command that refuses a repeated single-value option: Click would silently use the last."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Reads the words after the command. Raises UsageError."""
@@ -81,7 +81,7 @@ class Command(TyperCommand):
 def filters(
     session_type: list[str] | None, label: str | None, model: str | None, larger_than: str | None, empty: bool
 ) -> dict[str, Any]:
-    """Returns shared filters as functions take them, None where nothing was given. Raises UsageError."""
+    """Returns shared filters as functions take them, None for options not given. Raises UsageError."""
     return {
         "session_type": session_type,
         "label": label,

@@ -1,4 +1,4 @@
-"""Progress on standard error while a command works; it is erased at the end."""
+"""Shows progress on standard error while a command works, and erases it at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BAR = 30
 
 @contextlib.contextmanager
 def shown(doing: str) -> Iterator[None]:
-    """Shows progress for this block, where standard error is a terminal."""
+    """Shows progress for this block if standard error is a terminal."""
     talking = Console(stderr=True)
     if not talking.is_terminal or talking.is_dumb_terminal or "NO_COLOR" in os.environ:
         yield
@@ -32,14 +32,14 @@ def shown(doing: str) -> Iterator[None]:
 
 
 class _Line:
-    """What is being done, how much of it is done, and how much there is (0: unknown)."""
+    """The current step, how much of it is done, and its total (0: unknown)."""
 
     def __init__(self, doing: str) -> None:
         self._now = (doing, 0, 0)
         self._spinner = Spinner("line")
 
     def watch(self, doing: str, done: int, total: int) -> None:
-        """Takes note; drawing is done by a thread of its own, so that the work neither waits for it nor fails by it."""
+        """Records progress; a separate thread draws it, so the work neither waits for drawing nor fails with it."""
         self._now = (doing, done, total)
 
     def draw(self) -> RenderableType:

@@ -1,8 +1,8 @@
-"""Asks a person on the terminal, so that no Ctrl-C is lost.
+"""Asks on the terminal without losing a Ctrl-C.
 
-``input()`` misses a signal that arrives just before it reads, and waits on; so do the prompts of Typer, Click and Rich,
-which call it. Here another thread reads, and the main thread waits for a pipe into which Python's own signal handler
-writes, too (``signal.set_wakeup_fd``, as asyncio does): whenever a signal comes, the wait ends.
+``input()`` misses a signal that arrives just before it reads, and keeps waiting; so do the prompts of Typer, Click and
+Rich, which call it. Here another thread reads, and the main thread waits on a pipe to which Python's own signal handler
+also writes (``signal.set_wakeup_fd``, as asyncio does): any signal ends the wait.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _DONE = b"\0"
 
 
 def line(question: str) -> str:
-    """Asks on standard error and returns the line that is typed, without its end.
+    """Asks on standard error and returns the typed line without its line break.
 
-    Raises KeyboardInterrupt for a signal that stands for it, EOFError when there is no more to read.
+    Raises KeyboardInterrupt for a signal that means it, EOFError at the end of the input.
     """
     typer.echo(question, nl=False, err=True)
     typed = _typed()
@@ -44,13 +44,13 @@ def yes(question: str) -> bool:
 
 
 def _typed() -> bytes:
-    """Returns one line of standard input as the terminal gives it."""
+    """Returns one raw line of standard input."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     found: list[bytes] = []
 
     def read() -> None:
-        # A terminal that hung up fails; that is its end.
+        # Reading a terminal that hung up fails: treat it as the end.
         with contextlib.suppress(OSError):
             found.append(os.read(0, _LONGEST_LINE))
         os.write(wake, _DONE)
@@ -63,7 +63,7 @@ def _typed() -> bytes:
             pass
     finally:
         signal.set_wakeup_fd(woken_before)
-    # Not after a signal: the thread may write there yet, and the number would be another file's.
+    # Not after a signal: the thread may still write there, and another file could get this number.
     os.close(woken)
     os.close(wake)
     return b"".join(found)

@@ -1,4 +1,4 @@
-"""prune and delete: the plan first, then a question, then what happened."""
+"""prune and delete: show the plan, ask, then show the result."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def delete(
 
 
 def _check_filters(filters: Mapping[str, object]) -> None:
-    """Raises UsageError when no sessions were selected: `prune` alone was perhaps typed too early."""
+    """Raises UsageError when no sessions were selected: `prune` alone may be an unfinished command."""
     if all(value is None for value in filters.values()):
         raise UsageError(
             "select the sessions: give --older-than, --agent, --type, --label, --model, --larger-than or --empty; "
@@ -149,7 +149,7 @@ def _plan_and_do(name: str, count: str, arguments: dict[str, Any], *, dry_run: b
         plan = asked(name, show_plan, **arguments, dry_run=True, details=True)
         if not plan[count] or not confirmed(f"Remove {counted(plan[count], 'session')}?"):
             return
-        # Only what was shown and confirmed is removed.
+        # Only sessions that were shown and confirmed are removed.
         shown = [full_name(row["agentId"], row["id"]) for row in plan["plan"] if row["prune"]]
         arguments = {**arguments, "session_ids": shown}
         seen["total_sessions"] = plan["total_sessions"]
@@ -157,7 +157,7 @@ def _plan_and_do(name: str, count: str, arguments: dict[str, Any], *, dry_run: b
 
 
 def _show_plan(screen: Screen, document: Document, count: str) -> None:
-    # What would be removed is next to the question, however long the table is.
+    # The summary stands next to the question, however long the table is.
     rows = sorted(document["plan"], key=lambda row: bool(row["prune"]))
     cells = [
         (

@@ -1,4 +1,4 @@
-"""What a person sees: tables that fit the terminal, styles where the terminal has them, no control characters."""
+"""Output for people: tables that fit the terminal, styles if it supports them, no control characters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from session_manager.core.errors import Failed
 from session_manager.faces.runner import write
 
 _GAP = "  "
-# Persian words and emoji of several parts are written with them.
+# Persian words and multi-part emoji contain them.
 _JOINERS = "\u200c\u200d"
 _SYSTEMS = {
     "standard": ColorSystem.STANDARD,
@@ -32,7 +32,7 @@ _SYSTEMS = {
 
 
 class Column(NamedTuple):
-    """A column: ``least`` is the width to which it may be cut (None: never), the highest ``rank`` goes first."""
+    """A column: ``least`` is the width to which it may be cut (None: never); the highest ``rank`` is dropped first."""
 
     title: str
     least: int | None = None
@@ -41,9 +41,9 @@ class Column(NamedTuple):
 
 
 class Screen:
-    """Collects what goes to standard output, and ``notes``, the talk that follows it on standard error.
+    """Collects the lines for standard output, and ``notes``, the messages that follow on standard error.
 
-    ``width`` is None where standard output is no terminal: nothing is cut there.
+    ``width`` is None when standard output is no terminal: then nothing is cut.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Screen:
         self._lines.append(self.styled(clean(text), style))
 
     def note(self, text: str) -> None:
-        """Adds a sentence to the talk."""
+        """Adds a sentence to the notes."""
         self.notes.append(text)
 
     def item(self, text: str) -> None:
@@ -68,7 +68,7 @@ class Screen:
         self._lines += ["- " + first.removeprefix(_GAP), *rest]
 
     def facts(self, facts: Iterable[tuple[str, object]]) -> None:
-        """Adds names and values, one pair a line; a value that is None is left out."""
+        """Adds names and values, one pair per line; skips values that are None."""
         known = [(name, clean(value)) for name, value in facts if value is not None]
         widest = max((len(name) for name, _ in known), default=0)
         for name, value in known:
@@ -78,7 +78,7 @@ class Screen:
                 self._lines += [self.styled(name, "bold"), *self._indented(value)]
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[object]], marked: Sequence[str] = ()) -> None:
-        """Adds a table; ``marked`` holds a style for each row, or nothing."""
+        """Adds a table; ``marked`` holds a style for each row, or is empty."""
         texts = [[clean(cell) for cell in row] for row in rows]
         widths = _fitting(columns, texts, self.width)
         if widths is None:
@@ -92,12 +92,12 @@ class Screen:
             self._lines.append(self.styled(_row(columns, row, widths, shown), marked[i] if marked else ""))
 
     def _stacked(self, row: Sequence[str], style: str) -> None:
-        """Adds a row that has no room in columns: what names it, and the rest below, wrapped."""
+        """Adds a row that does not fit into columns: its name, and the other values below, wrapped."""
         self._lines.append(self.styled(row[0], style or "bold"))
         self._lines += self._indented(" · ".join(cell for cell in row[1:] if cell))
 
     def _wrapped(self, text: str, room: int) -> list[str]:
-        """Returns a text in lines of at most ``room`` cells."""
+        """Wraps a text into lines of at most ``room`` cells."""
         if self.width is None or _cells(text) <= room:
             return [text]
         if cell_len(text) == len(text):
@@ -108,20 +108,20 @@ class Screen:
         return [_GAP + line for line in self._wrapped(text, (self.width or 0) - len(_GAP))]
 
     def styled(self, text: str, style: str) -> str:
-        """Returns ``text`` in a style (Rich's words), as the terminal takes it."""
+        """Returns ``text`` in a style (Rich's words), if the terminal supports it."""
         if not style or self._system is None:
             return text
         return Style.parse(style).render(text, color_system=self._system)
 
     def data(self) -> bytes:
-        """Returns all that was added, as the terminal's encoding writes it."""
+        """Returns all that was added, encoded for the terminal."""
         if not self._lines:
             return b""
         return ("\n".join(self._lines) + "\n").encode(sys.stdout.encoding or "utf-8", "replace")
 
 
 def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[int] | None:
-    """Returns each column's width, 0 for one that is left out; None when not even the necessary ones have room."""
+    """Returns each column's width, 0 for a dropped one; None when not even the necessary ones fit."""
     wanted = [max(len(c.title), max((_cells(row[i]) for row in rows), default=0)) for i, c in enumerate(columns)]
     if width is None:
         return wanted
@@ -159,7 +159,7 @@ def _cells(text: str) -> int:
 
 
 def clean(value: object) -> str:
-    """Returns a value as text that a terminal may be sent: labels are anybody's, escape sequences included."""
+    """Returns a value as text that is safe for a terminal: labels are untrusted and may hold escape sequences."""
     text = "" if value is None else str(value)
     if text.isprintable():
         return text
@@ -171,13 +171,13 @@ def _harmless(character: str) -> str:
 
 
 def talk(text: str) -> None:
-    """Says something to the person, on standard error; what nobody can hear does not end a command."""
+    """Prints a message on standard error; a failure to print it does not end the command."""
     with contextlib.suppress(OSError):
         typer.echo(clean(text), err=True)
 
 
 def put(data: bytes) -> None:
-    """Prints data. Ends the command where that cannot be; a reader that has gone away is no failure."""
+    """Prints data. Ends the command when that fails; a closed pipe is no failure."""
     sys.stdout.flush()
     if not write(data):
         raise typer.Exit(Failed.exit_code)

@@ -1,4 +1,4 @@
-"""list, show and stats: looking, which changes nothing."""
+"""list, show and stats: commands that change nothing."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from session_manager.faces.cli import options
 def add_to(app: typer.Typer) -> None:
     """Adds the group ``skill``."""
     skill_app = typer.Typer(help="The skill for an agent's machine.", no_args_is_help=True)
-    # With one command alone Typer would drop the group's name.
+    # With a single command Typer would drop the group's name.
     skill_app.callback()(_skill)
     skill_app.command()(build)
     app.add_typer(skill_app, name="skill", rich_help_panel=options.SERVING)

@@ -1,4 +1,4 @@
-"""Ages and sizes in the words of people, both ways."""
+"""Writes and reads ages and sizes in human-readable form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def age(moment: str | None) -> str:
 
 
 def span(minutes: float) -> str:
-    """Writes a number of minutes in the largest unit of which there are two, or else in a smaller one."""
+    """Writes a number of minutes in the largest unit that gives at least two, or else in a smaller one."""
     for name, size in _AGES:
         if minutes >= 2 * size or (size == 1 and minutes >= 1):
             number = int(minutes // size)

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from forks import Forks
 from support import Skill, StoreBuilder, now_ms
+from test_faults import in_process
+
+from session_manager.live import gateways
 
 CLEANUP = "cleanup_orphans"
 REAL = {"dry_run": False}
@@ -110,17 +113,29 @@ def test_a_dead_writers_file_goes_and_history_hears_nothing(store: StoreBuilder,
     assert skill("restore_session", {"session_id": name}).document["restored_files"] == [name]
 
 
-def test_a_running_writers_file_stays(store: StoreBuilder, skill: Skill) -> None:
+def test_a_running_writers_file_stays(store: StoreBuilder, agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateways, "began", lambda pid: 0)
     alive = f"sessions.json.{os.getpid()}.{UUID}.tmp"
     leave(store, alive)
     leave(store, TEMP, 10)
     leave(store, f"gone.jsonl.repair-{os.getpid()}-1771180200000.tmp")
     before = live_names(store)
-    document = skill(CLEANUP, {**REAL, "older_than_minutes": 1}).document
+    document = in_process(agents, CLEANUP, {**REAL, "older_than_minutes": 1}).document
     assert live_names(store) == before
     assert kept(document) == {
         alive: ("partial", "busy"), TEMP: ("partial", "young"), "gone": ("partial", "busy"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("pid", ["1", "the caller's"])
+def test_a_pid_that_another_process_has_by_now_keeps_nothing(store: StoreBuilder, skill: Skill, pid: str) -> None:
+    """Each container has a pid 1, and a gateway that is started again often has the pid of the one before."""
+    pid = str(os.getpid()) if pid != "1" else pid
+    names = {f"sessions.json.{pid}.{UUID}.tmp", f"gone.jsonl.repair-{pid}-1771180200000.tmp"}
+    for name in names:
+        os.utime(leave(store, name), (1_700_000_000, 1_700_000_000))
+    assert skill(CLEANUP, REAL).document["archived_count"] == 2
+    assert names.isdisjoint(store.names())
 
 
 @pytest.mark.parametrize("name", [".session_manager.12.0a1b2c3d4e5f.0123456789abcdef.index",

@@ -202,10 +202,10 @@ def _is_its_holder(marker: Marker) -> bool:
     payload = marker.payload
     if payload is None or marker.ours or not process_lives(payload.pid, payload.starttime):
         return False
-    return payload.starttime is not None or _began(payload.pid) <= written_at(marker, now_ms())
+    return payload.starttime is not None or began(payload.pid) <= written_at(marker, now_ms())
 
 
-def _began(pid: int) -> float:
+def began(pid: int) -> float:
     """Returns when a process began, in epoch milliseconds; infinity where that cannot be told."""
     status = process_stat(pid)
     try:

@@ -6,6 +6,7 @@ when they remove one. Temporary files stay when their writer is killed; some of 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -46,10 +47,20 @@ def find_leftovers(
     return found
 
 
-def is_being_written(name: str) -> bool:
-    """Says whether the process whose pid a temporary file's name holds lives here: it may be writing it."""
+def is_being_written(name: str, mtime: int) -> bool:
+    """Says whether the process whose pid a temporary file's name holds lives here: it may be writing it.
+
+    One that began after the file was written (``mtime``, epoch ms) has the pid of another that is gone: in containers
+    each gateway has the same, often 1.
+    """
     match = re.match(_WRITER, name) or re.match(_REPAIR, name)
-    return match is not None and match["pid"] is not None and process_lives(int(match["pid"]), None)
+    if match is None or match["pid"] is None or not process_lives(int(match["pid"]), None):
+        return False
+    from session_manager.live.gateways import began, may_be_gateway
+
+    pid = int(match["pid"])
+    since = began(pid)
+    return (since <= mtime or math.isinf(since)) and (pid != 1 or may_be_gateway(pid))
 
 
 def written_at(mtime: int, now_ms: int) -> int:

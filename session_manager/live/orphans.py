@@ -244,7 +244,7 @@ def orphans_in(store: Store, folder: Folder, names: Iterable[str], cutoff: int, 
         times = [_activity(folder, name, cutoff, now_ms) for name in files]
         newest = None if None in times else max(t for t in times if t is not None)
         size = sum(folder.sizes[name] for name in files)
-        held = session_id in busy or any(map(is_being_written, files))
+        held = session_id in busy or any(is_being_written(name, folder.mtimes[name]) for name in files)
         found.append(Orphan(store.agent_id, session_id, files, size, newest, held, folder.classes[files[0]]))
     return found
 

@@ -1,7 +1,7 @@
-"""The functions: one module a verb. Each has ``DESCRIPTION``, ``Arguments`` (a msgspec Struct) and ``run``.
+"""The functions: one module per verb. Each has ``DESCRIPTION``, ``Arguments`` (a msgspec Struct) and ``run``.
 
-``run(context, arguments)`` returns the function's document or raises a SessionManagerError. A module is loaded when
-its function is asked for: the skill is a new process every time, and imports are its cost.
+``run(context, arguments)`` returns the function's document or raises a SessionManagerError. A module is loaded when its
+function is called: the skill is a new process every time, and imports dominate its cost.
 """
 
 from __future__ import annotations

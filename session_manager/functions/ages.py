@@ -1,4 +1,4 @@
-"""The time that ages count from, where what is old goes for good."""
+"""The time that ages count from, for functions that permanently delete old files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from session_manager.live.ledger import Clock, Ledger
 
 
 def ages_from(context: Context, ledger: Ledger | None, *, force: bool) -> int:
-    """Returns the time (epoch ms) that ages count from: now, or less where the clock has just jumped ahead.
+    """Returns the time (epoch ms) that ages count from: now, or less when the clock has just jumped ahead.
 
-    Raises Refused (``clock_ahead``) when it is more than a day ahead of the ledger's last event, or, where the ledger
-    has seen nothing yet, of every file in the stores. ``force`` says that it is right.
+    Raises Refused (``clock_ahead``) when the clock is more than a day ahead of the ledger's last event, or, when the
+    ledger has no event, of every file in the stores. ``force`` states that the clock is right.
     """
     now = context.clock()
     if force:

@@ -1,4 +1,4 @@
-"""check_policy: what the retention policy would do now, and why; it changes nothing."""
+"""check_policy: reports which sessions the retention policy would remove now, and why; it changes nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns what prune_sessions without an age would decide now, counted by reason, with the first sessions of each.
+    """Returns the decisions of a prune_sessions without an age now, counted by reason, with the first sessions of each.
 
     Raises UsageError (``bad_policy``) for a policy that cannot be used.
     """
@@ -48,7 +48,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     sizes = {name: sum(files.values()) for name, files in transcripts.items()}
     going = [d for d in tally.decisions if d.prune]
     staying = [d for d in tally.decisions if not d.prune]
-    # A pin may hold a session of an agent that was not looked at.
+    # A pin may hold a session of an agent that was not read.
     whole = arguments.agent is None and not tally.errors
     everyone = (session for agent in tally.agents for session in agent.sessions)
     pins = context.policy.pins if context.policy is not None else None
@@ -82,7 +82,7 @@ def _transcripts(agents: list[AgentRead]) -> _Transcripts:
 def _files(
     transcripts: _Transcripts, decisions: Iterable[Decision], without: Collection[tuple[str, str]] = ()
 ) -> dict[tuple[str, str], int]:
-    """Returns the bytes by agent and name of what some sessions have, ``without`` what others have, too."""
+    """Returns the bytes, by agent and name, of files that some sessions have and the ``without`` sessions do not."""
     return {
         (d.session.agent_id, name): size
         for d in decisions
@@ -123,14 +123,14 @@ def _overrun(agent_id: str, overrun: Overrun) -> dict[str, Any]:
 
 
 def _pinned(context: Context) -> list[dict[str, Any]]:
-    """Returns what pin_session pins, the latest first."""
+    """Returns the pins set by pin_session, latest first."""
     kept = read_kept(context.settings)
     pins = sorted((kept.pins if kept is not None else {}).items(), key=lambda pin: -pin[1].at)
     return [{"id": session_id, "pinned_at": iso_utc(pin.at), "pinned_by": pin.by} for session_id, pin in pins]
 
 
 def _unused(pins: Pins | None, sessions: Iterable[Session]) -> dict[str, list[str]]:
-    """Returns the pins that hold no live session: one that is misspelt looks like any other."""
+    """Returns the pins that match no live session: a misspelt pin looks like any other."""
     if pins is None:
         return {}
     keys, labels, ids = set(pins.keys), set(pins.labels), set(pins.ids)

@@ -30,6 +30,6 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns what delete_session returns; refuses with ``session_busy`` when the run does not end in time."""
+    """Returns delete_session's document; refuses with ``session_busy`` when the run does not end in time."""
     inner = delete_session.Arguments(arguments.session_id, arguments.agent, arguments.force)
     return delete_session.delete(context, "cleanup_after_delegation", inner, arguments.wait_seconds, by_end=True)

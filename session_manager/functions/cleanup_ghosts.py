@@ -47,11 +47,11 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns how many ghosts each layer had, what was removed, and which live ones stay, with their reasons.
+    """Returns the number of ghosts in each layer, those removed, and the live ones that stay, with their reasons.
 
-    ``database_ghosts`` is None when aria-api could not be reached or did not say what it did; ``pg_error`` says why,
-    and when some may have been deleted. Raises the first failure when every agent failed, with what came of the
-    database in its details.
+    ``database_ghosts`` is None when aria-api could not be reached or did not report a result; ``pg_error`` gives the
+    reason, and warns when some may have been deleted. When every agent failed, raises the first failure, with the
+    database's result in its details.
     """
     from session_manager.functions.delivery import History, counted
     from session_manager.live.ledger import start_run
@@ -91,7 +91,7 @@ def _database(history: History, arguments: Arguments) -> dict[str, Any]:
 
 
 class Cleanup:
-    """The live part of one call: one look at all agents, and its results. ``removed``: (agent id, session id)."""
+    """The live part of one call: one read of all agents, and its results. ``removed``: (agent id, session id)."""
 
     def __init__(self, context: Context, arguments: Arguments) -> None:
         self._context = context
@@ -110,19 +110,19 @@ class Cleanup:
 
     @property
     def any_read(self) -> bool:
-        """Says whether anything could be done in some agent."""
+        """Whether at least one agent could be processed."""
         failed = {agent_id for agent_id, _ in self.failed}
         return any(agent.agent_id not in failed for agent in self._agents)
 
     def preview(self) -> None:
-        """Decides, and does nothing."""
+        """Decides without acting."""
         for agent in self._agents:
             if agent.store is not None:
                 for decision in self._judge(agent.store, agent.sessions, agent.names):
                     self._note(decision, decision.reason)
 
     def clean(self, remover: Remover) -> None:
-        """Removes ghosts as a prune removes what is old: decided again under the lock, for those found before."""
+        """Removes ghosts as a prune removes old sessions: decides again, under the lock, about those found before."""
         references = foreign_references(self._agents)
         for agent in self._agents:
             store = agent.store
@@ -185,7 +185,7 @@ class Cleanup:
             self._kept.append({"id": session.id, "agentId": session.agent_id, "reason": reason})
 
     def document(self) -> dict[str, Any]:
-        """Returns the live part of the function's document; in a dry run what it calls deleted would be."""
+        """Returns the live part of the function's document; in a dry run ``deleted`` means "would be deleted"."""
         return {
             "dry_run": self._arguments.dry_run,
             "older_than_minutes": self._arguments.older_than_minutes,

@@ -51,7 +51,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Result(msgspec.Struct):
-    """What was found and done so far, over all agents. ``gone`` holds (agent id, session id)."""
+    """The findings and results so far, over all agents. ``gone`` holds (agent id, session id)."""
 
     classes: dict[str, tuple[int, int]] = msgspec.field(
         default_factory=lambda: dict.fromkeys((*CLASSES, DEAD_ENTRY), (0, 0))
@@ -70,7 +70,7 @@ class Result(msgspec.Struct):
             self.classes[kind] = (self.classes[kind][0] + count, self.classes[kind][1] + size)
 
     def archive(self, orphan: Orphan, files: list[str]) -> None:
-        """Adds an orphan that was archived, or would be."""
+        """Adds an orphan that was, or would be, archived."""
         self.archived.append(
             {
                 "id": orphan.id,
@@ -85,24 +85,24 @@ class Result(msgspec.Struct):
             self.gone.append((orphan.agent_id, orphan.id))
 
     def remove(self, agent_id: str, session_id: str, keys: list[str]) -> None:
-        """Adds a session whose entries were removed, or would be."""
+        """Adds a session whose entries were, or would be, removed."""
         self.entries.append({"id": session_id, "agentId": agent_id, "keys": keys})
         self.gone.append((agent_id, session_id))
 
     def spare(self, agent_id: str, session_id: str) -> None:
-        """Records that a session whose entries were removed received a message, and is live."""
+        """Records that a session with removed entries received a message, and is live."""
         if any((e["agentId"], e["id"]) == (agent_id, session_id) for e in self.entries):
             self.entries = [e for e in self.entries if (e["agentId"], e["id"]) != (agent_id, session_id)]
             self.gone = [name for name in self.gone if name != (agent_id, session_id)]
             self.kept.append({"id": session_id, "agentId": agent_id, "class": DEAD_ENTRY, "reason": ACTIVE})
 
     def keep(self, subject: Orphan | Session, reason: str) -> None:
-        """Adds what stays although it looks like an orphan."""
+        """Adds a file or entry that stays although it looks like an orphan."""
         kind = subject.kind if isinstance(subject, Orphan) else DEAD_ENTRY
         self.kept.append({"id": subject.id, "agentId": subject.agent_id, "class": kind, "reason": reason})
 
     def document(self, arguments: Arguments) -> dict[str, Any]:
-        """Returns the function's document; in a dry run what it calls archived or removed would be."""
+        """Returns the function's document; in a dry run ``archived`` and ``removed`` mean "would be"."""
         shown = None if arguments.details else SHOWN
         return {
             "dry_run": arguments.dry_run,
@@ -120,7 +120,7 @@ class Result(msgspec.Struct):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns count and bytes of each class, as found before the act, and what was archived, removed and kept.
+    """Returns count and bytes of each class, as found before any change, and all that was archived, removed and kept.
 
     Raises UsageError or NotFound for a bad agent name; the failure of the named agent, or the first when every
     agent failed: Damaged (``index_damaged``), Refused (``too_many_orphans``), Locked.
@@ -145,7 +145,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
 
 class Cleanup:
-    """One call: a look at all agents, and its results."""
+    """One call: a read of all agents, and its results."""
 
     def __init__(self, context: Context, arguments: Arguments) -> None:
         self._context = context
@@ -157,7 +157,7 @@ class Cleanup:
         self.result = Result()
 
     def each(self, act: Callable[[AgentState, Store], None]) -> None:
-        """Does ``act`` for every agent that has a store; one agent's failure does not keep the others waiting."""
+        """Does ``act`` for every agent that has a store; one agent's failure does not stop the others."""
         failed: list[tuple[str, SessionManagerError]] = []
         for state in self._scope:
             try:
@@ -170,7 +170,7 @@ class Cleanup:
         self.result.errors += errors_or_raise(failed, any_done=len(failed) < len(self._scope) or bool(self.result.gone))
 
     def preview(self, state: AgentState, store: Store) -> None:
-        """Decides, and does nothing."""
+        """Decides without acting."""
         assert state.snapshot is not None
         plan = self._planner(state).plan(state.snapshot, state.names)
         self.result.count(plan)
@@ -244,7 +244,7 @@ class Cleanup:
             result.errors += [failure(error, state.agent_id, i) for i, error in failures]
 
     def look_once_more(self, remover: Remover) -> None:
-        """Looks again for sessions whose entry came back."""
+        """Looks again for sessions whose entry reappeared."""
         result = self.result
         for store, outcome in remover.look_once_more(only_observe(self._context)):
             result.errors += note(result.notes, store, outcome)

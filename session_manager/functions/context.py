@@ -1,4 +1,4 @@
-"""What every function gets, and the checks of arguments that several share."""
+"""The context of every function, and checks of arguments that several functions share."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Filters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     session_ids: SessionIds | None = None
 
     def selection(self) -> Selection:
-        """Returns them as a Selection. Raises UsageError for a type that is none, and for an empty list."""
+        """Returns them as a Selection. Raises UsageError for an unknown type, and for an empty list."""
         types = named(self.session_type, "session_type")
         for name in types or ():
             check_session_type(name)
@@ -69,9 +69,9 @@ class Filters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Context(msgspec.Struct, frozen=True):
-    """Settings, the agents directory and the clock (epoch milliseconds); once they were read, the policy and all pins.
+    """Settings, the agents directory and the clock (epoch milliseconds); once read, also the policy and all pins.
 
-    ``pins`` None: there are none. They are the policy's and those that were set one by one.
+    ``pins`` holds the policy's pins and those set one by one; None means that there are none.
     """
 
     settings: Settings
@@ -82,9 +82,9 @@ class Context(msgspec.Struct, frozen=True):
 
 
 def named(given: str | Iterable[str] | None, argument: str) -> tuple[str, ...] | None:
-    """Returns one name or several as several, each once; None when nothing was given.
+    """Returns one name or several as a sequence without duplicates; None when nothing was given.
 
-    Raises UsageError for an empty list: it could stand for all as well as for none.
+    Raises UsageError for an empty list: it could mean all or none.
     """
     if given is None:
         return None
@@ -96,9 +96,9 @@ def named(given: str | Iterable[str] | None, argument: str) -> tuple[str, ...] |
 
 @contextlib.contextmanager
 def named_when_interrupted(run: Run, so_far: Callable[[], Mapping[str, object]] = dict) -> Iterator[None]:
-    """Turns Ctrl-C into Interrupted with the ``run_id`` by which list_deleted shows what was done until then.
+    """Turns Ctrl-C into Interrupted with the ``run_id`` for which list_deleted shows the completed work.
 
-    ``so_far`` says what was done that it does not show.
+    ``so_far`` returns the completed work that list_deleted does not show.
     """
     try:
         yield
@@ -110,7 +110,7 @@ def named_when_interrupted(run: Run, so_far: Callable[[], Mapping[str, object]] 
 
 
 def iso_utc(epoch_ms: float | None) -> str | None:
-    """Writes a time (epoch ms) as ISO 8601 in UTC, with milliseconds where there are any."""
+    """Writes a time (epoch ms) as ISO 8601 in UTC, with milliseconds unless they are zero."""
     if epoch_ms is None:
         return None
 
@@ -131,7 +131,7 @@ def check_session_type(name: str) -> None:
 
 
 def check_session_id(session_id: str) -> None:
-    """Raises UsageError for an id that cannot be one. A session key (it holds a ``:``) is one, too."""
+    """Raises UsageError for an impossible id. A session key (it holds a ``:``) is valid, too."""
     if ":" in session_id and len(session_id) <= 1000 and "\0" not in session_id:
         return
     if not safe_name(session_id):

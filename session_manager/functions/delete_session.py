@@ -53,7 +53,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Result(msgspec.Struct):
-    """What a delete did, over all agents; ``left`` is what ``left_by`` says."""
+    """The results of a delete, over all agents; ``left`` comes from ``left_by``."""
 
     removed: list[tuple[str, str]]
     keys: list[str]
@@ -65,16 +65,16 @@ class Result(msgspec.Struct):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns what was removed; a session that was removed before is a success that says so."""
+    """Returns the removed session and its files; a session that was removed before is a success that states this."""
     return delete(context, "delete_session", arguments)
 
 
 def delete(
     context: Context, function: str, arguments: Arguments, wait_seconds: float = 0, *, by_end: bool = False
 ) -> dict[str, Any]:
-    """Deletes a session; waits up to ``wait_seconds`` for its transcript's lock first, and updates history at the end.
+    """Deletes a session, waiting up to ``wait_seconds`` for its transcript's lock, and updates history at the end.
 
-    ``by_end``: the session may be named by the end of its key, as ``naming.meant`` has it.
+    ``by_end``: the name may be the end of the session's key (see ``naming.meant``).
     Raises UsageError, NotFound (``session_not_found``), Refused (``session_protected``, ``session_busy``), or the
     failure of the only agent concerned.
     """
@@ -121,7 +121,7 @@ def delete(
 
 
 def _spelled(arguments: Arguments, scope: View, by_end: bool) -> Arguments:
-    """Returns the arguments with the session's name as the index has it."""
+    """Returns the arguments with the session's name as in the index."""
     sessions = scope.sessions
     if any(session.id == arguments.session_id for session in sessions):
         return arguments
@@ -223,7 +223,7 @@ def _tell(
 ) -> tuple[dict[str, Any], str]:
     """Delivers pending updates; returns the document's members about history, and a short summary.
 
-    ``names`` are (agent id, session id) of the sessions in question, ``heard`` those that history knows of already.
+    ``names`` are (agent id, session id) of the sessions in question, ``heard`` those already reported to history.
     """
     if not history.there:
         return {"pg_status_updated": False}, "no history service"
@@ -260,7 +260,7 @@ def _only_in_history(
     arguments: Arguments,
     failed: list[dict[str, object]],
 ) -> dict[str, Any]:
-    """Ends a session that is in no store any more, and says so; an agent that could not be read may still have it."""
+    """Ends and reports a session that is in no store any more; an agent that could not be read may still have it."""
     session_id, agent_id = arguments.session_id, _agent(scope, arguments)
     asked = history if history.there else None
     rows, details = rows_in_history(asked, scope, session_id, None if agent_id is None else {agent_id})
@@ -283,7 +283,7 @@ def _only_in_history(
 
 
 def _agent(scope: View, arguments: Arguments) -> str | None:
-    """Returns the agent that was named, where it could be read."""
+    """Returns the named agent if it could be read."""
     return scope.agents[0].agent_id if arguments.agent is not None and scope.agents else None
 
 
@@ -292,7 +292,7 @@ def _matching(sessions: Sequence[Session], wanted: str) -> list[Session]:
 
 
 def _wait(scope: View, wanted: str, seconds: float, context: Context) -> None:
-    """Waits while the session is busy, looking again at its entry and its locks."""
+    """Waits while the session is busy, reading its entry and its locks again."""
     deadline = time.monotonic() + seconds
     for read in scope.agents:
         while read.store is not None and any(s.busy for s in _matching(read.sessions, wanted)):
@@ -303,7 +303,7 @@ def _wait(scope: View, wanted: str, seconds: float, context: Context) -> None:
             try:
                 snapshot, names = read_snapshot(read.store, now), listing(read.store)
             except SessionManagerError:
-                # The removal meets it again, under the lock, and says so.
+                # The removal meets the same failure under the lock, and reports it.
                 break
             observe(snapshot, names, now, None, context.pins)
             read.sessions, read.names = snapshot.sessions, names

@@ -1,4 +1,4 @@
-"""delete_sessions: removes all sessions that are named or that some filters cover, under one lock an agent."""
+"""delete_sessions: removes all named sessions, or all that match filters, under one lock per agent."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Arguments(Filters, forbid_unknown_fields=True):
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """Which sessions go. ``age`` is in minutes; the newest are spared by ``limit``."""
+    """Which sessions to remove. ``age`` is in minutes; ``limit`` spares the newest."""
 
     only: Selection
     age: int | None
@@ -73,11 +73,11 @@ class Choice(msgspec.Struct, frozen=True):
     current: frozenset[str]
 
     def cutoff(self, now_ms: int) -> int | None:
-        """Epoch milliseconds before which a session's last activity must lie; None when any age will do."""
+        """Epoch milliseconds before which a session's last activity must lie; None for any age."""
         return None if self.age is None else now_ms - self.age * MINUTE_MS
 
     def decide(self, sessions: Sequence[Session], now_ms: int, already: int) -> list[Decision]:
-        """Decides for every session that is meant; ``already`` is how many this run has removed before."""
+        """Decides for every selected session; ``already`` is how many this run has removed before."""
         cutoff = self.cutoff(now_ms)
         decisions = []
         for session in sessions:
@@ -92,11 +92,11 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns the counts, the ids that went, and why each session that was meant and stayed did stay.
+    """Returns the counts, the removed ids, and the reason for each selected session that stayed.
 
-    Of sessions that are named, one that is protected, or known to nobody, is among the errors. Raises UsageError
-    (``no_filter``) when nothing narrows the call, the failure of the only agent concerned, and the first error when
-    of all that was named nothing could be done.
+    A named session that is protected or unknown is among the errors. Raises UsageError (``no_filter``) when nothing
+    narrows the call, the failure of the only agent concerned, and the first error when no named session could be
+    removed.
     """
     only = arguments.selection()
     if arguments.agent is None and arguments.older_than_minutes is None and only == Selection():
@@ -185,7 +185,7 @@ def _delete(
             lost.look(remover.existing_ledger)
             if history.there:
                 lost.owe(remover, history)
-        # What earlier calls owe is delivered even when every agent has failed.
+        # Pending updates of earlier calls are delivered even when every agent has failed.
         told = history.tell([*tally.removed, *(lost.owed if lost is not None else ())])
     done = len(failed) < len(scope.agents) + len(scope.failed) or bool(lost is not None and lost.known)
     tally.errors += errors_or_raise(failed, any_done=done)
@@ -194,7 +194,7 @@ def _delete(
 
 
 def _with_named(document: dict[str, Any], tally: Tally, choice: Choice, lost: Absent | None) -> dict[str, Any]:
-    """Adds what became of sessions that were named and did not go. Raises the first error when nothing was done."""
+    """Adds the outcome of named sessions that were not removed. Raises the first error when nothing was done."""
     failures: list[tuple[str | None, str, SessionManagerError]] = []
     if choice.only.ids is not None:
         kept = ((k["agentId"], k["id"], kept_although_named(k["reason"], k["id"])) for k in document["kept"])
@@ -214,7 +214,7 @@ def _with_named(document: dict[str, Any], tally: Tally, choice: Choice, lost: Ab
 def _chooser(
     context: Context, choice: Choice, last: list[Decision], earlier: dict[str, Decision], already: int
 ) -> Callable[[Snapshot, Sequence[str]], list[tuple[Session, str]]]:
-    """Returns what decides under the lock; the decisions are noted in ``last``, those before them in ``earlier``."""
+    """Returns the decider to call under the lock; it records decisions in ``last``, previous ones in ``earlier``."""
     from session_manager.live.measure import measure
 
     def choose(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:

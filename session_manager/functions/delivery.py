@@ -1,7 +1,6 @@
 """Joins the two layers: delivers the pending marks in the ledger to aria-api, after the live work is done.
 
-Nothing in here fails a call: what cannot be delivered stays pending, and the result says why. No lock of a store is
-held.
+Nothing here fails a call: an undelivered mark stays pending, and the result says why. No store lock is held.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ if TYPE_CHECKING:
     from session_manager.history.rows import Row
 
 
-# The members of a document about marks where history is turned off.
+# The members of a document about marks when history is turned off.
 UNTOLD = {"pg_status_updated": False, "pg_updated": 0, "pg_pending": 0}
 
 
 class History:
     """The history layer in one run: one conversation with aria-api, and one budget. A context manager.
 
-    Where nobody has named aria-api, it is looked for at the default address, and hears nothing, nor sees the token,
-    before it has shown itself to be one. If it does not, and was never reached before, there is no history layer.
+    Without a configured URL, aria-api is looked for at the default address, and gets no data and no token before it has
+    identified itself. If it does not, and was never reached before, there is no history layer.
     """
 
     def __init__(self, context: Context, run: Run) -> None:
@@ -53,21 +52,21 @@ class History:
 
     @property
     def there(self) -> bool:
-        """Says whether there is a history service. At the default address that may be asked, so after the live work."""
+        """Whether there is a history service. May send a request to the default address: use it after the live work."""
         if not (self._run.history or self._settings.api_url is None):
             with contextlib.suppress(NoConversation):
                 self._connected()
         return self._run.history or self._client is not None
 
     def find(self, session_id: str) -> tuple[list[Row], str | None]:
-        """Returns history's rows of a session id, in all agents, and None; or why aria-api could not be reached."""
+        """Returns history's rows of a session id, in all agents, and None; or none, and why aria-api did not answer."""
         try:
             return self._connected().find(session_id)
         except NoConversation as error:
             return [], str(error)
 
     def ghosts(self, older_than_minutes: int, most: int, *, delete: bool) -> tuple[Ghosts | None, str | None]:
-        """Counts aria-api's own conversations without a message, or deletes them; None and why nothing is known."""
+        """Counts or deletes aria-api's own conversations without a message; None and the reason when that fails."""
         try:
             return self._connected().ghosts(older_than_minutes, most, delete=delete)
         except NoConversation as error:
@@ -76,7 +75,7 @@ class History:
     def deliver(self, removed: Collection[Name] = ()) -> Delivery:
         """Delivers all pending marks, of this run and of earlier ones, and records which arrived.
 
-        ``removed`` are sessions that this very run has removed: all others may have come back since.
+        ``removed`` are sessions that this run has removed: all others may have come back since.
         """
         stage("updating history")
         if removed and not self._run.history and self.there:
@@ -108,7 +107,7 @@ class History:
         return tell
 
     def _connected(self) -> Client:
-        """Returns the conversation, begun now if need be. Raises NoConversation."""
+        """Returns the conversation, opening it if necessary. Raises NoConversation."""
         if self._why_not is not None:
             raise NoConversation(self._why_not)
         if self._client is None:
@@ -136,9 +135,9 @@ class History:
 
 
 def told(delivery: Delivery, names: Collection[Name]) -> dict[str, Any]:
-    """Returns the members of a delete's document that say whether history has heard of it.
+    """Returns the members of a delete's document that report whether history recorded it.
 
-    ``pg_pending`` and ``pg_error`` are there only when a mark waits.
+    ``pg_pending`` and ``pg_error`` are there only when a mark is pending.
     """
     document: dict[str, Any] = {"pg_status_updated": all(delivery.arrived(name) for name in names)}
     if any(delivery.waits(name) for name in names):

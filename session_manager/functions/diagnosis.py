@@ -1,4 +1,4 @@
-"""What the doctor's checks have in common: one check's result, and times and sizes in words."""
+"""Shared by the doctor's checks: one check's result, and times and sizes in words."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from session_manager.core.errors import SessionManagerError, failure, with_error
 
 
 class Check(msgspec.Struct):
-    """One line of the page: ``what`` was found, and, where it is not ``ok``, what to do about it.
+    """One line of the page: ``what`` was found, and, unless it is ``ok``, how to fix it.
 
-    ``error`` is the failure that a function would have met there; None when something only waits. ``agent_id`` is
-    the agent that the check is of, if it is of one.
+    ``error`` is the failure that a function would have met there; None when work is only pending. ``agent_id`` is the
+    checked agent, if the check is about one.
     """
 
     name: str
@@ -24,19 +24,19 @@ class Check(msgspec.Struct):
     agent_id: str | None = None
 
     def document(self) -> dict[str, Any]:
-        """Returns the check as it is printed."""
+        """Returns the check in its printed form."""
         return {"name": self.name, "ok": self.ok, "what": self.what, "advice": self.advice}
 
 
 def failed(name: str, error: SessionManagerError, advice: str, agent_id: str | None = None) -> Check:
-    """Returns the check that a failure stands for."""
+    """Returns a check that reports a failure."""
     return Check(name, False, error.message, advice, error, agent_id)
 
 
 def page(checks: list[Check]) -> dict[str, Any]:
-    """Returns the document of all checks, marked as done in part when something waits.
+    """Returns the document of all checks, marked as partial when work is pending.
 
-    Raises the first failure among them, with all checks as its details: its exit code is the fitting one.
+    Raises the first failure among them, with all checks as its details: it determines the exit code.
     """
     document = {"ok": all(check.ok for check in checks), "checks": [check.document() for check in checks]}
     bad = [check for check in checks if not check.ok]

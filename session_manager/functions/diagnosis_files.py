@@ -1,4 +1,4 @@
-"""The doctor's check of what the file systems can do, in a temporary folder of its own."""
+"""The doctor's check of the file systems' capabilities, in a temporary folder of its own."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def file_system_checks(context: Context) -> Iterator[Check]:
         try:
             by_device.setdefault(os.stat(folder).st_dev, []).append(folder)
         except OSError:
-            # Whoever looks for something there says why it is not to be found.
+            # The check that needs this folder reports why it is missing.
             continue
     for folders in by_device.values():
-        # Where something is wrong with a folder, its own check says so.
+        # A faulty folder is reported by its own check.
         place = next((folder for folder in folders if _is_open(folder)), None)
         if place is not None:
             yield from _try_out(context, place, [store for store in stores if store.sessions_dir in folders])
@@ -39,7 +39,7 @@ def _is_open(folder: str) -> bool:
 
 
 def _aside(place: str) -> str:
-    """Returns the folder for temporary files if that is on the file system of ``place``, which stays untouched then."""
+    """Returns the folder for temporary files if it shares the file system of ``place``, which then stays untouched."""
     temp = tempfile.gettempdir()
     return temp if os.stat(temp).st_dev == os.stat(place).st_dev and _is_open(temp) else place
 
@@ -72,7 +72,7 @@ def _try_out(context: Context, place: str, stores: list[Store]) -> Iterator[Chec
 
 
 def _without_exchange(context: Context, name: str, what: str, stores: list[Store]) -> Check:
-    """Says whether changes are refused because of that."""
+    """Returns a check of whether changes are refused because of that."""
     from session_manager.live.observe import listing
     from session_manager.live.unguarded import ADVICE, writer
     from session_manager.live.volume import read_snapshot

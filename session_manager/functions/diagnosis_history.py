@@ -1,4 +1,4 @@
-"""The doctor's look at the ledger, and at history behind aria-api."""
+"""The doctor's checks of the ledger, and of history behind aria-api."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from session_manager.history.client import Client
     from session_manager.live.ledger import Ledger, Unfinished
 
-# A service or the next work cycle takes marks sooner, when all is well.
+# Normally a service or the next work cycle delivers marks sooner.
 _PATIENCE_MS = 3_600_000
-# A call that is at work is no killed one.
+# A call in progress must not be reported as killed.
 _AT_WORK_MS = 60_000
 _SHOWN = 5
 _ADVICE = {
@@ -33,7 +33,7 @@ _POLL_S = 0.02
 
 
 def ledger_checks(context: Context) -> Iterator[Check]:
-    """Yields the checks of the ledger, of unfinished runs and of marks that wait. Opens it for reading only."""
+    """Yields the checks of the ledger, of unfinished runs and of pending marks. Opens the ledger read-only."""
     path = ledger_path(context.settings)
     yield from _delivery_lock(context)
     if left_in_the_middle(path):
@@ -48,7 +48,7 @@ def ledger_checks(context: Context) -> Iterator[Check]:
             yield _none_yet(path)
             return
         with ledger:
-            # All is read before anything is told: a ledger that fails in the middle is one bad ledger.
+            # Read everything before the first check: a ledger that fails midway is one bad ledger.
             checks = [
                 _whole(ledger, path),
                 _clock(context, ledger),
@@ -107,9 +107,9 @@ def _unreadable(error: SessionManagerError, path: str) -> Check:
 
 
 def left_in_the_middle(path: str) -> bool:
-    """Says whether a change of the ledger was begun and not ended, after waiting for one that is under way.
+    """Returns whether the ledger has an interrupted transaction, after waiting for one in progress.
 
-    SQLite itself would begin to take it back, or fail.
+    SQLite itself would start to roll it back, or fail.
     """
     deadline = time.monotonic() + _CHANGE_S
     while _has_journal(path):
@@ -146,7 +146,7 @@ def _whole(ledger: Ledger, path: str) -> Check:
 
 
 def _clock(context: Context, ledger: Ledger) -> Check:
-    """Looks whether the clock has jumped since the ledger was written, so that too much would be old."""
+    """Checks whether the clock has jumped since the ledger was written, so that too much would count as old."""
     from session_manager.live.ledger.clock import JUMP_MS
 
     clock = ledger.clock(context.clock())
@@ -205,7 +205,7 @@ def _marks(context: Context, ledger: Ledger) -> Check:
 
 
 def history_checks(context: Context) -> Iterator[Check]:
-    """Yields the checks of aria-api, of what the token may do there, and of the database behind it."""
+    """Yields the checks of aria-api, of the token's scopes, and of the database behind it."""
     from session_manager.live.ledger import is_owed
 
     settings = context.settings
@@ -254,7 +254,7 @@ def history_checks(context: Context) -> Iterator[Check]:
 
 
 def _client(context: Context) -> Client:
-    """Begins the conversation with aria-api. Raises Failed when that is not possible."""
+    """Opens the conversation with aria-api. Raises Failed when that is not possible."""
     settings = context.settings
     assert settings.api_url is not None
     try:

@@ -1,4 +1,4 @@
-"""The doctor's look at the retention policy, and at the room that is left where the tool writes."""
+"""The doctor's checks of the retention policy, and of the free space where the tool writes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from session_manager.functions.diagnosis import Check, failed, plural, size
 from session_manager.functions.policy import read_kept, with_policy
 from session_manager.owners import run_as
 
-# A disk is nearly full when less than a tenth of it is free, and less than this, too.
+# A disk is nearly full when less than a tenth of it, and less than this, is free.
 _BYTES = 10**9
 _FILES = 10_000
 
 
 def policy_check(context: Context) -> Check:
-    """Returns the check of the retention policy, which every removal asks for."""
+    """Returns the check of the retention policy, which every removal reads."""
     path = context.settings.policy_path
     try:
         policy = with_policy(context).policy
@@ -34,7 +34,7 @@ def policy_check(context: Context) -> Check:
 
 
 def config_checks(context: Context) -> Iterator[Check]:
-    """Yields the check of the gateway's config, which may put the sessions elsewhere; none where there is no config."""
+    """Yields the check of the gateway's config, which may relocate the sessions; nothing when there is no config."""
     place = context.settings.place
     if place.config is None:
         return
@@ -74,7 +74,7 @@ def disk_checks(context: Context) -> Iterator[Check]:
         try:
             device, found = os.stat(place).st_dev, os.statvfs(place)
         except OSError:
-            # Whoever looks for something there says why it is not to be found.
+            # The check that needs this folder reports why it is missing.
             continue
         if device not in seen:
             seen.add(device)
@@ -85,7 +85,7 @@ def _disk(path: str, found: os.statvfs_result) -> Check:
     name, free = f"disk {path}", found.f_bavail * found.f_frsize
     what = f"{size(free)} of {size(found.f_blocks * found.f_frsize)} free"
     advice = "free some space, or nothing more can be archived; purge_archives permanently deletes old archives"
-    # Some file systems do not count bytes or files, and say 0.
+    # Some file systems do not count bytes or files, and report 0.
     no_room, no_names = free == 0 < found.f_blocks, found.f_favail == 0 < found.f_files
     if no_room or no_names:
         said = f"no space left for {path}" if no_room else f"no more files can be created at {path}"

@@ -1,4 +1,4 @@
-"""doctor: what is wrong, and what to do about it."""
+"""doctor: finds problems and says how to fix them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ADVICE = {
     "store_unsupported": "list and delete them with the gateway's own `openclaw sessions`; other agents are unaffected",
     "outside_agents_dir": "mount the folder itself in the agents directory; links that lead outside are not followed",
 }
-# Longer than any gateway or any call of ours holds a whole store.
+# Longer than any gateway or call of ours locks a whole store.
 _LONG_MS = 30_000
 _SHOWN = 5
 
@@ -48,9 +48,9 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns ``ok`` and ``checks``; as of a call that was done in part when something only waits.
+    """Returns ``ok`` and ``checks``; a partial success when work is only pending.
 
-    Raises the first failure that a function would meet, with the checks as its details.
+    Raises the first failure that a function would meet, with all checks as its details.
     """
     from session_manager.functions.diagnosis_files import file_system_checks
     from session_manager.functions.diagnosis_history import history_checks, ledger_checks
@@ -92,7 +92,7 @@ def _agents_dir(context: Context) -> Check:
 
 @contextlib.contextmanager
 def _ledger(context: Context) -> Iterator[Ledger | None]:
-    """The ledger, for reading; None when there is none, or where its own check says what is wrong with it."""
+    """Yields the ledger, read-only; None when there is none, or when its own check reports a problem."""
     from session_manager.functions.diagnosis_history import left_in_the_middle
     from session_manager.live.ledger import Ledger
 
@@ -123,7 +123,7 @@ def _agent(
                 yield _described(name, found, names)
                 yield from _privacy(found, names)
                 yield from _halves(context, found, names, ledger)
-            # Of agents that have one folder its locks are told once.
+            # Locks of a folder that agents share are reported once.
             yield from _locks(context, store, names) if store.keeper else ()
         except SessionManagerError as error:
             yield failed(name, error, _run_as(error, store.sessions_dir), agent_id)
@@ -143,7 +143,7 @@ def _store(context: Context, name: str, store: Store, names: list[str]) -> Snaps
 
 
 def _halves(context: Context, snapshot: Snapshot, names: list[str], ledger: Ledger | None) -> Iterator[Check]:
-    """Yields what is wrong with sessions that live by half."""
+    """Yields a check for removed sessions with new messages, and for those with a transcript but no entry."""
     from session_manager.functions.reading import foreign_references, names_referred_to, read_view
     from session_manager.live.ledger import REMOVED, RESTORED
     from session_manager.live.second_names import SecondNames
@@ -182,7 +182,7 @@ def _privacy(snapshot: Snapshot, names: list[str]) -> Iterator[Check]:
     places = [store.sessions_dir]
     while (parent := os.path.dirname(places[-1])) != places[-1]:
         places.append(parent)
-    # Nobody gets past a folder that is closed to others, whatever the files in it say.
+    # A folder closed to others protects its files, whatever their modes.
     if not all(_mode(place) & stat.S_IXOTH for place in places):
         return
     files = [os.path.basename(store.index_path), *(name for name in names if is_transcript(name))]
@@ -224,7 +224,7 @@ def _described(name: str, snapshot: Snapshot, names: list[str]) -> Check:
     kept = sorted(n for n in names if n.startswith((f"{store.index_name}.found.", f"{store.index_name}.damaged.")))
     if kept:
         what += f"; {plural(len(kept), 'index')} kept aside ({kept[-1]})".replace("indexs", "indexes")
-    # As root everything may be written.
+    # Root may write everything.
     if not os.access(store.sessions_dir, os.W_OK | os.X_OK):
         refused = Refused(f"this user cannot write to {store.sessions_dir}", code="not_writable")
         return Check(name, False, f"{what}; {refused.message}", run_as(store.sessions_dir), refused, store.agent_id)

@@ -1,4 +1,4 @@
-"""erase_session: erases a session in both layers, for privacy; nothing of it can be restored."""
+"""erase_session: irreversibly erases a session in both layers, for privacy."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns the receipt, and what could not be reached; a session that was erased before is a success that says so.
+    """Returns the receipt and all that was not reached; an earlier erasure is a success that states this.
 
     Raises UsageError, NotFound (``session_not_found``), Refused (``erase_disabled``, ``session_protected``,
     ``session_busy``), or the failure of the only agent concerned.
     """
     _check(context, arguments)
     context = with_policy(context)
-    # Pinned by its id it is, too, where only its files are left.
+    # A pin by id also holds when only the session's files are left.
     if context.pins is not None and arguments.session_id in context.pins.ids and not arguments.force:
         raise refusal(Protection(PINNED, overridable=True), arguments.session_id, "erased")
     # Every agent is read: another agent's entry may refer to a transcript of this one.
@@ -118,7 +118,7 @@ def _check(context: Context, arguments: Arguments) -> None:
 def _in_history(
     context: Context, history: History, scope: View, arguments: Arguments, failed: list[dict[str, object]]
 ) -> list[str]:
-    """Returns the agents of a session that only history knows. Raises NotFound when it knows of none."""
+    """Returns the agents of a session that only history knows. Raises NotFound when history has none."""
     details: dict[str, Any] = {"errors": failed} if failed else {}
     agents: set[str] = set()
     if history.there:
@@ -135,7 +135,7 @@ def _in_history(
 
 
 def _told(context: Context, remover: Remover, history: History, session_id: str, result: Result) -> dict[str, Any]:
-    """Owes history the erasure where that is not owed yet, and delivers; returns what the document says about it."""
+    """Records the erasure as pending for history if it is not yet, and delivers; returns the document's members."""
     if not history.there:
         return {"pg_status_updated": False}
     from session_manager.functions.delivery import told
@@ -196,7 +196,7 @@ def _in_history_now(history: History, pg: dict[str, Any]) -> str:
 
 
 def _erased_at(remover: Remover, session_id: str) -> int | None:
-    """Returns when the newest receipt of a session was made (epoch ms); None where only history knew it."""
+    """Returns the time of a session's newest receipt (epoch ms); None when only history knew the session."""
     ledger = remover.existing_ledger
     receipts: list[Removed] = []
     with contextlib.suppress(SessionManagerError):
@@ -205,7 +205,7 @@ def _erased_at(remover: Remover, session_id: str) -> int | None:
 
 
 def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str, Any]) -> list[dict[str, str]]:
-    """Returns where something of the session is or may be still: what was found, then what cannot be looked into."""
+    """Returns where the session still has, or may have, data: places found first, then unreadable ones."""
     from session_manager.live.mentions import mentions
     from session_manager.live.observe import listing
 
@@ -227,7 +227,7 @@ def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str
 
 
 def _with_gateway(store: Store, session_id: str) -> list[dict[str, str]]:
-    """Returns where the gateway of an agent that has moved to SQLite may have a session."""
+    """Returns where a gateway may have a session of an agent that has moved to SQLite."""
     from session_manager.live.moved import PUT_ASIDE, put_aside
     from session_manager.live.volume import SQLITE_NAME
 

@@ -1,4 +1,4 @@
-"""The live part of erase_session: what it does in each agent's store, under the store's lock."""
+"""The live part of erase_session: its work in each agent's store, under the store's lock."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from session_manager.live.volume import UNSUPPORTED, Snapshot, Store, read_snaps
 
 
 class Result(msgspec.Struct):
-    """What was erased, over all agents.
+    """The results of an erasure, over all agents.
 
     ``done`` are the agents where nothing is left, by this call (``changed``) or since an earlier one; ``begun`` are
-    those where something could not go yet. ``spared`` are (agent id, file) of files that belong to others, too.
+    agents where something could not be erased yet. ``spared`` are (agent id, file) of files that other sessions share.
     """
 
     done: list[str] = msgspec.field(default_factory=list)
@@ -63,7 +63,7 @@ class Erasing:
         self.result = Result()
 
     def run(self) -> None:
-        """Erases the session wherever it is. Raises what kept it from that, when nothing was done."""
+        """Erases the session wherever it is. Raises the obstacle when nothing was done."""
         result = self.result
         failed: list[tuple[str, SessionManagerError]] = []
         for read in self._scope.agents:
@@ -76,7 +76,7 @@ class Erasing:
         result.spared += [file for file in self._shared if file not in result.spared and self._is_there(*file)]
         if self._lost_too:
             failed += self._erase_lost()
-        # What could not be read may hold what the ledger knows.
+        # An unreadable store may hold data that the ledger knows.
         known = {agent_id for agent_id, _ in self._remover.removed(self._session_id, None)}
         unread = [error for agent_id, error in self._scope.failed if agent_id in known]
         if not result.done and not result.begun and (failed or unread):
@@ -89,7 +89,7 @@ class Erasing:
         )
 
     def _erase_left(self) -> list[tuple[str, SessionManagerError]]:
-        """Erases what it had in other agents' folders, as its last session; returns what failed."""
+        """Erases its files in other agents' folders if no other session has them; returns the failures."""
         left = archive_left(self._context, self._remover, self._left)
         self.result.errors += left.errors
         failed: list[tuple[str, SessionManagerError]] = []
@@ -122,7 +122,7 @@ class Erasing:
         return find_traces(store, sessions, names, self._session_id, ledger, self._remover.second_names, shared)
 
     def _erase_in(self, store: Store, lock: StoreLock) -> None:
-        """Removes what lives and erases what is left, for a caller who holds the lock. Raises LockLost, too."""
+        """Removes the live session and erases the rest, for a caller that holds the lock. Raises LockLost, too."""
         agent_id, now = store.agent_id, self._context.clock()
         gone = [(done, self._session_id) for done in self.result.done]
         shared = names_referred_to(self._references, store, gone)
@@ -182,7 +182,7 @@ class Erasing:
         return [(session, "to be erased") for session in found]
 
     def _erase_lost(self) -> list[tuple[str, SessionManagerError]]:
-        """Erases what is known of agents that have no store any more; returns what failed."""
+        """Erases known data of agents that have no store any more; returns the failures."""
         failed: list[tuple[str, SessionManagerError]] = []
         here = {read.agent_id for read in self._scope.agents if read.store is not None}
         here.update(agent_id for agent_id, _ in self._scope.failed)

@@ -1,4 +1,4 @@
-"""get_session_stats: how many sessions there are, how many are stale, and what a prune would remove."""
+"""get_session_stats: counts sessions, stale ones, and those that a prune would remove."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _sizes(agents: list[AgentRead]) -> Sizes:
 
 
 def pending_marks(context: Context) -> int | None:
-    """Returns how many marks wait for history; None when the ledger cannot be read now."""
+    """Returns the number of marks pending for history; None when the ledger cannot be read now."""
     from session_manager.settings import ledger_path
 
     try:

@@ -1,4 +1,4 @@
-"""Sessions that are in no store any more: removed before, or known to history alone."""
+"""Sessions that are in no store any more: removed before, or known only to history."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Name = tuple[str, str]
 def removed_before(
     ledger: Ledger | None, scope: View, wanted: str, agent_id: str | None, *, by_end: bool = False
 ) -> dict[Name, list[str]]:
-    """Returns what was removed before under a name, by us or by the gateway, with the archives in its folder.
+    """Returns earlier removals of a name, by us or by the gateway, with the archives in its folder.
 
-    ``agent_id`` is the one agent that was named; ``by_end`` as for ``naming.meant``.
+    ``agent_id`` is the named agent; ``by_end`` as for ``naming.meant``.
     """
     gone: dict[Name, list[str]] = {name: [] for name in _removed(ledger, wanted, agent_id)}
     for read in scope.agents:
@@ -41,12 +41,12 @@ def _removed(ledger: Ledger | None, wanted: str, agent_id: str | None) -> list[N
 
 
 def removed_keys(ledger: Ledger | None, end: str) -> list[str]:
-    """Returns the keys of removed sessions that end so."""
+    """Returns the keys of removed sessions with this ending."""
     return [] if ledger is None else ledger.keys_ending(end)
 
 
 def _archives(read: AgentRead, session_id: str) -> list[str]:
-    """Archives that say that a session was deleted or reset, whoever did it."""
+    """Archives that record that a session was deleted or reset, by the gateway or by us."""
     found = []
     for name in read.names:
         parsed = parse_archive(name)
@@ -58,7 +58,7 @@ def _archives(read: AgentRead, session_id: str) -> list[str]:
 def rows_in_history(
     history: History | None, scope: View, session_id: str, agents: Collection[str] | None
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Returns history's rows of a session, and the details of a failure when history could not be asked.
+    """Returns history's rows of a session, and the failure's details when history did not answer.
 
     An agent that could not be read may still have the session. ``agents``: those that were named, None for all.
     """
@@ -71,10 +71,10 @@ def rows_in_history(
 
 
 class Absent:
-    """Sessions that were named and are in no store: what became of each.
+    """Named sessions that are in no store, and the outcome for each.
 
-    ``already`` were removed before, ``only_in_history`` are ended there now, or had been; ``owed`` are those of which
-    history is to hear in this call, ``errors`` say of which nobody knows.
+    ``already`` were removed before, ``only_in_history`` are ended there, now or before; ``owed`` are those that this
+    call reports to history, ``errors`` report unknown ones.
     """
 
     def __init__(self, scope: View, names: Sequence[str]) -> None:
@@ -87,7 +87,7 @@ class Absent:
 
     @property
     def known(self) -> bool:
-        """Says whether any of them is known to somebody."""
+        """Whether any layer knows at least one of them."""
         return bool(self.already or self.only_in_history)
 
     def look(self, ledger: Ledger | None) -> None:
@@ -100,7 +100,7 @@ class Absent:
                 self.errors.append((name, not_found(self._scope, ledger, wanted, {})))
 
     def owe(self, remover: Remover, history: History) -> None:
-        """Owes history the end of what was removed before, and of what it alone knows."""
+        """Records as pending for history the end of earlier removals, and of sessions that only history knows."""
         heard = remover.owe_marks(self.already)
         self.owed += [name for name in self.already if name not in heard]
         errors, self.errors = self.errors, []
@@ -116,13 +116,13 @@ class Absent:
             self.owed += active
 
     def document(self) -> dict[str, Any]:
-        """Returns the members of a document that are there only when there is something to say."""
+        """Returns the optional members of a document: only those with content."""
         also = {"already_deleted": self.already, "only_in_history": self.only_in_history}
         return {name: [session_id for _, session_id in found] for name, found in also.items() if found}
 
 
 def not_found(scope: View, ledger: Ledger | None, wanted: str, details: dict[str, Any]) -> NotFound:
-    """Returns the error for a session that no layer knows; it names the keys that could be meant."""
+    """Returns the error for a session that no layer knows; it names similar keys."""
     keys = [*keys_of(scope.sessions), *removed_keys(ledger, wanted)]
     return NotFound(
         f"no session {wanted!r}: give the full id or key as list_sessions shows it{hint(wanted, keys)}", **details

@@ -1,4 +1,4 @@
-"""list_deleted: what was removed, when, why, by whom, and whether it can be restored."""
+"""list_deleted: lists removals: when, why, by whom, and whether they can be restored."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns the rows, at most ``limit``, how many there are in all, and how many of them a call left half done.
+    """Returns at most ``limit`` rows, the total, and how many of those an interrupted call left unfinished.
 
     Raises UsageError or NotFound for a bad agent name, and the ledger's failure.
     """
@@ -67,7 +67,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
 
 def _resolved(context: Context, agent: str) -> tuple[str, NotFound | None]:
-    """Returns an agent's folder name, or its name and the error: one that is gone may have been there for a prune."""
+    """Returns an agent's folder name, or its name and the error: earlier removals may be of an agent now gone."""
     try:
         return context.volume.resolve_agent(agent), None
     except NotFound as error:
@@ -81,7 +81,7 @@ def _raise_first(errors: Iterable[NotFound | None]) -> None:
 
 
 class Stores:
-    """The stores as they are now, each read once, to say what can be brought back."""
+    """The stores as they are now, each read once, to decide which removals can be restored."""
 
     def __init__(self, context: Context, second_names: SecondNames) -> None:
         self._context = context
@@ -112,7 +112,7 @@ class Stores:
 
 
 def removal_row(removed: Removed, why_not: str | None) -> dict[str, Any]:
-    """Returns what is shown of a removal; ``why_not`` says what is in a restore's way."""
+    """Returns a removal's row; ``why_not`` says what prevents a restore."""
     facts = removed.facts
     return {
         "id": removed.session_id,

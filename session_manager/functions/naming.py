@@ -1,4 +1,4 @@
-"""Which session is meant by a name that an agent has copied not quite as it is."""
+"""Resolves session names that an agent has copied inexactly."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def keys_of(sessions: Iterable[Session]) -> list[str]:
 
 
 def meant(name: str, keys: Collection[str], *, by_end: bool = False) -> str:
-    """Returns the one of ``keys`` that a name stands for: the name itself, or the only key that has it in another case.
+    """Returns the one of ``keys`` that a name means: the name itself, or the only key that differs just in case.
 
-    With ``by_end`` also the only key that ends so, when it is a sub-agent's and the name ends with its uuid:
-    ``sessions_spawn`` (gateway 2026.2.17) answers with ``childSessionKey``, and agents pass on the end of it. Where
-    there is no such key, or there are several: ``name``.
+    With ``by_end`` also the only key with this ending, when it is a sub-agent's and the name ends with its uuid:
+    ``sessions_spawn`` (gateway 2026.2.17) answers with ``childSessionKey``, and agents pass on the end of it. With no
+    such key, or several: ``name``.
     """
     if name in keys:
         return name
@@ -42,7 +42,7 @@ def meant(name: str, keys: Collection[str], *, by_end: bool = False) -> str:
 
 
 def spelled(names: Iterable[str], sessions: Sequence[Session]) -> tuple[dict[str, str], list[str]]:
-    """Returns names by what they stand for among some sessions, and the names that stand for none of them."""
+    """Returns the given names by the session names that they mean, and those that mean none."""
     known = {name for session in sessions for name in names_of(session)}
     keys: dict[str, set[str]] = {}
     for key in keys_of(sessions):
@@ -58,19 +58,19 @@ def spelled(names: Iterable[str], sessions: Sequence[Session]) -> tuple[dict[str
 
 
 def parted(name: str) -> tuple[str | None, str]:
-    """Returns the agent, if there is one in a name, and the id or key."""
+    """Returns the agent, if the name has one, and the id or key."""
     agent, slash, plain = name.partition("/")
     return (agent, plain) if slash and ":" not in agent and safe_name(agent) else (None, name)
 
 
 def alike(name: str, keys: Iterable[str]) -> list[str]:
-    """Returns the keys that are a name in another case, or end with it after a colon; each once, in order."""
+    """Returns the keys that equal a name but for case, or end with it after a colon; each once, in order."""
     low = name.lower()
     return sorted({key for key in keys if key.lower() == low or key.lower().endswith(f":{low}")})
 
 
 def hint(name: str, keys: Iterable[str]) -> str:
-    """Returns the part of a sentence that names the keys that could be meant; nothing when there are none."""
+    """Returns the part of a sentence that names similar keys; empty when there are none."""
     found = alike(name, keys)
     if len(found) == 1:
         return f"; did you mean the key {found[0]!r}?"

@@ -1,4 +1,4 @@
-"""What cleanup_orphans and readopt_orphans share: one look at all agents, and one way to class a folder."""
+"""Shared by cleanup_orphans and readopt_orphans: one read of all agents, and one way to classify a folder."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ from session_manager.live.orphans import Folder, Mentions, classify, orphans_in,
 from session_manager.live.volume import Identity, Snapshot, Store, bare_entries, read_file, read_snapshot
 from session_manager.live.wrapping import unwrapped
 
-# A list in a result shows so many elements at most; the counts beside it count all.
+# The most elements that a list in a result shows; the counts beside it count all.
 SHOWN = 100
 
 
 class AgentState(msgspec.Struct):
-    """One agent as of one read: a snapshot with the names in its folder, or the error that kept us from it.
+    """One agent as of one read: a snapshot with the names in its folder, or the error that prevented it.
 
-    ``store`` is None when there is none or it could not be told. ``mentions`` are there even when the index is
-    damaged.
+    ``store`` is None when there is none or that is unknown. ``mentions`` are there even when the index is damaged.
     """
 
     agent_id: str
@@ -47,7 +46,7 @@ class AgentState(msgspec.Struct):
 
 
 class Everyone:
-    """All agents, as of one read: an orphan of one may be referred to by another."""
+    """All agents, as of one read: an agent may refer to another agent's orphan."""
 
     def __init__(self, context: Context) -> None:
         self.agents = [_state(context, agent_id, store) for agent_id, store in context.volume.stores(None)]
@@ -58,7 +57,7 @@ class Everyone:
         self._kin = kin_by_agent(View(reads, []))
 
     def scope(self, context: Context, agents: str | Sequence[str] | None) -> list[AgentState]:
-        """Returns all agents or those that are named. Raises UsageError or NotFound for a bad name."""
+        """Returns all agents or the named ones. Raises UsageError or NotFound for a bad name."""
         names = agent_ids(context, agents)
         return [a for a in self.agents if names is None or a.agent_id in names]
 
@@ -71,7 +70,7 @@ class Everyone:
         return self._kin.get(agent_id, ())
 
     def mentions_elsewhere(self, agent_id: str) -> list[Mentions]:
-        """Returns what the other agents' indexes mention."""
+        """Returns the files that the other agents' indexes mention."""
         return [a.mentions for a in self.agents if a.agent_id != agent_id]
 
 
@@ -97,9 +96,9 @@ def _mentions_of_damaged(store: Store) -> Mentions:
 
 
 class Plan(msgspec.Struct):
-    """What of a folder is an agent's, and what may go: ``reason`` None in ``orphans`` and ``entries``.
+    """An agent's part of a folder. In ``orphans`` and ``entries``, ``reason`` None means that it may be removed.
 
-    ``transcripts`` counts all that lie there, whosever they are.
+    ``transcripts`` counts all in the folder, of any agent.
     """
 
     folder: Folder
@@ -109,7 +108,7 @@ class Plan(msgspec.Struct):
 
 
 class Planner:
-    """Decides for one agent, as often as it is asked: for a dry run, under the lock, and right before the act."""
+    """Decides for one agent, repeatedly: for a dry run, under the lock, and right before the change."""
 
     def __init__(self, context: Context, everyone: Everyone, agent_id: str, older_than_minutes: int) -> None:
         self._context = context
@@ -119,7 +118,7 @@ class Planner:
         self._mentions: tuple[Identity | None, Mentions] | None = None
 
     def plan(self, snapshot: Snapshot, names: Sequence[str]) -> Plan:
-        """Classes the folder and judges its orphans, and the entries without a transcript."""
+        """Classifies the folder and decides about its orphans and the entries without a transcript."""
         now = self._context.clock()
         store, sessions = snapshot.store, snapshot.sessions
         cutoff, current = self._policy.cutoff(now), self._context.settings.current
@@ -140,7 +139,7 @@ class Planner:
         return Plan(part, orphans, entries, len(folder.transcripts()))
 
     def classify(self, snapshot: Snapshot, names: Sequence[str]) -> Folder:
-        """Classes the folder only."""
+        """Only classifies the folder."""
         if self._mentions is None or self._mentions[0] != snapshot.identity:
             self._mentions = (snapshot.identity, Mentions(snapshot.index.data if snapshot.index else b""))
         mentions = [self._mentions[1], *self._everyone.mentions_elsewhere(self._agent_id)]

@@ -1,4 +1,4 @@
-"""pin_session: pins one session, live or removed, so that nothing but ``force`` removes it or its archives."""
+"""pin_session: pins one session, live or removed, so that only ``force`` removes it or its archives."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns what is pinned; one that was pinned before is a success that says so.
+    """Returns the pin; a session that was pinned before is a success that states this.
 
-    Raises UsageError, NotFound (``session_not_found``), or what kept the pins from being written.
+    Raises UsageError, NotFound (``session_not_found``), or the failure to write the pins.
     """
     from session_manager.live.keeping import pin
 

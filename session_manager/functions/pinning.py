@@ -1,4 +1,4 @@
-"""Which session is to be pinned, or pinned no more: one that lives, or one that was removed and can be restored."""
+"""Finds the session to pin or unpin: a live one, or a removed one that can be restored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from session_manager.functions.reading import agent_ids, read_view
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A session's id, its live ``sessions`` (one an agent), and all ``agents`` that have or had it."""
+    """A session's id, its live ``sessions`` (one per agent), and all ``agents`` that have or had it."""
 
     id: str
     sessions: list[Session]
@@ -22,12 +22,12 @@ class Found(msgspec.Struct, frozen=True):
 
     @property
     def live(self) -> bool:
-        """Says whether it is in some index."""
+        """Whether it is in some index."""
         return bool(self.sessions)
 
 
 def find(context: Context, name: str, agent: str | None) -> Found:
-    """Returns the session of that id or key. Raises UsageError or NotFound (``session_not_found``)."""
+    """Returns the session with that id or key. Raises UsageError or NotFound (``session_not_found``)."""
     from session_manager.live.ledger import Ledger
 
     wanted = tidied(name)

@@ -1,4 +1,4 @@
-"""Reads the retention policy's file: once a call, before anything is touched, and only where there is one."""
+"""Reads the retention policy's file, if there is one, once per call and before any change."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def with_policy(context: Context) -> Context:
-    """Returns the context with the policy that is in force, and with all pins.
+    """Returns the context with the policy in force and all pins.
 
-    Raises UsageError (``bad_policy``), Damaged (``pins_damaged``); where they may not be looked for: Refused
+    Raises UsageError (``bad_policy``), Damaged (``pins_damaged``), or, when their folder may not be read, Refused
     (``not_writable``).
     """
     policy = _read(context.settings)
@@ -28,7 +28,7 @@ def with_policy(context: Context) -> Context:
 
 
 def _pins(context: Context, policy: RetentionPolicy | None) -> Pins | None:
-    """Returns the policy's pins with those that were set one by one, and what was brought back lately."""
+    """Returns the policy's pins with those set one by one, and the recent restores."""
     pins = None if policy is None else policy.pins
     kept = read_kept(context.settings)
     if kept is not None:
@@ -41,7 +41,7 @@ def _pins(context: Context, policy: RetentionPolicy | None) -> Pins | None:
 
 
 def read_kept(settings: Settings) -> Kept | None:
-    """Returns what ``pin_session`` and restores have noted; None when they never did. Raises as ``with_policy``."""
+    """Returns the records of ``pin_session`` and of restores; None when there are none. Raises as ``with_policy``."""
     path = kept_path(settings)
     try:
         data = read_file(path)[0]
@@ -61,9 +61,9 @@ def read_kept(settings: Settings) -> Kept | None:
 
 
 def with_policy_to_read(context: Context) -> tuple[Context, dict[str, Any]]:
-    """Does what ``with_policy`` does for a function that only reads: it goes on without a policy that is unusable.
+    """Does the same as ``with_policy`` for a function that only reads, but continues without an unusable policy.
 
-    Returns what its document says then: ``{"policy_error"}``.
+    Also returns the document's members about that: ``{"policy_error"}``.
     """
     try:
         return with_policy(context), {}
@@ -72,7 +72,7 @@ def with_policy_to_read(context: Context) -> tuple[Context, dict[str, Any]]:
 
 
 def policy_has_rules(settings: Settings) -> bool:
-    """Says whether a policy says what goes; one that only pins does not. Raises UsageError (``bad_policy``)."""
+    """Returns whether a policy has removal rules, not only pins. Raises UsageError (``bad_policy``)."""
     policy = _read(settings)
     return policy is not None and policy.has_rules
 
@@ -88,7 +88,7 @@ def _read(settings: Settings) -> RetentionPolicy | None:
         if isinstance(error, PermissionError) and not settings.policy_named:
             from session_manager.live.atomic import explain
 
-            # There may be one, with pins in it.
+            # There may be a policy file, with pins in it.
             raise explain(error, "look for the retention policy", path) from error
         hint = "; correct or unset ARIA_POLICY" if settings.policy_named else ""
         raise _unusable(path, f"it cannot be read ({error.strerror}){hint}") from error

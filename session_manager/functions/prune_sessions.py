@@ -61,7 +61,7 @@ class Arguments(Filters, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns the counts, the ids that went, and why each old session that stayed did stay."""
+    """Returns the counts, the removed ids, and the reason for each old session that stayed."""
     context = with_policy(context)
     policy = policy_of(context, arguments)
     if arguments.dry_run:
@@ -80,7 +80,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
 
 def _decided_by(context: Context, policy: Policy | ByRules, tally: Tally) -> dict[str, Any]:
-    """Returns what a document says of the age that decided, or of the retention policy and its reasons."""
+    """Returns a document's members about the age applied, or about the retention policy and its reasons."""
     if isinstance(policy, Policy):
         return {"threshold_minutes": policy.max_age_minutes}
     gone = set(tally.removed)
@@ -93,7 +93,7 @@ def _decided_by(context: Context, policy: Policy | ByRules, tally: Tally) -> dic
 
 
 def policy_of(context: Context, arguments: Arguments | None = None) -> Policy | ByRules:
-    """Returns the age that a call names, else the rules of the retention policy, else the default age.
+    """Returns the call's age, else the rules of the retention policy, else the default age.
 
     Raises UsageError for an argument that has no meaning beside those rules.
     """
@@ -114,7 +114,7 @@ def policy_of(context: Context, arguments: Arguments | None = None) -> Policy | 
 def preview(
     context: Context, agents: str | Sequence[str] | None, policy: Policy | ByRules, *, sizes: bool = False
 ) -> Tally:
-    """Decides as a prune would, and touches nothing.
+    """Decides as a prune would, and changes nothing.
 
     Raises the failure of the named agent, or the first when every agent failed.
     """
@@ -144,7 +144,7 @@ def _decide(
     kin: Sequence[Session],
     already: int,
 ) -> tuple[list[Decision], list[Overrun]]:
-    """Decides about one agent's sessions as ``policy`` says; returns the budgets that cannot be kept, too."""
+    """Decides about one agent's sessions by ``policy``; also returns the budgets that cannot be met."""
     current = context.settings.current
     if isinstance(policy, Policy):
         return decide(sessions, policy, now, current, kin, already), []
@@ -162,7 +162,7 @@ def _prune(
 
     settings = context.settings
     stores = list(stores_of(context, arguments.agent))
-    # Families and sessionFiles may cross agents; an agent that is alone, or named alone, is not read twice.
+    # Families and sessionFiles may cross agents; a single agent, or a single named one, is not read twice.
     alone = stores[0][0] if len(stores) == 1 else None
     others = read_view(context, None, policy.cutoff(context.clock()), skip=alone)
     kin = {alone: others.sessions} if alone is not None else kin_by_agent(others)
@@ -203,7 +203,7 @@ def _prune(
         tally.errors += archive_left(context, remover, tally.left).errors
     from session_manager.functions.delivery import tell
 
-    # What earlier calls owe is delivered even when every agent has failed.
+    # Pending updates of earlier calls are delivered even when every agent has failed.
     told = tell(context, run_info, tally.removed)
     tally.errors += errors_or_raise(failed, any_done=len(failed) < len(stores))
     return tally, remover.notes() | told | {"run_id": run_info.shown_id} | tally.on_the_way()

@@ -1,4 +1,4 @@
-"""purge_archives: removes old archived transcripts for good."""
+"""purge_archives: permanently deletes old archived transcripts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns what was removed, or would be, over all agents and by agent.
+    """Returns the archives that were, or would be, deleted, over all agents and by agent.
 
     Raises UsageError or NotFound for a bad agent name; the failure of the named agent, or the first when every
     agent failed: Damaged (``index_damaged``), Refused (``store_unsupported``), Locked. UsageError (``bad_policy``).
@@ -81,7 +81,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
 
 class Call:
-    """One call: what it found and did so far, over all agents."""
+    """One call: its findings and results so far, over all agents."""
 
     def __init__(self, context: Context, arguments: Arguments) -> None:
         self._context = context
@@ -95,12 +95,12 @@ class Call:
         self.errors: list[dict[str, object]] = []
 
     def take_time(self, ledger: Ledger | None) -> None:
-        """Says what is old, by the time that can be trusted. Raises Refused (``clock_ahead``)."""
+        """Sets the cut-off, by a clock that can be trusted. Raises Refused (``clock_ahead``)."""
         now = ages_from(self._context, ledger, force=self._arguments.force)
         self._cutoff = now - self._arguments.older_than_days * DAY_MS
 
     def each(self, act: Callable[[Store], None], ledger: Ledger | None) -> None:
-        """Does ``act`` for every agent that has a store, or had; one's failure does not keep the others waiting."""
+        """Does ``act`` for every agent that has a store, or had; one's failure does not stop the others."""
         failed: list[tuple[str, SessionManagerError]] = []
         agents = 0
         for agent_id, found in stores_ever(self._context, self._arguments.agent, ledger):
@@ -117,7 +117,7 @@ class Call:
         self.errors += errors_or_raise(failed, any_done=len(failed) < agents)
 
     def plan(self, store: Store, ledger: Ledger | None) -> PurgePlan:
-        """Decides what goes of one store. Raises Damaged: archives are what a lost index is rebuilt from."""
+        """Decides what to delete in one store. Raises Damaged: a lost index is rebuilt from archives."""
         living = {session.id for session in read_snapshot(store, self._context.clock()).sessions}
         names, removed = archives_of(store, listing(store), ledger)
         with clear_errors("look for second names in", self._second_names.root):
@@ -127,7 +127,7 @@ class Call:
             return plan
         removals = [i for i in plan.removal_ids if removal_name(store.agent_id, i) in self._only]
         archives = [a for a in plan.archives if archive_name(store.agent_id, a) in self._only]
-        # A removal goes as a whole.
+        # A removal is deleted as a whole.
         whole = set(removals) - {a.owner for a in plan.archives if archive_name(store.agent_id, a) not in self._only}
         return PurgePlan(
             [a for a in archives if a.owner is None or a.owner in whole],
@@ -137,11 +137,11 @@ class Call:
         )
 
     def preview(self, store: Store, ledger: Ledger | None) -> None:
-        """Decides, and does nothing."""
+        """Decides without acting."""
         self.add(store, preview_purge(self.plan(store, ledger)))
 
     def purge(self, remover: Remover, store: Store) -> None:
-        """Decides under the lock, after what was left half done has been ended, and acts."""
+        """Decides under the lock, after recovering interrupted work, and acts."""
 
         purged = Purged([], [], [])
         self.add(store, purged)
@@ -160,11 +160,11 @@ class Call:
             self.errors.append(_summary(store, purged.errors))
 
     def add(self, store: Store, purged: Purged) -> None:
-        """Adds what went of one agent, or would."""
+        """Adds the archives that were, or would be, deleted of one agent."""
         self._by_agent[store.agent_id] = purged
 
     def so_far(self) -> dict[str, object]:
-        """Returns what went until now."""
+        """Returns the deletions until now."""
         found = self._by_agent.values()
         return {
             "purged_count": sum(len(purged.archives) for purged in found),
@@ -172,7 +172,7 @@ class Call:
         }
 
     def document(self) -> dict[str, Any]:
-        """Returns the function's document; in a dry run what it counts would go."""
+        """Returns the function's document; in a dry run it counts what would be deleted."""
         found = self._by_agent.items()
         files = [
             {"agentId": agent_id, "file": archive.name, "bytes_freed": freed}
@@ -202,12 +202,12 @@ class Call:
 
 
 def archive_name(agent_id: str, archive: Archive) -> str:
-    """Returns what stands for an archive in a plan."""
+    """Returns an archive's entry in a plan."""
     return f"{agent_id}/{archive.name}"
 
 
 def removal_name(agent_id: str, removal_id: int) -> str:
-    """Returns what stands for a removal in a plan, which may have no archive left."""
+    """Returns a removal's entry in a plan; the removal may have no archive left."""
     return f"{agent_id}#{removal_id}"
 
 
@@ -220,7 +220,7 @@ def _counts(purged: Purged) -> dict[str, int]:
 
 
 def _summary(store: Store, errors: list[SessionManagerError]) -> dict[str, Any]:
-    """Returns one element of ``errors`` for an agent: where one file cannot go, thousands often cannot."""
+    """Returns one element of ``errors`` per agent: if one file cannot be deleted, often thousands cannot."""
     found = failure(errors[0], store.agent_id)
     if len(errors) > 1:
         found["error"] += f" (and {len(errors) - 1} more)"

@@ -1,4 +1,4 @@
-"""Reads all stores of a call once, without a lock, and looks at what lies beside each index."""
+"""Reads all stores of a call once, without a lock, and the files beside each index."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class AgentRead(msgspec.Struct):
 
 
 class View(msgspec.Struct):
-    """What could be read, and which agents failed with what."""
+    """The agents that could be read, and the failures of the others."""
 
     agents: list[AgentRead]
     failed: list[tuple[str, SessionManagerError]]
@@ -44,7 +44,7 @@ class View(msgspec.Struct):
         return [s for agent in self.agents for s in agent.sessions]
 
     def of(self, agent_ids: Collection[str] | None) -> View:
-        """Returns the part that some agents have in it; all of it for None."""
+        """Returns the part of some agents; all of it for None."""
         if agent_ids is None:
             return self
         return View(
@@ -69,9 +69,9 @@ def errors_or_raise(failed: Sequence[tuple[str, SessionManagerError]], any_done:
 
 
 def observe(snapshot: Snapshot, names: Sequence[str], now_ms: int, cutoff: Cutoff | None, pins: Pins | None) -> None:
-    """Completes a snapshot's sessions by what lies beside the index, and by the policy's pins.
+    """Completes a snapshot's sessions from the files beside the index, and from the policy's pins.
 
-    Times inside transcripts, and what the gateway says of spawned sessions, are looked for only with a cut-off.
+    Times inside transcripts, and the gateway's records of spawned sessions, are read only with a cut-off.
     """
     if pins is not None:
         for session in snapshot.sessions:
@@ -85,7 +85,7 @@ def observe(snapshot: Snapshot, names: Sequence[str], now_ms: int, cutoff: Cutof
 
 
 def only_observe(context: Context) -> Callable[[Snapshot, Sequence[str]], Sequence[tuple[Session, str]]]:
-    """Returns what decides for a second look under the lock: it observes, and chooses nothing."""
+    """Returns the decider for a second read under the lock: it observes, and selects nothing."""
 
     def choose(snapshot: Snapshot, names: Sequence[str]) -> Sequence[tuple[Session, str]]:
         observe(snapshot, names, context.clock(), None, context.pins)
@@ -103,7 +103,7 @@ def agent_ids(context: Context, agents: str | Sequence[str] | None) -> list[str]
 def stores_of(
     context: Context, agents: str | Sequence[str] | None
 ) -> Iterator[tuple[str, Store | SessionManagerError | None]]:
-    """Yields what ``Volume.stores`` does, for all agents, one or several. Raises UsageError or NotFound."""
+    """Yields the same as ``Volume.stores``, for all agents, one or several. Raises UsageError or NotFound."""
     for agent_id in agent_ids(context, agents) or (None,):
         yield from context.volume.stores(agent_id)
 
@@ -114,7 +114,7 @@ def read_view(
     cutoff: Cutoff | None = None,
     skip: str | None = None,
 ) -> View:
-    """Reads the stores of all agents, or of those that are named, except ``skip``.
+    """Reads the stores of all agents, or of the named ones, except ``skip``.
 
     Raises UsageError or NotFound for a bad agent name; failures of single agents are in the view.
     """
@@ -143,9 +143,9 @@ def read_view(
 
 
 def with_moved(context: Context, view: View) -> View:
-    """Returns a view that has agents whose sessions have moved to SQLite, too, with what was archived of them before.
+    """Returns a view that includes agents whose sessions have moved to SQLite, with their earlier archives.
 
-    Their sessions are those that the database has. Where that cannot be told, the agent has failed as before.
+    Their sessions are those in the database. If that cannot be read, the agent has failed as before.
     """
     found = View(list(view.agents), [])
     for agent_id, error in view.failed:
@@ -161,7 +161,7 @@ def with_moved(context: Context, view: View) -> View:
 
 
 def _tell_names_apart(view: View) -> None:
-    """Leaves each agent only its own of the names in a folder that it shares with others."""
+    """Reduces the names in a shared folder to each agent's own."""
     from session_manager.functions.sharing import files_of, names_of
 
     reads = [(read, read.store) for read in view.agents if read.store is not None and read.store.mates]
@@ -172,7 +172,7 @@ def _tell_names_apart(view: View) -> None:
 
 
 def measure_view(view: View, only: Selection, *, sizes: bool = False) -> None:
-    """Looks up what ``only`` asks for, and with ``sizes`` how large every session is."""
+    """Looks up the details that ``only`` selects, and with ``sizes`` every session's size."""
     if not (sizes or only.empty or only.min_bytes is not None):
         return
     from session_manager.live.measure import measure
@@ -194,7 +194,7 @@ def kin_by_agent(view: View) -> dict[str, list[Session]]:
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """A transcript that an entry names in another folder than its agent's, or a file where others keep theirs, too."""
+    """A transcript that an entry names outside its agent's folder, or a file in a folder that agents share."""
 
     agent_id: str
     session_id: str
@@ -203,9 +203,9 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 def foreign_references(agents: Iterable[AgentRead]) -> list[Reference]:
-    """Returns what entries name in other folders of the agents directory than their own agent's.
+    """Returns the files that entries name in folders of the agents directory other than their own agent's.
 
-    Where agents have one folder, that is another agent's, too: all their files are references then.
+    A shared folder is another agent's, too: then all their files are references.
     """
     found = []
     for agent in agents:

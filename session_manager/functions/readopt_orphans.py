@@ -1,4 +1,4 @@
-"""readopt_orphans: gives transcripts that lost their entry a new one, for people whose index was damaged."""
+"""readopt_orphans: makes new entries for transcripts that lost theirs, after an index was damaged."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Adoption(msgspec.Struct):
     started_at: int | None
 
     def row(self) -> dict[str, Any]:
-        """Returns the element of the result's ``adopted``."""
+        """Returns the element for the result's ``adopted``."""
         return {
             "id": self.id,
             "agentId": self.agent_id,
@@ -69,7 +69,7 @@ class Adoption(msgspec.Struct):
         }
 
     def member(self) -> tuple[bytes, bytes]:
-        """Returns the raw member, indented as the gateway does."""
+        """Returns the raw member, with the gateway's indentation."""
         entry: dict[str, Any] = {"sessionId": self.id, "updatedAt": self.updated_at}
         if self.file != f"{self.id}.jsonl":
             entry["sessionFile"] = self.file
@@ -84,7 +84,7 @@ class Unfit(Exception):
 
 
 class Result(msgspec.Struct):
-    """What was readopted so far, over all agents, and what was not, with its reason."""
+    """The transcripts readopted so far, over all agents, and the others with their reasons."""
 
     adopted: list[Adoption] = msgspec.field(default_factory=list)
     skipped: list[dict[str, str]] = msgspec.field(default_factory=list)
@@ -94,7 +94,7 @@ class Result(msgspec.Struct):
     errors: list[dict[str, object]] = msgspec.field(default_factory=list)
 
     def document(self, arguments: Arguments) -> dict[str, Any]:
-        """Returns the function's document; in a dry run what it calls adopted would be."""
+        """Returns the function's document; in a dry run ``adopted`` means "would be adopted"."""
         document: dict[str, Any] = {
             "dry_run": arguments.dry_run,
             "adopted_count": len(self.adopted),
@@ -109,7 +109,7 @@ class Result(msgspec.Struct):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns the entries that were made, and which transcripts got none, for what reason.
+    """Returns the new entries, and the transcripts that got none, with the reasons.
 
     Raises UsageError or NotFound; the failure of the named agent, or the first when every agent failed: Damaged
     (``index_damaged``) when an index cannot be read and ``rebuild`` is not set, Locked, Refused, Failed.
@@ -196,10 +196,10 @@ def _planner(context: Context, everyone: Everyone, store: Store) -> Planner:
 def _decide(
     context: Context, planner: Planner, snapshot: Snapshot, names: Sequence[str], arguments: Arguments
 ) -> tuple[list[Adoption], list[dict[str, str]]]:
-    """Picks the transcripts that get an entry: orphans and topic files that say whose they are, and are idle."""
+    """Picks the transcripts that get an entry: idle orphans and topic files that name their session."""
     store, now = snapshot.store, context.clock()
     folder = planner.classify(snapshot, names)
-    # Of agents that have one folder it is the keeper's to adopt what is nobody's.
+    # In a shared folder the keeper adopts files that belong to no agent.
     files = {name: session_id_of(name) or "" for name in folder.of_class(ORPHAN, TOPIC) if store.keeper}
     busy = held_ids(store, names, set(files.values()), now)
     taken = set(snapshot.index.entries) if snapshot.index else set()
@@ -235,7 +235,7 @@ def _decide(
 
 
 def _adoption(agent_id: str, path: str, header: Header | None, now_ms: int, taken: Collection[str]) -> Adoption:
-    """Reads the entry off a transcript. Raises Unfit."""
+    """Derives the entry from a transcript. Raises Unfit."""
     if header is None or not isinstance(header.id, str):
         raise Unfit("no header")
     if session_id_of(f"{header.id}.jsonl") != header.id or not safe_name(header.id):
@@ -250,7 +250,7 @@ def _adoption(agent_id: str, path: str, header: Header | None, now_ms: int, take
 
 
 def _key(agent_id: str, session_id: str, taken: Collection[str]) -> str:
-    """Returns a free key of the kind that a person's own chats have (type ``ui``): no prune takes it by its age."""
+    """Returns a free key of type ``ui``, as a person's own chats have: no prune removes it by age."""
     plain = f"agent:{agent_id}:dashboard:{session_id}".lower()
     key, number = plain, 1
     while key in taken:

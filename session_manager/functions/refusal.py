@@ -1,4 +1,4 @@
-"""Why a session was not removed, in words."""
+"""Explains in words why a session was not removed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from session_manager.functions.tally import ACTIVE
 
 
 def refusal(protected: Protection, session_id: str, done: str = "deleted") -> Refused:
-    """Returns the error that says that a session was not ``done``, why, and what to do about it."""
+    """Returns the error for a session that was not ``done``, with the reason and the fix."""
     hints = {
         "current": "it is the calling session, and a session cannot remove itself",
         "main": "it is the agent's main session; call with force: true if you really mean it",
@@ -32,7 +32,7 @@ def refusal(protected: Protection, session_id: str, done: str = "deleted") -> Re
 
 
 def kept_although_named(reason: str, session_id: str) -> Refused | None:
-    """Returns the error for a session that was asked for by name and stayed; None when a limit spared it."""
+    """Returns the error for a named session that stayed; None when a limit spared it."""
     if reason == LIMIT:
         return None
     if reason == ACTIVE:

@@ -37,7 +37,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns what was restored; sessions that had been restored before are counted.
+    """Returns the restored sessions; those restored before are counted.
 
     Raises UsageError, NotFound (``run_not_found``), Refused (``key_taken``, ``file_exists``, ``not_restorable``)
     with all ``conflicts``, or the failure of the only agent concerned.
@@ -72,7 +72,7 @@ def _restore(
         # Pending updates of earlier calls are delivered even if this one fails.
         tell(context, remover.run, ())
         raise
-    # What history has never heard of needs no taking back.
+    # A removal that was never reported to history needs no undo there.
     told = tell(context, remover.run, outcome.names if remover.run.history else ())
     count = len(outcome.names)
     sessions = "1 session" if count == 1 else f"{count} sessions"
@@ -89,12 +89,12 @@ def _restore(
         **also(remover, outcome),
         **(_pinned(context, remover, arguments.run_id, agents) if arguments.pin else {}),
     }
-    # Without leave to skip them, only what came in between can be among the skipped.
+    # Unless conflicts may be skipped, only changes made in between can be among the skipped.
     return with_errors(document, outcome.errors + ([] if arguments.skip_conflicts else outcome.blocked_errors()))
 
 
 def _known(remover: Remover, run_id: str, agent: str | None) -> tuple[int, list[str]]:
-    """Returns how many of a run's sessions were restored before, and its agents, the last first. Raises NotFound."""
+    """Returns how many of a run's sessions were restored before, and its agents, last first. Raises NotFound."""
     ledger = remover.existing_ledger
     states = [] if ledger is None else ledger.states(run_id, agent)
     if not states:
@@ -107,7 +107,7 @@ def _known(remover: Remover, run_id: str, agent: str | None) -> tuple[int, list[
 
 
 def _pinned(context: Context, remover: Remover, run_id: str, agents: Sequence[str]) -> dict[str, Any]:
-    """Pins the sessions of a run that were restored, now or before; returns the member that says so."""
+    """Pins the sessions of a run that were restored, now or before; returns the member that reports it."""
     from session_manager.functions.restoring import pinned
 
     removed = remover.ledger.removals(run_id=run_id)

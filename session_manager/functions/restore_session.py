@@ -23,7 +23,7 @@ DESCRIPTION = (
     "Restores one removed session: its keys return to the index byte for byte, its transcripts get their names back, "
     "and its history row is active again."
 )
-# One that was restored may be back by half.
+# A restored session may be only half restored.
 _MAY_COME_BACK = ("removed", "restored")
 
 
@@ -40,7 +40,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns what was restored; a session that is already live is a success that says so.
+    """Returns the restored session; one that is already live is a success that states this.
 
     Raises UsageError, NotFound (``session_not_found``), Refused (``key_taken``, ``file_exists``,
     ``not_restorable``) when something is in the way, or the failure of the only agent concerned.
@@ -74,7 +74,7 @@ def _restore(
     from session_manager.functions.restoring import also, pinned, take_back
 
     if ":" in wanted and removed:
-        # A key may have named several sessions, one after the other: the last one is meant.
+        # A key may have named several sessions, one after the other: take the last.
         wanted = removed[0].session_id
     from session_manager.live.orphan_removal import LEFTOVER
 
@@ -127,7 +127,7 @@ def _document(context: Context, remover: Remover, outcome: Outcome, session_id: 
 
 
 def _deliver(context: Context, remover: Remover, names: list[tuple[str, str]] | None = None) -> dict[str, Any]:
-    """Delivers pending updates, of this call and of earlier ones; says what became of ``names``."""
+    """Delivers pending updates, of this call and of earlier ones; reports the outcome for ``names``."""
     if not remover.run.history:
         return {"pg_status_updated": False}
     from session_manager.functions.delivery import History, told
@@ -139,7 +139,7 @@ def _deliver(context: Context, remover: Remover, names: list[tuple[str, str]] | 
 def _nothing_to_do(
     context: Context, remover: Remover, newest: Mapping[str, Removed], session_id: str, agent: str | None, *, pin: bool
 ) -> dict[str, Any]:
-    """Says why nothing is to be restored. Raises NotFound or Refused when the session does not live."""
+    """Explains why there is nothing to restore. Raises NotFound or Refused when the session is not live."""
     from session_manager.functions.restoring import also
 
     view = with_moved(context, read_view(context, agent))
@@ -159,7 +159,7 @@ def _nothing_to_do(
 
 
 def _tidied(remover: Remover, view: View) -> Outcome:
-    """Recovers interrupted runs, as every call that may change something does."""
+    """Recovers interrupted runs, as every writing call does."""
     from session_manager.functions.restoring import Outcome, end_earlier
 
     stores = [read.store for read in view.agents if read.store is not None]

@@ -1,4 +1,4 @@
-"""Undoes removals, over all agents: first a look at everything, so that a conflict changes nothing anywhere."""
+"""Undoes removals, over all agents: checks everything first, so that a conflict changes nothing anywhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from session_manager.live.volume import Store, read_snapshot
 
 
 class Outcome(msgspec.Struct):
-    """What was restored, over all agents."""
+    """The results of a restore, over all agents."""
 
     back: list[tuple[str, Removal]] = []
     blocked: list[tuple[Life, Obstacle]] = []
@@ -45,14 +45,14 @@ class Outcome(msgspec.Struct):
         return [source for _, removal in self.back for source, _ in removal.files]
 
     def blocked_errors(self) -> list[dict[str, object]]:
-        """Returns what could not be restored as a document's ``errors``."""
+        """Returns the failures as a document's ``errors``."""
         return [failure(refusal([one]), one[0][0].agent_id, one[0][0].session_id) for one in self.blocked]
 
 
 def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *, skip_conflicts: bool) -> Outcome:
-    """Restores what ``wanted`` names in each agent; a prune leaves it alone for some days.
+    """Restores the removals that ``wanted`` names in each agent; a prune skips them for some days.
 
-    Raises Refused for a conflict, unless conflicts are skipped, and what keeps that from being noted.
+    Raises Refused for a conflict, unless conflicts are skipped, and the failure to record the restore.
     Failures of single agents are in the result; when all fail, the first is raised.
     """
     spare_memory()
@@ -79,11 +79,11 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
         refused.details |= {"recovered": outcome.recovered} if outcome.recovered else {}
         raise refused
     if going:
-        # Before anything comes back: a prune may be waiting for the lock.
+        # Before any restore: a prune may be waiting for the lock.
         keeping.note_restored(context.settings, going, context.clock())
     for store, find in stores:
         try:
-            # An entry that comes back finds its transcript, in whatever folder that is.
+            # A restored entry must find its transcript, in any folder.
             for agent_id, names in abroad[store.agent_id].items():
                 outcome.errors += _give_back(context, remover, agent_id, names)
             done = remover.locked(
@@ -106,7 +106,7 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
 
 
 def _abroad(going: Iterable[Removed]) -> dict[str, list[str]]:
-    """Returns what removed sessions name in other agents' folders, by agent."""
+    """Returns the files that removed sessions name in other agents' folders, by agent."""
     found: dict[str, list[str]] = {}
     for removed in going:
         for name in removed.shares:
@@ -117,7 +117,7 @@ def _abroad(going: Iterable[Removed]) -> dict[str, list[str]]:
 
 
 def _give_back(context: Context, remover: Remover, agent_id: str, names: Sequence[str]) -> list[dict[str, object]]:
-    """Restores transcripts in another agent's folder, if necessary; returns what could not be moved."""
+    """Restores transcripts in another agent's folder, if necessary; returns those that could not be moved."""
     store = context.volume.archive_store(agent_id)
     if store is None or set(names).issubset(listing(store)):
         return []
@@ -128,16 +128,16 @@ def _give_back(context: Context, remover: Remover, agent_id: str, names: Sequenc
 def _look(
     context: Context, remover: Remover, store: Store, find: Find
 ) -> tuple[list[str], list[tuple[Life, Obstacle]], dict[str, list[str]]]:
-    """Returns the ids of sessions that can come back to a store, what keeps others from it, and what they share."""
+    """Returns the ids of sessions that can be restored to a store, the others' conflicts, and their shared files."""
     place = remover.place(read_snapshot(store, context.clock()), listing(store))
     able, unable = split(place, find(remover.ledger))
     return [life[0].session_id for life in able], unable, _abroad(removed for life in able for removed in life)
 
 
 def end_earlier(remover: Remover, store: Store) -> list[dict[str, object]]:
-    """Ends what a killed call left half done: files that it has brought back already are in nobody's way.
+    """Completes the work of a killed call: files that it has already restored cause no conflict.
 
-    Returns what is to be said of it.
+    Returns the recoveries to report.
     """
     if not remover.has_unfinished(store, listing(store)):
         return []
@@ -152,7 +152,7 @@ def _store(context: Context, agent_id: str) -> Store:
 
 
 def pinned(context: Context, session_ids: Collection[str]) -> dict[str, Any]:
-    """Pins the restored sessions; returns the member of a document that says so."""
+    """Pins the restored sessions; returns the member of a document that reports it."""
     if not session_ids:
         return {}
     keeping.pin(context.settings, session_ids, context.clock())
@@ -166,12 +166,12 @@ def _to_import(store: Store) -> dict[str, str]:
 
 
 def import_of(outcome: Outcome) -> str:
-    """Returns the end of a message: how gateways import sessions restored as files; empty for all others."""
+    """Returns the end of a message on how gateways import sessions restored as files; empty for other sessions."""
     return "".join(f"; {agent['how']}" for agent in outcome.to_import)
 
 
 def also(remover: Remover, outcome: Outcome) -> dict[str, Any]:
-    """Returns the members that every document of a restore has."""
+    """Returns the members common to all documents of a restore."""
     document: dict[str, Any] = {"run_id": remover.run.shown_id, **remover.notes()}
     if outcome.to_import:
         document["to_import"] = outcome.to_import

@@ -11,7 +11,7 @@ from session_manager.functions.context import iso_utc
 
 
 def row(session: Session, current: Set[str]) -> dict[str, Any]:
-    """Returns what list_sessions shows of a session; ``bytes`` only when its size was looked up."""
+    """Returns a session's row in list_sessions; ``bytes`` only when its size was looked up."""
     protected = protection(session, current)
     found = {
         "id": session.id,

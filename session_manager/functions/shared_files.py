@@ -1,4 +1,4 @@
-"""What a removal leaves in other agents' folders: it is archived with the last session that has it."""
+"""Files of removed sessions in other agents' folders: each is archived with the last session that has it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Left(msgspec.Struct):
-    """What became of files that removed sessions had in other agents' folders: what was archived, by agent."""
+    """The outcome for files of removed sessions in other agents' folders: the archives, by agent."""
 
     archived: list[tuple[str, Removal]] = []
     errors: list[dict[str, object]] = []
@@ -31,12 +31,12 @@ class Left(msgspec.Struct):
 
 
 def left_by(removals: Iterable[Removal]) -> list[tuple[str, str]]:
-    """Returns (session id, ``<agent>/<name>``) of what removed sessions had in other agents' folders."""
+    """Returns (session id, ``<agent>/<name>``) of removed sessions' files in other agents' folders."""
     return [(removal.session_id, name) for removal in removals for name in removal.shares if "/" in name]
 
 
 def archive_left(context: Context, remover: Remover, left: Iterable[tuple[str, str]]) -> Left:
-    """Archives what is ``left`` of transcripts whose own agent has left them before, and that nobody names any more.
+    """Archives the ``left`` transcripts that their own agent no longer has and that no entry names any more.
 
     Failures of single agents are in the result: the files stay, and cleanup_orphans finds them.
     """
@@ -65,6 +65,6 @@ def archive_left(context: Context, remover: Remover, left: Iterable[tuple[str, s
 def _referred_to(context: Context, store: Store) -> Collection[str]:
     view = read_view(context, None)
     for _, error in view.failed:
-        # What cannot be read may well name the file.
+        # An unreadable index may name the file.
         raise error
     return names_referred_to(foreign_references(view.agents), store, ())

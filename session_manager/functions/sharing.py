@@ -1,4 +1,4 @@
-"""Agents that have one sessions folder, or one index, together: which files are whose."""
+"""Agents that share a sessions folder or an index: which file belongs to which agent."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def files_of(store: Store, names: Iterable[str], sessions: Iterable[Session]) -> set[str]:
-    """Returns the files of sessions, of the ``names`` in their folder."""
+    """Returns those of the ``names`` in a folder that belong to sessions."""
     return {name for files in files_by_session(names, sessions, store.sessions_dir).values() for name in files}
 
 
 def names_of(store: Store, names: Sequence[str], sessions: Sequence[Session], others: Collection[str]) -> list[str]:
-    """Returns which names in a folder are an agent's part of it; ``others`` are files of its mates' sessions.
+    """Returns the names in a folder that belong to an agent; ``others`` are files of the other agents' sessions.
 
-    What is nobody's is the keeper's.
+    Files that belong to no agent are the keeper's.
     """
     if not store.mates:
         return list(names)
@@ -32,13 +32,13 @@ def names_of(store: Store, names: Sequence[str], sessions: Sequence[Session], ot
 
 
 def archives_of(store: Store, names: Sequence[str], ledger: Ledger | None) -> tuple[list[str], list[Archived]]:
-    """Returns which names in a folder may be archives of an agent's, and its removals that the ledger knows."""
+    """Returns the names in a folder that may be an agent's archives, and its removals in the ledger."""
     removed = ledger.archived(store.agent_id) if ledger is not None else []
     if not store.mates and not store.database:
         return list(names), removed
     own = {name for removal in removed for name in removal.archives}
     if store.database:
-        # What the gateway has made there since is its own to keep.
+        # Files that the gateway has created there since stay.
         return [name for name in names if name in own], removed
     known = {name for removal in ledger.archived(None) for name in removal.archives} if ledger is not None else set()
     return [name for name in names if name in own or (store.keeper and name not in known)], removed
@@ -47,7 +47,7 @@ def archives_of(store: Store, names: Sequence[str], ledger: Ledger | None) -> tu
 def stores_ever(
     context: Context, agents: str | Sequence[str] | None, ledger: Ledger | None
 ) -> Iterator[tuple[str, Store | SessionManagerError | None]]:
-    """Yields what ``reading.stores_of`` does, also for agents whose keys have all left the shared index."""
+    """Yields the same as ``reading.stores_of``, also for agents without a key left in the shared index."""
     names = named(agents, "agent")
     if names is not None:
         ids = list(dict.fromkeys(resolve_ever(context, ledger, name) for name in names))
@@ -59,7 +59,7 @@ def stores_ever(
 
 
 def resolve_ever(context: Context, ledger: Ledger | None, agent: str) -> str:
-    """Does what ``Volume.resolve_agent`` does, also for an agent whose keys have all left the shared index."""
+    """Does the same as ``Volume.resolve_agent``, also for an agent without a key left in the shared index."""
     try:
         return context.volume.resolve_agent(agent)
     except NotFound:

@@ -1,4 +1,4 @@
-"""show_session: everything that is known about one session, live or removed."""
+"""show_session: everything known about one session, live or removed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _live(context: Context, read: AgentRead, wanted: str) -> Iterator[dict[str, 
         session.transcript_activity = max(seen, default=0) or None
         shown = {**row(session, context.settings.current), **_facts(session), "files": sizes}
         if others:
-            # What cannot be looked at has no size.
+            # An unreadable file has no size.
             elsewhere = {file: sum(map(file_bytes, paths)) if paths else None for file, paths in others.items()}
             shown["files_elsewhere"] = elsewhere
         yield shown
@@ -105,7 +105,7 @@ def _last_written(path: str, now_ms: int) -> int:
 
 
 def _removed(context: Context, agent: str | None, wanted: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Returns the rows of what was removed, and the keys in the ledger that end so."""
+    """Returns the rows of removals, and the keys in the ledger with this ending."""
     from session_manager.functions.list_deleted import Stores, removal_row
     from session_manager.live.ledger import Ledger
     from session_manager.live.second_names import SecondNames

@@ -1,4 +1,4 @@
-"""The results of decisions about many sessions, over all agents; the same for every function that removes many."""
+"""The results of decisions about many sessions, over all agents, for every function that removes many."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 ACTIVE = "active"
 
-# A document's `recovered`, `reappeared` and `woken`, as far as there is something to say.
+# A document's `recovered`, `reappeared` and `woken`, unless empty.
 Notes = dict[str, list[dict[str, object]]]
 
 
 def note(notes: Notes, store: Store, outcome: Outcome) -> list[dict[str, object]]:
-    """Adds what was done in a store beside what was asked for; returns what failed as a document's ``errors``."""
+    """Adds additional work done in a store; returns the failures as a document's ``errors``."""
     from session_manager.live.reappeared import reported
 
     for name, found in (
@@ -41,7 +41,7 @@ def note(notes: Notes, store: Store, outcome: Outcome) -> list[dict[str, object]
 
 
 class Tally(msgspec.Struct):
-    """The results of the decisions so far. ``removed`` holds (agent id, session id), ``left`` what ``left_by`` says."""
+    """The results of the decisions so far. ``removed`` holds (agent id, session id), ``left`` is from ``left_by``."""
 
     decisions: list[Decision]
     removed: list[tuple[str, str]]
@@ -54,11 +54,11 @@ class Tally(msgspec.Struct):
     overruns: list[tuple[str, Overrun]] = []
 
     def add(self, store: Store, outcome: Outcome, last: list[Decision], earlier: Mapping[str, Decision]) -> None:
-        """Adds what happened in one store, by its ``last`` decisions and, session id -> decision, ``earlier`` ones."""
+        """Adds the results of one store, by its ``last`` decisions and, session id -> decision, ``earlier`` ones."""
         removed = [r.session_id for r in outcome.removed]
         ghosts = {r.session_id for r in outcome.reappeared}
         decisions = [d for d in last if d.session.id not in ghosts]
-        # A session that went before the lock was lost and taken again is in no later read.
+        # A session removed before the lock was lost and retaken is in no later read.
         read = {d.session.id for d in last}
         decisions += [earlier[i] for i in removed if i not in read and i in earlier]
         self.decisions += decisions
@@ -73,7 +73,7 @@ class Tally(msgspec.Struct):
         self.errors += note(self.notes, store, outcome)
 
     def add_second_look(self, looked: Sequence[tuple[Store, Outcome]]) -> None:
-        """Adds what the second look at the stores found: a session that woke up was not removed."""
+        """Adds the findings of the second read of the stores: a session that woke up was not removed."""
         for store, outcome in looked:
             woken = {(store.agent_id, one.session_id) for one in outcome.woken}
             self.removed = [name for name in self.removed if name not in woken]
@@ -81,12 +81,12 @@ class Tally(msgspec.Struct):
             self.errors += note(self.notes, store, outcome)
 
     def foresee(self, decisions: Sequence[Decision]) -> None:
-        """Adds what would happen in one store."""
+        """Adds the planned results for one store."""
         self.decisions += decisions
         self.removed += [(d.session.agent_id, d.session.id) for d in decisions if d.prune]
 
     def kept(self) -> list[dict[str, Any]]:
-        """Returns each session that stayed for a reason, with that."""
+        """Returns each session that stayed for a reason, with the reason."""
         gone = set(self.removed)
         kept = []
         for decision in self.decisions:
@@ -98,7 +98,7 @@ class Tally(msgspec.Struct):
         return kept
 
     def document(self, count: str, *, dry_run: bool) -> dict[str, Any]:
-        """Returns a function's document, with what went under the name ``count``; in a dry run it means "would"."""
+        """Returns a function's document; ``count`` names the member for removals. In a dry run it means "would"."""
         return {
             "total_sessions": len(self.decisions),
             count: len(self.removed),
@@ -110,13 +110,13 @@ class Tally(msgspec.Struct):
         }
 
     def on_the_way(self) -> dict[str, Any]:
-        """Returns the members of a document that are there only when there is something to say."""
+        """Returns the optional members of a document: only those with content."""
         left_alone = still_outside(self.left_alone)
         return ({"left_alone": left_alone} if left_alone else {}) | self.notes
 
 
 def plan_rows(decisions: Sequence[Decision], current: Set[str]) -> list[dict[str, Any]]:
-    """Returns a row for each session that would go, with the rule that takes it, or that stays for a reason."""
+    """Returns a row for each session to remove, with the rule that selects it, and for each that stays for a reason."""
     return [
         {**row(d.session, current), "prune": d.prune, "reason": d.rule if d.prune else d.reason}
         for d in decisions

@@ -24,9 +24,9 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def run(context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Returns what is no longer pinned, and who else pins it still; one that was not pinned is a success that says so.
+    """Returns the unpinned session, and other pins of it; one that was not pinned is a success that states this.
 
-    Raises UsageError, NotFound (``session_not_found``), or what kept the pins from being written.
+    Raises UsageError, NotFound (``session_not_found``), or the failure to write the pins.
     """
     from session_manager.live.keeping import unpin
 
@@ -49,7 +49,7 @@ def _found(context: Context, arguments: Arguments) -> Found:
     try:
         return find(context, arguments.session_id, arguments.agent)
     except NotFound:
-        # What is pinned may be gone, by the gateway's doing perhaps.
+        # The pinned session may be gone, perhaps removed by the gateway.
         kept = read_kept(context.settings)
         session_id = tidied(arguments.session_id)
         if kept is None or session_id not in kept.pins:

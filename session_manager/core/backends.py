@@ -1,4 +1,4 @@
-"""Sessions that look like leftovers and are not: another program holds what was said, or a person goes on with them.
+"""Sessions that only look like leftovers: another program holds their messages, or a person still uses them.
 
 Facts: gateways 2026.2.17 to 2026.6.11 (``setCliSessionBinding``, ``rowToAcpSessionMeta``, ``spawnSubagentDirect``).
 """
@@ -15,7 +15,7 @@ SPAWNED = frozenset({"subagent", "acp"})
 
 
 def is_held(key: SessionKey, entry: Entry) -> bool:
-    """Says whether a CLI or ACP backend holds the conversation: its transcript here may be without a message."""
+    """Returns True if a CLI or ACP backend holds the conversation: its transcript here may have no message."""
     return (
         bool(entry.cli_session_bindings)
         or bool(entry.cli_session_ids)
@@ -26,7 +26,7 @@ def is_held(key: SessionKey, entry: Entry) -> bool:
 
 
 def is_bound(key: SessionKey, entry: Entry) -> bool:
-    """Says whether a person goes on with a session, as far as its entry knows; an ACP mode is persistent by default."""
+    """Returns True if a person uses the session, as far as its entry tells; an ACP mode is persistent by default."""
     return (
         (isinstance(entry.acp, dict) and entry.acp.get("mode") != "oneshot")
         or entry.spawn_mode == "session"
@@ -43,9 +43,9 @@ def threads_of(entry: Entry) -> tuple[str, ...]:
 
 
 def forget_inherited(sessions: Sequence[Session], entries: Mapping[str, Entry]) -> None:
-    """Leaves ``Session.threads`` only the threads that were not handed down by whoever spawned the session.
+    """Removes from ``Session.threads`` the threads that a session inherited from the one that spawned it.
 
-    A sub-agent that was spawned within a thread answers to that thread, too, and is done when it has answered.
+    A sub-agent that was spawned within a thread also answers to that thread, and is done when it has answered.
     """
     for session in sessions:
         inherited = {thread for key in session.parents if key in entries for thread in threads_of(entries[key])}
@@ -59,8 +59,7 @@ def forget_inherited(sessions: Sequence[Session], entries: Mapping[str, Entry]) 
 def observe(sessions: Iterable[Session], told: Mapping[str, bool] | None) -> None:
     """Sets ``bound`` by what the gateway keeps outside the index: session key (lower case) -> bound or not.
 
-    Its word counts more than a thread in the entry. None: it cannot be read, and no spawned session is known to be
-    free.
+    This overrides a thread in the entry. None: it cannot be read, and no spawned session is known to be free.
     """
     for session in sessions:
         words = {True} if told is None else {told.get(key.lower()) for key in session.keys}

@@ -31,12 +31,12 @@ class Layout(msgspec.Struct, frozen=True):
 
     @property
     def shared(self) -> bool:
-        """Says whether one index is that of all agents."""
+        """Returns True if one index is that of all agents."""
         return AGENT not in self.pattern
 
     @property
     def one_folder(self) -> bool:
-        """Says whether the transcripts of all agents lie in one folder."""
+        """Returns True if the transcripts of all agents lie in one folder."""
         return "/" not in self.pattern
 
     def index(self, agent_id: str) -> str:

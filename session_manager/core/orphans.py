@@ -33,7 +33,7 @@ class Orphan(msgspec.Struct):
 
     @property
     def is_session(self) -> bool:
-        """Says whether it is what is left of a session; else it is one file, and its name is its id."""
+        """Returns True if it is what is left of a session; else it is one file, and its name is its id."""
         return self.files != [self.id]
 
 
@@ -85,7 +85,7 @@ def judge_entries(
 
 
 def too_many(going: int, total: int) -> bool:
-    """Says whether so many of an agent's transcripts would go that its index has rather been lost.
+    """Returns True if so many of an agent's transcripts would go that its index has rather been lost.
 
     More than half, however few there are: two leftovers beside one living session look just like a small agent
     whose index was emptied, and to ask costs less than to take a conversation for an orphan.

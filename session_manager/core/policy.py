@@ -59,11 +59,11 @@ class Pins(msgspec.Struct, frozen=True):
         session.restored = full_name(session.agent_id, session.id) in self.restored
 
     def holds(self, session: Session) -> bool:
-        """Says whether a session is pinned, by any of its keys or their labels, or by its id."""
+        """Returns True if a session is pinned, by any of its keys or their labels, or by its id."""
         return self.name(session.id, session.keys, (session.label, *session.labels))
 
     def name(self, session_id: str, keys: Iterable[str], labels: Iterable[str | None]) -> bool:
-        """Says whether they name a session of which this is known."""
+        """Returns True if they name a session of which this is known."""
         return (
             session_id in self.ids
             or (bool(self.labels) and not self.labels.isdisjoint(labels))
@@ -80,7 +80,7 @@ class RetentionPolicy(msgspec.Struct, frozen=True):
 
     @property
     def has_rules(self) -> bool:
-        """Says whether the policy removes anything at all; one that only pins does not."""
+        """Returns True if the policy removes anything at all; one that only pins does not."""
         return bool(self.rules) or self.agent_budget is not None
 
 

@@ -54,7 +54,7 @@ class Decision(msgspec.Struct):
 
 
 def is_old(session: Session, cutoff: int) -> bool:
-    """Says whether the last activity lies before ``cutoff`` (epoch ms); an unknown age is not old."""
+    """Returns True if the last activity lies before ``cutoff`` (epoch ms); an unknown age is not old."""
     activity = session.last_activity
     return activity is not None and activity < cutoff
 

@@ -1,7 +1,7 @@
-"""Retention by rules: what a policy's ages, counts and budgets take from one agent, and what stays in spite of them.
+"""Retention by rules: which sessions a policy's ages, counts and budgets remove from one agent, and which stay.
 
-The rules are applied one after the other: ages and counts, then the budget of each type, then that of the agent, which
-look at what is left by then. A session that several would take bears the name of the first.
+The rules are applied in order: ages and counts, then the budget of each type, then that of the agent; each budget
+counts the sessions left by then. A session that several rules would remove bears the name of the first.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ OVER_BUDGET = "over budget"
 
 
 class ByRules(msgspec.Struct, frozen=True):
-    """What a prune by a policy may remove: what the policy takes and ``only`` covers, ``limit`` at most."""
+    """What a prune by a policy may remove: sessions that the policy takes and ``only`` covers, at most ``limit``."""
 
     policy: RetentionPolicy
     only: Selection = Selection()
     limit: int | None = None
 
     def cutoff(self, now_ms: int) -> Callable[[Session], int]:
-        """Returns, for each session, the time (epoch ms) before which its transcript need not be looked into.
+        """Returns, for each session, the time (epoch ms) before which its transcript need not be read.
 
-        Counts and budgets take the oldest first: for them a transcript that is newer than its entry counts.
+        Counts and budgets take the oldest first, so a transcript that is newer than its entry counts.
         """
         rules = self.policy.rules
 
@@ -58,12 +58,12 @@ class ByRules(msgspec.Struct, frozen=True):
 
     @property
     def needs_sizes(self) -> bool:
-        """Says whether there is a budget."""
+        """Returns True if the policy has a budget."""
         return self.policy.agent_budget is not None or any(r.budget is not None for r in self.policy.rules.values())
 
 
 class Overrun(msgspec.Struct, frozen=True):
-    """A budget that cannot be kept: ``bytes`` stay, of ``protected`` sessions. No type: the agent's own budget."""
+    """A budget that cannot be met: ``bytes`` of ``protected`` sessions stay. Without a type: the agent's budget."""
 
     session_type: str | None
     budget: int
@@ -80,7 +80,7 @@ def decide_by_rules(
     relatives: Sequence[Session] = (),
     already: int = 0,
 ) -> tuple[list[Decision], list[Overrun]]:
-    """Decides for one agent's sessions, in the given order, and says which budgets cannot be kept.
+    """Decides for one agent's sessions, in the given order; also returns the budgets that cannot be met.
 
     ``transcripts`` are bytes by file name by session id, ``relatives`` and ``already`` as for ``retention.decide``.
     """
@@ -113,9 +113,9 @@ class _Judge:
         self._protected = [protection(session, current) for session in self._everyone]
         self._kept = [self._reason(i) for i in range(len(self._everyone))]
         self._files = [{n: b for n, b in transcripts.get(s.id, {}).items() if b} for s in sessions]
-        # What a session that stays has, too, leaves with no other.
+        # A file that a staying session also has is freed with no other session.
         self._stuck = {name for i in self._own if self._kept[i] is not None for name in self._files[i]}
-        # What a rule takes, whether or not it goes in the end.
+        # Sessions that a rule takes, even if they stay in the end.
         self._rule: dict[int, str] = {}
         self._going: set[int] = set()
         self._held: set[int] = set()
@@ -132,7 +132,7 @@ class _Judge:
         return self._everyone[i].last_activity or 0
 
     def by_age_and_count(self) -> None:
-        """Takes what is too old, then what is not among the newest of its group; families go as a whole or stay."""
+        """Takes sessions that are too old, then all but the newest of each group; families go as a whole or stay."""
         for i in self._own:
             if self._is_too_old(i):
                 minutes = self._policy.rules[self._everyone[i].session_type].max_age_minutes
@@ -142,7 +142,7 @@ class _Judge:
             for i in group[: max(0, len(group) - count)]:
                 self._rule.setdefault(i, OVER_COUNT)
         for family in self._families:
-            # What another agent's rules take is not known here, but for ages.
+            # Of another agent's rules only the ages are known here.
             ours = self._is_ours(family)
             if any(self._holds(i) or not (self._is_too_old(i) or (ours and i in self._rule)) for i in family):
                 self._held.update(i for i in family if i in self._rule)
@@ -167,13 +167,13 @@ class _Judge:
             yield self._policy.rules[session_type].keep_newest or 0, group
 
     def _holds(self, i: int) -> bool:
-        """Says whether a session keeps its whole family."""
+        """Returns True if a session keeps its whole family."""
         protected, session = self._protected[i], self._everyone[i]
         held = protected is not None and protected.reason in HOLDING
         return held or session.restored or session.last_activity is None
 
     def by_budgets(self) -> list[Overrun]:
-        """Takes the oldest of what is left until it fits; returns the budgets into which it cannot be made to fit."""
+        """Takes the oldest of the rest until each budget is met; returns those that cannot be met."""
         by_type: dict[str, list[int]] = {}
         for i in self._own:
             by_type.setdefault(self._everyone[i].session_type, []).append(i)
@@ -207,7 +207,7 @@ class _Judge:
         return Overrun(session_type, budget, total, len(inside - self._going)) if total > budget else None
 
     def _freed(self, taken: Iterable[int], users: Counter[str]) -> int:
-        """Takes sessions off the ``users`` of files; returns the bytes of the files that are nobody's then."""
+        """Subtracts sessions from the ``users`` of files; returns the bytes of files left without a user."""
         freed = 0
         for i in taken:
             for name, size in self._files[i].items():
@@ -217,13 +217,13 @@ class _Judge:
         return freed
 
     def _oldest_first(self, scope: Iterable[int]) -> list[list[int]]:
-        """Returns what goes together, single sessions and families that have a part in ``scope``, by its youngest."""
+        """Returns the units of ``scope``, single sessions and whole families, sorted by their youngest member."""
         family_of = {i: family for family in self._families for i in family}
         units = {unit[0]: unit for i in scope for unit in (family_of.get(i) or [i],)}
         return sorted(units.values(), key=lambda u: (max(map(self._activity, u)), self._everyone[u[0]].id))
 
     def _must_stay(self, unit: Sequence[int], session_type: str | None) -> bool:
-        """Says whether a member holds all others; in another agent, whose budget is its own, or without a rule, too."""
+        """Returns True if a member keeps the unit: held, in another agent (with its own budget), or without a rule."""
         return not self._is_ours(unit) or any(
             self._holds(i) or (session_type is not None and self._everyone[i].session_type not in self._policy.rules)
             for i in unit
@@ -233,7 +233,7 @@ class _Judge:
         return all(i in self._own for i in unit)
 
     def decision(self, i: int) -> Decision:
-        """Returns what shall happen to one session."""
+        """Returns the decision about one session."""
         session = self._everyone[i]
         rule, reason = self._rule.get(i), None
         has_rule = session.session_type in self._policy.rules or self._policy.agent_budget is not None

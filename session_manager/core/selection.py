@@ -32,7 +32,7 @@ class Selection(msgspec.Struct, frozen=True):
         return frozenset((self.session_type,) if isinstance(self.session_type, str) else self.session_type)
 
     def names(self, session: Session) -> bool:
-        """Says whether a session is meant as far as its index entry tells."""
+        """Returns True if a session is meant as far as its index entry tells."""
         return (
             (self.session_type is None or session.session_type in self.types)
             and (self.ids is None or not self.ids.isdisjoint(names_of(session)))
@@ -41,7 +41,7 @@ class Selection(msgspec.Struct, frozen=True):
         )
 
     def covers(self, session: Session) -> bool:
-        """Says whether a session is meant."""
+        """Returns True if a session is meant."""
         return (
             self.names(session)
             and (self.min_bytes is None or (session.size or 0) >= self.min_bytes)

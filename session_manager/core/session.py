@@ -69,7 +69,7 @@ _FORBIDDEN = frozenset("/\\\0")
 
 
 def safe_name(name: str) -> bool:
-    """Says whether an agent name or session id may become part of a path.
+    """Returns True if an agent name or session id may become part of a path.
 
     Both are data from a language model. No separator, no ``..``, no control character, no leading
     dot or dash, nothing that a file system cannot encode.
@@ -246,7 +246,7 @@ def entry_activity(entry: Entry, now_ms: int) -> int | None:
 
 
 def awaits_delivery(entry: Entry) -> bool:
-    """Says whether a result of the session has not reached its requester yet.
+    """Returns True if a result of the session has not reached its requester yet.
 
     ``pendingFinalDelivery`` is a flag (gateway 2026.6.11) or an object (later), its text or intent may stand alone;
     ``restartRecoveryDelivery…`` is the claim on an answer that a restart interrupted.
@@ -398,7 +398,7 @@ def _with_one_key(agent_id: str, session_id: str, key: str, entry: Entry, now_ms
 
 
 def _began_lately(entry: Entry, activity: int | None, now_ms: int) -> bool:
-    """Says whether a run that an entry calls running is younger than one that has died unnoticed.
+    """Returns True if a run that an entry calls running is younger than one that has died unnoticed.
 
     Gateway 2026.4.14 to 2026.7.1 write ``status`` and ``startedAt`` when a run begins, before there is a transcript,
     and 2026.6.11 lets the transcript's lock go around each request to the model.

@@ -72,7 +72,7 @@ def named_place(agents_dir: str, variable: str, environ: Mapping[str, str]) -> P
 
 
 def _is_the_same(store: Layout, agents_dir: str) -> bool:
-    """Says whether a config means this very folder, which the gateway may know by a path of another mount."""
+    """Returns True if a config means this very folder, which the gateway may know by a path of another mount."""
     if store.pattern != USUAL or store.root is None:
         return False
     if os.path.isdir(store.root):

@@ -72,7 +72,7 @@ class Client:
 
     @property
     def reached(self) -> bool:
-        """Says whether aria-api may have heard anything in this run."""
+        """Returns True if aria-api may have heard anything in this run."""
         return self._connection.reached or (self._thread is not None and self._thread.is_alive())
 
     def mark(self, marks: Mapping[Name, Mark]) -> Outcome:

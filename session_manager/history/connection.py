@@ -256,7 +256,7 @@ def _http_client(url: str) -> httpx.Client:
 
 
 def _is_near(host: str) -> bool:
-    """Says whether no proxy belongs in between: loopback, or a name without a dot (a container's neighbour)."""
+    """Returns True if no proxy belongs in between: loopback, or a name without a dot (a container's neighbour)."""
     return host in ("::1", "0:0:0:0:0:0:0:1") or host.startswith("127.") or ("." not in host and ":" not in host)
 
 

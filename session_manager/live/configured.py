@@ -45,7 +45,7 @@ class ConfiguredVolume(Volume):
         return os.path.lexists(self._folder(name))
 
     def _is_known(self, name: str) -> bool:
-        """Says whether a gateway knows an agent, whether or not it has sessions."""
+        """Returns True if a gateway knows an agent, whether or not it has sessions."""
         known = (self._layout.default_agent, *self._layout.agents)
         return name in known or os.path.isdir(os.path.join(self._agents_dir, name))
 

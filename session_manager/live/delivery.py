@@ -67,20 +67,20 @@ class Delivery(msgspec.Struct):
 
     @property
     def counted(self) -> bool:
-        """Says whether the pending marks could be read from the ledger."""
+        """Returns True if the pending marks could be read from the ledger."""
         return self.failure is None
 
     @property
     def busy(self) -> bool:
-        """Says whether marks were left to somebody else who is delivering."""
+        """Returns True if marks were left to somebody else who is delivering."""
         return self.error == ELSEWHERE
 
     def waits(self, name: Name) -> bool:
-        """Says whether a mark of this call is pending."""
+        """Returns True if a mark of this call is pending."""
         return name in self.waiting if self.counted else name not in self.delivered
 
     def arrived(self, name: Name) -> bool:
-        """Says whether a mark of this call was delivered, by this call or by another one."""
+        """Returns True if a mark of this call was delivered, by this call or by another one."""
         return not self.waits(name) and name not in self.given_up
 
     def why(self, names: Collection[Name]) -> str | None:

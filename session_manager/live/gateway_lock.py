@@ -38,7 +38,7 @@ class LockLost(Exception):
 
 
 def has_dead_marker(store: Store) -> bool:
-    """Says whether a killed process of ours left its marker on a store."""
+    """Returns True if a killed process of ours left its marker on a store."""
     found = read_marker(os.path.join(store.sessions_dir, store.marker_name))
     return found is not None and found.ours and not is_held(found, STORE_STALE_MS, now_ms(), _vouched(store))
 
@@ -90,7 +90,7 @@ class StoreLock:
             self._kernel.release()
 
     def is_ours(self) -> bool:
-        """Says whether the marker is still the one that we made."""
+        """Returns True if the marker is still the one that we made."""
         return self._marker.is_ours()
 
     def check(self) -> None:

@@ -34,7 +34,7 @@ class _GatewayLock(msgspec.Struct, rename="camel"):
 
 
 def vouches(sessions_dir: str, gateway_dir: str = "") -> bool:
-    """Says whether a gateway of a store runs in our own process namespace, where a dead pid is dead.
+    """Returns True if a gateway of a store runs in our own process namespace, where a dead pid is dead.
 
     ``gateway_dir`` is its agents directory, in its state folder; left out, it is two levels up.
     """
@@ -53,7 +53,7 @@ def vouches(sessions_dir: str, gateway_dir: str = "") -> bool:
 
 
 def may_be_gateway(pid: int) -> bool:
-    """Says whether a process might be a gateway, or what starts one; also when that cannot be looked at."""
+    """Returns True if a process might be a gateway, or what starts one; also when that cannot be looked at."""
     arguments = _arguments(str(pid))
     return (
         not arguments
@@ -99,7 +99,7 @@ def _is_gateway(pid: str) -> bool:
 
 
 def _shares_our_pids(pid: str) -> bool:
-    """Says whether a process has the same pid in its own eyes: seen from a host, a container's has another one."""
+    """Returns True if a process has the same pid in its own eyes: seen from a host, a container's has another one."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             return any(line.startswith(b"NSpid:") and len(line.split()) == 2 for line in file)
@@ -108,7 +108,7 @@ def _shares_our_pids(pid: str) -> bool:
 
 
 def _is_of(pid: str, sessions_dir: str, gateway_dir: str) -> bool:
-    """Says whether a gateway is that of a store: by the files that it holds open, or by its environment."""
+    """Returns True if a gateway is that of a store: by the files that it holds open, or by its environment."""
     state = os.path.dirname(gateway_dir)
     folders = [os.path.realpath(folder) for folder in (sessions_dir, gateway_dir)]
     if any(_lies_in(path, folders, os.path.realpath(state)) for path, _ in _open_files(pid)):
@@ -198,7 +198,7 @@ def _named_by_locks(sessions_dir: str) -> set[int]:
 
 
 def _is_its_holder(marker: Marker) -> bool:
-    """Says whether a lock's pid is that of the process that wrote it: where it names no start, by its age."""
+    """Returns True if a lock's pid is that of the process that wrote it: where it names no start, by its age."""
     payload = marker.payload
     if payload is None or marker.ours or not process_lives(payload.pid, payload.starttime):
         return False

@@ -1,17 +1,17 @@
-"""Makes one transcript of two parts of a conversation: an archived one, and one that a gateway has begun since.
+"""Joins two parts of a conversation into one transcript: an archived one, and one that a gateway has begun since.
 
 A message that reaches a session while it is removed makes the gateway write its entry back and begin a new
-``<id>.jsonl``; what was said before lies in the archive. Joined, the earlier part comes first with its header, the
+``<id>.jsonl``; the earlier messages lie in the archive. When joined, the earlier part comes first with its header, the
 later part follows without one, and its first entries get the earlier part's last one as their parent: the gateway
 reads a transcript as a tree from its last entry up to an entry without a parent (pi-coding-agent 0.53 and gateway
 2026.6.11, ``SessionManager``).
 
 Invariants:
 
-- Both parts stay where they are until the joined file is durable under the live name; the archive goes last.
-- What is appended to the later part while the files are joined is appended to the joined one, too: a second name of
-  the displaced part is kept until then, and the next call looks into one that a killed process has left.
-- To join what is joined already changes nothing.
+- Both parts stay where they are until the joined file is durable under the live name; the archive is removed last.
+- Lines that are appended to the later part during the join are appended to the joined file, too: a second name of
+  the displaced part is kept until then, and the next call reads one that a killed process has left.
+- Joining two parts again changes nothing.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ _DECODE = msgspec.json.Decoder(_Line)
 
 
 def belongs(path: str, archive: str, session_id: str) -> bool:
-    """Says whether the file ``path`` goes on with the session whose earlier part is ``archive``, by its header.
+    """Returns True if the header of ``path`` shows that it continues the session whose earlier part is ``archive``.
 
-    One without a header was appended to after its first part had been moved away.
+    A file without a header was appended to after its first part had been moved away.
     """
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
@@ -83,9 +83,9 @@ def belongs(path: str, archive: str, session_id: str) -> bool:
 
 
 def join(sessions_dir: str, name: str, archive: str, number: str) -> None:
-    """Makes the live transcript ``name`` hold what ``archive`` (a path) holds, too. The archive stays.
+    """Adds the content of ``archive`` (a path) to the live transcript ``name``. The archive stays.
 
-    ``number`` tells this pair from all others, for the names of temporary files. Raises InUse while a gateway holds
+    ``number`` is unique to this pair, for the names of temporary files. Raises InUse while a gateway holds
     the transcript's lock, and OSError; both parts are then as they were.
     """
     live = os.path.join(sessions_dir, name)
@@ -110,7 +110,7 @@ def _join(sessions_dir: str, live: str, archive: str, displaced: str, joined: st
             read = _write(joined, parts, seam, like, live)
             step("joined transcript prepared")
             with contextlib.suppress(OSError):
-                # Where there are no links the open file has to do.
+                # Where there are no links, keep the file open instead.
                 os.link(live, displaced, follow_symlinks=False)
             os.replace(joined, live)
         except BaseException:
@@ -120,7 +120,7 @@ def _join(sessions_dir: str, live: str, archive: str, displaced: str, joined: st
             raise
         step("joined transcript in place")
         theirs.seek(read)
-        # What was written to the displaced file since then, by whoever had opened it before.
+        # Lines that a process which had opened the displaced file has written to it since.
         rest = b""
         while True:
             time.sleep(_LAST_APPENDS_S)
@@ -137,7 +137,7 @@ def _join(sessions_dir: str, live: str, archive: str, displaced: str, joined: st
 
 
 def _take_in(displaced: str, live: str) -> None:
-    """Appends to a joined transcript what only the part holds that a killed process displaced."""
+    """Appends to a joined transcript the lines that only the part displaced by a killed process holds."""
     try:
         if not os.path.samefile(displaced, live):
             seam = _Seam(live, displaced)
@@ -149,7 +149,7 @@ def _take_in(displaced: str, live: str) -> None:
 
 
 class _Seam:
-    """Where the later part of a conversation is joined to the earlier one. Both are read once, line by line."""
+    """The join between the earlier and the later part of a conversation. Reads both once, line by line."""
 
     def __init__(self, earlier: str, later: str) -> None:
         found = {_digest(line): _decoded(line).id for line in _lines(later)}
@@ -167,11 +167,11 @@ class _Seam:
             if isinstance(entry.id, str) and entry.type != "session":
                 self._leaf = entry.id
                 if entry.id in ids and digest not in found:
-                    # Two entries of the same random id: the later one gets another.
+                    # Two entries have the same random id: the later one gets a new one.
                     self._renamed[entry.id] = os.urandom(8).hex()
 
     def adapted(self, line: bytes) -> bytes:
-        """Returns a line of the later part as it follows the earlier one; empty for what stands there already."""
+        """Returns a line of the later part, adapted to follow the earlier one; empty if the earlier part has it."""
         entry = _decoded(line)
         if not line.strip() or entry.type == "session" or _digest(line) in self._known:
             return b""
@@ -187,7 +187,7 @@ class _Seam:
 
 
 def _write(path: str, parts: list[str], seam: _Seam, like: os.stat_result, live: str) -> int:
-    """Writes the joined transcript, durably; returns how many bytes of the live one are in it."""
+    """Writes the joined transcript durably; returns the number of bytes of the live one that are in it."""
     read = 0
     with _created(path, like) as file:
         if not seam.has_header and (first := next(_lines(parts[1]), b"")) and _decoded(first).type == "session":
@@ -197,7 +197,7 @@ def _write(path: str, parts: list[str], seam: _Seam, like: os.stat_result, live:
                 whole = line.endswith(b"\n")
                 if part == live:
                     if not whole:
-                        # It is being written: what is left of it comes with what is written next.
+                        # This line is still being written: the next read takes it whole.
                         break
                     read += len(line)
                 file.write(seam.adapted(line) if part == parts[1] else line if whole else line + b"\n")
@@ -206,7 +206,7 @@ def _write(path: str, parts: list[str], seam: _Seam, like: os.stat_result, live:
 
 @contextlib.contextmanager
 def _created(path: str, like: os.stat_result) -> Iterator[BinaryIO]:
-    """A new file with the owner, mode and times of another one; durable afterwards."""
+    """Creates a file with the owner, mode and times of another one; durable afterwards."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(fd, "wb") as file:
         keep_owner(fd, like)
@@ -219,7 +219,7 @@ def _created(path: str, like: os.stat_result) -> Iterator[BinaryIO]:
 
 
 def _append(path: str, lines: Iterator[bytes]) -> None:
-    """Appends lines durably, each at once: a gateway may be appending, too."""
+    """Appends lines durably, each in one write: a gateway may be appending, too."""
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
     with open(fd, "wb", buffering=0) as file:
         for line in lines:
@@ -229,7 +229,7 @@ def _append(path: str, lines: Iterator[bytes]) -> None:
 
 
 def _changed(line: bytes, change: dict[bytes, str]) -> bytes:
-    """Returns a line with other values of some of its own members; every other byte stays."""
+    """Returns a line with new values for some of its members; every other byte stays."""
     try:
         members = scan_object(line)
     except ValueError:
@@ -245,7 +245,7 @@ def _changed(line: bytes, change: dict[bytes, str]) -> bytes:
 
 
 def _digest(line: bytes) -> bytes:
-    """Tells one line from another whatever its parent is."""
+    """Returns a digest that identifies a line, whatever its parent is."""
     return blake2b(_PARENT.sub(b"", line.strip(), count=1), digest_size=16).digest()
 
 
@@ -271,7 +271,7 @@ def _first(path: str) -> _Line:
 
 
 def _begun(path: str) -> float:
-    """Returns the first time in a transcript (epoch ms); what has none is taken for the latest."""
+    """Returns the first time in a transcript (epoch ms); one without a time counts as the latest."""
     for line in _lines(path):
         moment = epoch_ms(_decoded(line).timestamp, now_ms())
         if moment is not None:
@@ -302,10 +302,10 @@ def _opened(path: str) -> BinaryIO:
 
 @contextlib.contextmanager
 def _lock(transcript: str) -> Iterator[None]:
-    """Holds a transcript's lock as a gateway does that is about to run. Raises InUse.
+    """Holds a transcript's lock as a gateway does before a run. Raises InUse.
 
-    Gateways 2026.2.17 to 2026.5 respect it. Gateway 2026.6.11 removes one whose owner is no gateway: there only that
-    nothing appended meanwhile is lost keeps the transcript whole.
+    Gateways 2026.2.17 to 2026.5 respect it. Gateway 2026.6.11 removes it if its owner is no gateway: there the
+    transcript stays whole only because lines appended meanwhile are kept.
     """
     path = transcript + LOCK_SUFFIX
     found = read_marker(path)
@@ -318,7 +318,7 @@ def _lock(transcript: str) -> Iterator[None]:
     payload = Payload(os.getpid(), iso_ms(now_ms()), status[1] if status else None, OWNER, os.urandom(16).hex())
     content = msgspec.json.encode(payload)
     try:
-        # In one step with its content: to gateway 2026.2.17 an empty one is nobody's.
+        # Created with its content in one step: gateway 2026.2.17 treats an empty lock as nobody's.
         _link_new(path, content, os.lstat(transcript))
     except FileExistsError:
         raise InUse(errno.EBUSY, "a gateway is at work in it", transcript) from None

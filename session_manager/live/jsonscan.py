@@ -142,7 +142,7 @@ def without_lone_surrogates(data: bytes) -> bytes:
 
 
 def _is_escaped(data: bytes, pos: int) -> bool:
-    """Says whether the backslash at ``pos`` is itself the second half of an escaped backslash."""
+    """Returns True if the backslash at ``pos`` is itself the second half of an escaped backslash."""
     before = pos
     while before and data[before - 1] == 0x5C:
         before -= 1

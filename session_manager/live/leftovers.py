@@ -23,7 +23,7 @@ _REPAIR = r".+\.jsonl\.repair-(?P<pid>\d+)-\d+\.tmp\Z"
 
 
 def is_index_temp(name: str) -> bool:
-    """Says whether a gateway's writer of the index made a file, on its way to be the index."""
+    """Returns True if a gateway's writer of the index made a file, on its way to be the index."""
     return re.match(_WRITER, name) is not None
 
 
@@ -48,7 +48,7 @@ def find_leftovers(
 
 
 def is_being_written(name: str, mtime: int) -> bool:
-    """Says whether the process whose pid a temporary file's name holds lives here: it may be writing it.
+    """Returns True if the process whose pid a temporary file's name holds lives here: it may be writing it.
 
     One that began after the file was written (``mtime``, epoch ms) has the pid of another that is gone: in containers
     each gateway has the same, often 1.

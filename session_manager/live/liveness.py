@@ -44,7 +44,7 @@ class Marker(msgspec.Struct):
 
     @property
     def ours(self) -> bool:
-        """Says whether this tool wrote it."""
+        """Returns True if this tool wrote it."""
         return self.payload is not None and self.payload.owner == OWNER
 
     def holder(self) -> dict[str, object]:
@@ -85,7 +85,7 @@ def _payload(content: bytes) -> Payload | None:
 
 
 def is_held(marker: Marker, stale_ms: int, now_ms: int, vouched: Callable[[], bool]) -> bool:
-    """Says whether a lock file must be respected.
+    """Returns True if a lock file must be respected.
 
     A living process's lock always is. A dead one's is free at once only when its pid means something here:
     the lock is our own tool's, or a gateway of this very store runs in this process namespace (``vouched``, see
@@ -114,7 +114,7 @@ def vouched_in(sessions_dir: str, gateway_dir: str = "") -> Callable[[], bool]:
 
 
 def owner_lives(payload: Payload) -> bool:
-    """Says whether the process that a lock names lives here.
+    """Returns True if the process that a lock names lives here.
 
     Each container has a pid 1, so that one that is no gateway has not written a gateway's lock. Gateway 2026.6.11
     does the same with any pid, by the process's arguments.
@@ -133,7 +133,7 @@ def written_at(marker: Marker, now_ms: int) -> int:
 
 
 def process_lives(pid: int, starttime: int | None) -> bool:
-    """Says whether a process lives here, and is the one that started at ``starttime`` when that is known.
+    """Returns True if a process lives here, and is the one that started at ``starttime`` when that is known.
 
     A process of another user lives too; a zombie does not, it cannot write any more.
     """

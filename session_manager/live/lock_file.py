@@ -64,7 +64,7 @@ class LockFile:
         return not self._must_be_respected(found) and self._reclaim(found)
 
     def is_ours(self) -> bool:
-        """Says whether its content still carries our token (inode numbers are reused at once)."""
+        """Returns True if its content still carries our token (inode numbers are reused at once)."""
         found = read_marker(self.path)
         return found is not None and found.payload is not None and found.payload.token == self._token
 

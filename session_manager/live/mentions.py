@@ -1,4 +1,4 @@
-"""Which other files of a sessions folder speak of a session: backups of the index, caches, what was rescued."""
+"""Finds other files of a sessions folder that mention a session: backups of the index, caches, rescued files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _BUDGET = 256 * _PIECE
 
 
 def mentions(store: Store, names: Iterable[str], session_id: str) -> tuple[list[str], list[str]]:
-    """Returns the names of files that hold a session id, and of those that could not be read, or not all of them.
+    """Returns the names of files that contain a session id, and of files that could not be read completely.
 
-    Other sessions' transcripts and archives are not looked into; of all files together 256 MiB are read.
+    Skips other sessions' transcripts and archives; reads at most 256 MiB of all files together.
     """
     found, unread, left = [], [], _BUDGET
     # Some editors write UTF-16.
@@ -41,7 +41,7 @@ def mentions(store: Store, names: Iterable[str], session_id: str) -> tuple[list[
 
 
 def _holds(path: str, wanted: Sequence[bytes], budget: int) -> tuple[bool | None, int]:
-    """Says whether a file holds one of some texts, None when that would take more than ``budget``; and what was read.
+    """Returns whether a file contains one of ``wanted`` (None: more than ``budget`` bytes to read), and the bytes read.
 
     Links are not followed. Raises OSError.
     """

@@ -50,11 +50,11 @@ class Place:
         return next((found for removed in life if (found := self._obstacle(removed, half_back)) is not None), None)
 
     def was_taken_back(self, life: Sequence[Removed]) -> bool:
-        """Says whether removals of one session are no more: they were restored, and not by half."""
+        """Returns True if removals of one session are no more: they were restored, and not by half."""
         return all(removed.state == "restored" for removed in life) and not self._is_half_back(life)
 
     def _is_half_back(self, life: Sequence[Removed]) -> bool:
-        """Says whether a restored session has its files and no entry.
+        """Returns True if a restored session has its files and no entry.
 
         A gateway without a lock may write a restored key away that it had not read; whoever deletes a session
         archives its transcript.
@@ -108,7 +108,7 @@ class Place:
         return second if os.path.lexists(second) else None
 
     def _goes_on(self, removed: Removed, source: str, archive: str) -> bool:
-        """Says whether a file that is in the way goes on with the conversation, so that both become one."""
+        """Returns True if a file that is in the way goes on with the conversation, so that both become one."""
         live = os.path.join(self._snapshot.store.sessions_dir, source)
         return is_transcript(source) and belongs(live, archive, removed.session_id)
 

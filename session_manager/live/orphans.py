@@ -118,7 +118,7 @@ class Mentions:
         return found
 
     def any_of(self, *names: str) -> bool:
-        """Says whether one of some session ids and file names is mentioned."""
+        """Returns True if one of some session ids and file names is mentioned."""
         return not self._found.isdisjoint(map(os.fsencode, names))
 
 

@@ -82,7 +82,7 @@ def _held(path: str, timeout: float) -> Iterator[None]:
 
 
 def has_flock(path: str) -> bool:
-    """Says whether a file can be locked by the kernel, whoever holds it now."""
+    """Returns True if a file can be locked by the kernel, whoever holds it now."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

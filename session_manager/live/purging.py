@@ -118,13 +118,13 @@ def plan_purge(
 
 
 def _was_removed(name: str, living: Collection[str]) -> bool:
-    """Says whether an archive is of a living session's removal; a backup, which a compaction made, is of none."""
+    """Returns True if an archive is of a living session's removal; a backup, which a compaction made, is of none."""
     parsed = parse_archive(name)
     return parsed is not None and parsed[1] != "bak" and is_of(name, living)
 
 
 def _is_pinned(name: str, pins: Pins | None) -> bool:
-    """Says whether an archive that the ledger does not know bears the id of a session that is pinned."""
+    """Returns True if an archive that the ledger does not know bears the id of a session that is pinned."""
     return pins is not None and is_of(name, pins.ids)
 
 

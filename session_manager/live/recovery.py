@@ -1,8 +1,8 @@
-"""Recovers: finishes or undoes what a killed process left half done. Only under the store's lock.
+"""Recovery: finishes or undoes what a killed process left half done. Only under the store's lock.
 
-A session whose key is in the index lives: its files get their names back, and its other keys their places. One
-whose keys are all gone is finished: its files are archived and its mark is owed. What had no key to begin with, an
-orphan, gets its files back. So afterwards every session is wholly live or wholly removed.
+A session with a key in the index lives: its files get their live names back, and its other keys return. If all its
+keys are gone its removal is finished: its files are archived and its mark is recorded. An orphan, which never had a
+key, gets its files back. Afterwards every session is wholly live or wholly removed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from session_manager.live.volume import Identity, Snapshot, Store, read_file, re
 
 
 class Recovered(msgspec.Struct):
-    """One attempt that was ended, with the sessions that live; or a rescued file that no attempt knows."""
+    """One attempt that was ended, with its live sessions; or a rescued file that no attempt knows."""
 
     attempt: Attempt | None
     kept: set[str]
@@ -53,7 +53,7 @@ class Recovered(msgspec.Struct):
 
     @property
     def finished(self) -> list[Removal]:
-        """What the attempt was to do, as far as it was done."""
+        """The removals of the attempt that were completed."""
         if self.attempt is None:
             return []
         restores = self.attempt.kind == RESTORE
@@ -61,7 +61,7 @@ class Recovered(msgspec.Struct):
 
 
 def recover(store: Store, lock: StoreLock, ledger: Ledger | None) -> tuple[list[Recovered], Failures]:
-    """Ends every open attempt of a store and removes temporary files that nobody needs any more.
+    """Ends every open attempt of a store and removes temporary files that are no longer needed.
 
     Returns what was done, and the files that still could not be moved. Raises Damaged when the index cannot be
     read: then everything stays as it is.
@@ -71,7 +71,7 @@ def recover(store: Store, lock: StoreLock, ledger: Ledger | None) -> tuple[list[
     done: list[Recovered] = []
     failures: Failures = []
     if swapping := [attempt for attempt in attempts if attempt.kind in (REMOVE, RESTORE)]:
-        # Of a killed process nothing but these is left: its later temporary files belong to its attempt.
+        # A killed process leaves no others: its later temporary files belong to its attempt.
         known = {temp.name for temp in swapping[-1].temps}
         swapping[-1].temps += [Temp(name, Identity(0, 0, 0)) for name in _own_files(store) if name not in known]
     for attempt in attempts:
@@ -84,7 +84,7 @@ def recover(store: Store, lock: StoreLock, ledger: Ledger | None) -> tuple[list[
 
 
 def open_attempts(store: Store, names: Collection[str], ledger: Ledger | None) -> list[Attempt]:
-    """Returns the unfinished attempts on a store's index, oldest first: where agents share it, those of all of them."""
+    """Returns the unfinished attempts on a store's index, oldest first; for a shared index, those of all its agents."""
     if ledger is None:
         return []
     if store.shared_as is None:
@@ -102,15 +102,15 @@ def _own_files(store: Store) -> list[str]:
 
 
 def _sweep(store: Store) -> list[str]:
-    """Removes our temporary files that no attempt knows; returns the new names of those that hold more than ours.
+    """Removes our temporary files that no attempt knows; returns the new names of those with a gateway's content.
 
-    The ledger may have been moved away, or be another one: what is not surely worthless is kept in plain sight.
+    The ledger may have been moved away, or be another one: a file that may have value is renamed, not removed.
     """
     folder = os.path.dirname(store.index_path)
     names = _own_files(store)
     kept = []
     with clear_errors("tidy up", folder):
-        # Under the lock nobody copies: what is there was left by a killed process.
+        # Nobody else copies under the lock: a killed process left these files.
         for name in os.listdir(store.sessions_dir):
             if name.startswith(OWN_PREFIX) and name.endswith(PART):
                 os.unlink(os.path.join(store.sessions_dir, name))
@@ -125,7 +125,7 @@ def _sweep(store: Store) -> list[str]:
 
 
 def _is_index(text: bytes) -> bool:
-    # What we were writing when we were killed is cut off, and a part of an object is none.
+    # A file that we were writing when killed is cut off, so it does not parse as an object.
     try:
         Index(text)
     except ValueError:
@@ -142,12 +142,12 @@ def _keep_in_sight(store: Store, path: str) -> str:
 def recover_attempt(
     store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt, known: tuple[bytes, Identity] | None = None
 ) -> tuple[set[str], Failures]:
-    """Ends one open attempt; returns the sessions that live, and the files that could not be moved.
+    """Ends one open attempt; returns its live sessions, and the files that could not be moved.
 
     ``known`` is the text of a version of the index.
     """
     if attempt.kind == PURGE:
-        # Archives may be what a damaged index is rebuilt from.
+        # A damaged index may have to be rebuilt from the archives.
         read_snapshot(store, now_ms())
         return set(), end_purge(store, ledger, attempt)
     if attempt.kind == ERASE:
@@ -162,7 +162,7 @@ def recover_attempt(
             _rescue(store, swap, attempt, temp)
         snapshot = read_snapshot(store, now_ms(), known)
         by_id = living_ids(snapshot, attempt.removals)
-        # A removal without keys was that of an orphan: whether it still is one, only a new decision can tell.
+        # A removal without keys is that of an orphan; only a new decision can tell if it still is one.
         alive = {r.session_id for r in attempt.removals if r.session_id in by_id or not r.keys}
         put_back(swap, attempt, snapshot, alive)
         step("index recovered")
@@ -177,13 +177,13 @@ def recover_attempt(
         spared |= never_brought_back(store, second_names, attempt, gone)
         unmoved = archive_files(store, lock, ledger, second_names, attempt, gone, spared)
         step("archives recovered")
-        # Of what a restore brought back and cannot put away again the entries may be another session's.
+        # If restored files cannot be archived again, their entries may belong to another session by now.
         rolled_back = roll_back(store, second_names, swap, attempt, unmoved if attempt.kind == REMOVE else [])
         failures += unmoved if attempt.kind != REMOVE else []
         alive |= rolled_back.alive
         living += [r for r in gone if r.session_id in rolled_back.alive]
         gone = [r for r in gone if r.session_id not in rolled_back.alive]
-        # A gateway without a lock may have written an entry back since: what lives keeps its files.
+        # A gateway without a lock may have written an entry back since: a live session keeps its files.
         if woken := _woken(store, attempt, gone):
             alive |= woken
             put_back(swap, attempt, read_snapshot(store, now_ms()), alive)
@@ -195,7 +195,7 @@ def recover_attempt(
         sync_folder(store.sessions_dir)
         forget_second_names(store, second_names, attempt, living)
         with contextlib.suppress(OSError):
-            # As after every rewrite: no gateway's cache shall outlive it under the same mtime.
+            # As after every rewrite: a new mtime, so that no gateway keeps its cached index.
             os.utime(store.index_path)
         step("files recovered")
     ledger.finish(attempt, alive, complete=not failures and not rolled_back.half)
@@ -204,7 +204,7 @@ def recover_attempt(
 
 
 def _woken(store: Store, attempt: Attempt, gone: Sequence[Removal]) -> set[str]:
-    """Returns which removed sessions of an attempt are in the index by now."""
+    """Returns the removed sessions of an attempt that are in the index again."""
     if attempt.kind != REMOVE or not gone:
         return set()
     with contextlib.suppress(FileNotFoundError):
@@ -215,7 +215,7 @@ def _woken(store: Store, attempt: Attempt, gone: Sequence[Removal]) -> set[str]:
 
 
 def never_brought_back(store: Store, second_names: SecondNames, attempt: Attempt, gone: Iterable[Removal]) -> set[str]:
-    """Returns names that a restore did not give, because something else had them: they are not to be archived."""
+    """Returns live names that a restore found taken by other files, which must not be archived."""
     if attempt.kind != RESTORE:
         return set()
     return {
@@ -228,7 +228,7 @@ def never_brought_back(store: Store, second_names: SecondNames, attempt: Attempt
 
 
 def _rescue(store: Store, swap: Swap, attempt: Attempt, temp: Temp) -> None:
-    """Brings in a displaced version of the index that only this temporary file still holds."""
+    """Merges a displaced version of the index that only this temporary file still holds."""
     path = os.path.join(os.path.dirname(store.index_path), temp.name)
     try:
         if identity_of(path) in attempt.expected:
@@ -253,7 +253,7 @@ def _rescue(store: Store, swap: Swap, attempt: Attempt, temp: Temp) -> None:
 
 
 def put_back(swap: Swap, attempt: Attempt, snapshot: Snapshot, alive: set[str]) -> None:
-    """Gives the sessions in ``alive`` those of their keys back that are missing; the attempt removes them no more."""
+    """Restores the missing keys of the sessions in ``alive``; the attempt no longer removes these sessions."""
     swap.alive |= alive
     if snapshot.index is None or snapshot.identity is None:
         return
@@ -266,9 +266,9 @@ def put_back(swap: Swap, attempt: Attempt, snapshot: Snapshot, alive: set[str]) 
 
 
 class RolledBack(msgspec.Struct):
-    """What became of sessions whose files could not all be archived, in words.
+    """The outcome for sessions whose files could not all be archived, in words.
 
-    ``alive`` are wholly live again; ``half`` are those where that could not be now.
+    ``alive`` are wholly live again; ``half`` could not be rolled back now.
     """
 
     failures: Failures
@@ -277,9 +277,9 @@ class RolledBack(msgspec.Struct):
 
 
 def roll_back(store: Store, second_names: SecondNames, swap: Swap, attempt: Attempt, unmoved: Failures) -> RolledBack:
-    """Takes the removal of sessions back whose files could not be moved (``unmoved``): files first, then keys.
+    """Undoes the removal of sessions whose files could not be moved (``unmoved``): files first, then keys.
 
-    Raises Damaged, LockLost and OSError; the next call goes on then, as it does with those that stay half removed.
+    Raises Damaged, LockLost and OSError. The next call continues then, and also with sessions still half removed.
     """
     ids = {session_id for session_id, _ in unmoved if session_id is not None}
     if not ids:
@@ -300,14 +300,14 @@ def _told(session_id: str | None, error: SessionManagerError, alive: set[str]) -
 
 
 def places_of(removals: Iterable[Removal]) -> dict[str, int]:
-    """Returns the places that removed keys had in the index, as far as they are known."""
+    """Returns the known places that removed keys had in the index."""
     return {key: place for r in removals for key, place in zip(r.keys, r.places, strict=False)}
 
 
 def try_recover(store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt) -> tuple[set[str], Failures]:
-    """Cleans up after a failure at once where that is possible; the next call does it where it is not.
+    """Tries to clean up after a failure at once; otherwise the next call does.
 
-    Returns the sessions that live, by what the index says now, and the files that could not be moved.
+    Returns the sessions that are live in the index now, and the files that could not be moved.
     """
     with contextlib.suppress(Exception):
         return recover_attempt(store, lock, ledger, attempt)

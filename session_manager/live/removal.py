@@ -41,10 +41,10 @@ from session_manager.live.volume import Identity, Snapshot, Store, open_volume, 
 from session_manager.live.waking import Woken, half_removed, idle_strays, take_back
 from session_manager.settings import Settings
 
-# A gateway that waited for the marker has it 1 s later at most (2026.2.17: retries after 50, 100, 150 … ms), and mostly
+# A gateway that waited for the marker takes it within 1 s (2026.2.17: retries after 50, 100, 150 … ms), and mostly
 # within a few retries.
 SECOND_LOOK_S = 0.4
-# Under a gateway that writes all the time the exchange merges; before that, a fresh decision is better.
+# Against a gateway that writes all the time the exchange merges; a fresh decision is better before that.
 _FRESH_STARTS = 4
 
 Done = TypeVar("Done")
@@ -54,8 +54,8 @@ Choose = Callable[[Snapshot, Sequence[str]], Sequence[tuple[Session, str]]]
 class Outcome(msgspec.Struct):
     """What happened in one store. ``snapshot`` is the read that the decision was made from.
 
-    ``alive`` are chosen sessions that showed a sign of life at the last moment and were kept, ``reappeared`` those
-    that were removed once more, because a gateway had written them back, ``woken`` those whose removal was taken back.
+    ``alive`` are chosen sessions that showed a sign of life at the last moment and were kept; ``reappeared`` were
+    removed again, because a gateway had written them back; the removals of ``woken`` were undone.
     """
 
     snapshot: Snapshot
@@ -70,7 +70,7 @@ class Outcome(msgspec.Struct):
 class Remover:
     """Removes sessions for one run. A context manager that keeps the ledger open in between stores.
 
-    ``force`` says that no gateway writes meanwhile, where that could be overwritten.
+    ``force`` says that no gateway writes meanwhile, where its writes could be overwritten.
     """
 
     def __init__(self, settings: Settings, run: Run, *, force: bool = False) -> None:
@@ -83,11 +83,11 @@ class Remover:
         self._clock: Clock | None = None
         self._weaker: set[str] = set()
         self._noting: Token[set[str] | None] | None = None
-        # The version of each store's index that we left, the sessions that it lacks, and when we let go of it.
+        # The version of each store's index that we left, the sessions removed from it, and when we unlocked the store.
         self._left: dict[Store, tuple[Identity | None, set[str], float, Collection[str]]] = {}
 
     def __enter__(self) -> Self:
-        # What is wrong with it is said before anything is touched.
+        # Report a broken ledger before anything is touched.
         ledger = self.existing_ledger
         self._clock = None if ledger is None else ledger.clock(now_ms())
         self._noting = weaker.begin(self._weaker)
@@ -104,10 +104,10 @@ class Remover:
             self._ledger.__exit__(kind, error, trace)
 
     def _drop_old(self, ledger: Ledger) -> None:
-        """Drops what is past its time; a later run does it where that fails now."""
+        """Drops entries and second names past their time; a later run retries what fails."""
         clock, keep_days = self._clock, self._settings.keep_days
         if clock is None:
-            # It was made by this call.
+            # This call made the ledger: nothing in it is old.
             return
         with contextlib.suppress(OSError, SessionManagerError):
             if not self.run.noted:
@@ -117,7 +117,7 @@ class Remover:
             self.second_names.drop_old(cutoff, lambda run_id: ledger.is_past(run_id, clock, keep_days), self._living)
 
     def _living(self, agent_id: str) -> set[str] | None:
-        """Returns the ids of an agent's live sessions, None where they cannot be told."""
+        """Returns the ids of an agent's live sessions, or None when they cannot be read."""
         with contextlib.suppress(OSError, SessionManagerError):
             store = open_volume(self._settings).archive_store(agent_id)
             return set() if store is None else {s.id for s in read_snapshot(store, now_ms()).sessions}
@@ -125,24 +125,24 @@ class Remover:
 
     @property
     def ledger(self) -> Ledger:
-        """The ledger, made now if need be."""
+        """The ledger, created if there is none."""
         if self._ledger is None:
             self._ledger = Ledger.open(self._settings)
         return self._ledger
 
     @property
     def existing_ledger(self) -> Ledger | None:
-        """The ledger, or None as long as nobody has made one; another call may have done so since we last looked."""
+        """The ledger, or None if there is none yet. Looks again each time, as another call may have created it."""
         if self._ledger is None:
             self._ledger = Ledger.open_existing(self._settings)
         return self._ledger
 
     def keep_second_names(self, store: Store, lock: StoreLock, attempt: Attempt, removals: Sequence[Removal]) -> None:
-        """Gives archived files their second names; what cannot have one is reported in ``at_risk``."""
+        """Gives archived files their second names; counts those that cannot have one in ``at_risk``."""
         self.at_risk.add(self.second_names.keep(store, lock, attempt, removals))
 
     def notes(self) -> dict[str, object]:
-        """Returns the members of a result that say what is weaker than it should be; empty when nothing is."""
+        """Returns the result members that report weaker guarantees; empty when there are none."""
         clock = {} if self._clock is None else self._clock.document()
         return self.at_risk.document() | clock | weaker.document(self._weaker)
 
@@ -152,11 +152,11 @@ class Remover:
             refuse_unguarded(snapshot.store, names, snapshot.sessions, allowed=self._force)
 
     def place(self, snapshot: Snapshot, names: Collection[str]) -> Place:
-        """Returns a store as what removed sessions may come back to."""
+        """Returns the store as a place to restore sessions to."""
         return Place(snapshot, names, self.second_names, self._settings.keep_days)
 
     def has_unfinished(self, store: Store, names: Collection[str]) -> bool:
-        """Says whether a killed process left something to finish or to tidy up in a store (``names`` lie there)."""
+        """Returns True if a killed process left work to finish or files to remove in a store (``names`` lie there)."""
         if any(is_temp(store, name) for name in names) or has_dead_marker(store):
             return True
         ledger = self.existing_ledger
@@ -170,14 +170,14 @@ class Remover:
         return ledger.removed(session, agent_id) if ledger is not None else []
 
     def owe_marks(self, sessions: Collection[tuple[str, str]], *, again: bool = False) -> set[tuple[str, str]]:
-        """Owes history the end of sessions (agent id, session id) that are gone; returns those that it has heard of.
+        """Records pending marks for ended sessions (agent id, session id); returns those already delivered.
 
-        With ``again`` they are owed anew, because history has said that it has not.
+        With ``again`` delivered marks become pending again, because history says that it lacks them.
         """
         return {s for s in sorted(sessions) if self.ledger.owe_mark(self.run, *s, again=again) == "delivered"}
 
     def remove(self, store: Store, choose: Choose, shared: Collection[str] = ()) -> Outcome:
-        """Removes what ``choose`` picks from a fresh read under the lock, after finishing what others left.
+        """Removes the sessions that ``choose`` picks from a fresh read under the lock, after recovering killed runs.
 
         ``choose`` gets the snapshot and the names in the folder and returns (session, reason) pairs; it is asked
         again when the gateway wrote in between. ``shared`` are file names that other agents refer to. Raises
@@ -186,9 +186,9 @@ class Remover:
         return self.locked(store, lambda lock: self.remove_locked(store, lock, choose, shared))
 
     def locked(self, store: Store, act: Callable[[StoreLock], Done]) -> Done:
-        """Does ``act`` under the store's lock, and from the start again when the lock was taken from us.
+        """Runs ``act`` under the store's lock; starts again if another process took the lock over.
 
-        Raises Locked when it cannot be had in time, Refused when the folder cannot be written, and whatever
+        Raises Locked when it cannot be acquired in time, Refused when the folder cannot be written, and whatever
         ``act`` raises.
         """
         deadline = time.monotonic() + self._settings.lock_timeout
@@ -206,9 +206,9 @@ class Remover:
     def remove_locked(
         self, store: Store, lock: StoreLock, choose: Choose, shared: Collection[str], *, erased: str | None = None
     ) -> Outcome:
-        """Does what ``remove`` does, for a caller who holds the lock. Raises LockLost, too.
+        """Does what ``remove`` does, for a caller who holds the lock. Also raises LockLost.
 
-        ``erased`` is a session that will be erased with all that earlier removals have of it: none is taken back.
+        ``erased`` is a session that will be erased with all files of its earlier removals: none of these is undone.
         """
         own, recovered, failures = self.end_earlier(store, lock)
         looked_for_strays = False
@@ -225,23 +225,23 @@ class Remover:
                 settled = {*again, *woken, erased}
                 staying = [s for s in snapshot.sessions if s.id not in settled]
                 if halves := half_removed(ledger, store, staying, names, self.second_names):
-                    # What a removal of before still has comes back first: who goes now goes whole.
+                    # Restore files that an earlier removal still holds first, so that the session is removed whole.
                     found, failed = take_back(ledger, self.run, lock, snapshot, names, halves)
                     woken |= {one.session_id: one for one in found}
                     failures += failed
                     continue
                 if not looked_for_strays and erased is None and idle_strays(ledger, shared, snapshot, names):
-                    # What was written to a session after its removal goes where the session is.
+                    # Lines written to a session after its removal are archived with it.
                     failures += archive_orphans(self, store, lock, partial(idle_strays, ledger, shared))[2]
                     looked_for_strays = True
                     continue
                 looked_for_strays = True
-                # Whoever chose it: a ghost's files are with its removal before, and come back with them.
+                # Whoever chose it: the earlier removal holds a ghost's files, and a restore brings both back.
                 chosen = [(session, REASON if session.id in again else reason) for session, reason in chosen]
                 chosen += [(session, REASON) for session in back if session.id not in going]
             if not chosen:
                 return Outcome(snapshot, own, set(), failures, recovered, [], list(woken.values()))
-            # With very many sessions each stage takes seconds: the marker is kept from growing old in between.
+            # With very many sessions each stage takes seconds: keep the marker fresh in between.
             lock.check()
             try:
                 removed, alive, failed = self._execute(lock, snapshot, names, chosen, shared, fresh_starts_left > 0)
@@ -261,15 +261,15 @@ class Remover:
         before = self._left[store][1] if store in self._left else set()
         left = None
         with contextlib.suppress(OSError):
-            # What an earlier removal has of a session that stayed is looked for even where nobody writes.
+            # Look for files that earlier removals hold of a session that stayed, even if nobody writes.
             left = None if alive else identity_of(store.index_path)
         self._left[store] = left, gone | alive | before, time.monotonic(), shared
 
     def look_once_more(self, observe: Choose) -> list[tuple[Store, Outcome]]:
-        """Looks at the stores of this run again, once gateways that waited for their locks have written.
+        """Looks at this run's stores again, after gateways that waited for the lock had time to write.
 
-        Returns what was done about sessions that are in their index again: those with a life of their own are woken,
-        those that came out of a cache were removed once more. ``observe`` completes a snapshot, and chooses nothing.
+        Returns what was done about sessions that are in their index again: those with new activity are woken, those
+        that came out of a cache were removed again. ``observe`` completes a snapshot, and chooses nothing.
         """
         found = []
         for store, (left, gone, since, shared) in list(self._left.items()):
@@ -286,7 +286,7 @@ class Remover:
     def end_earlier(self, store: Store, lock: StoreLock) -> tuple[list[Removal], list[dict[str, object]], Failures]:
         """Recovers the interrupted runs of a store. Raises Damaged, LockLost, Refused or Failed.
 
-        Returns what this very run had done before it lost the lock, what a document says of all others, and files
+        Returns what this run had done before it lost the lock, document elements for all other runs, and files
         that could not be moved.
         """
         ended, failures = recover(store, lock, self.existing_ledger)
@@ -331,16 +331,16 @@ class Remover:
                 return removed, alive & swap.alive, failures + unmovable
             if not removed or not isinstance(error, SessionManagerError):
                 raise
-            # The index had been written by then: what is gone is reported as gone, beside what went wrong.
+            # The index is already written: report the removed sessions as removed, beside the error.
             return removed, alive & swap.alive, [*failures, *unmovable, (None, error)]
-        # What could not be moved is no sign of life.
+        # A file that could not be moved is no sign of life.
         alive = swap.alive - {session_id for session_id, _ in failures}
         return [r for r in removals if r.session_id not in swap.alive], alive, failures + unmovable
 
     def intend(
         self, lock: StoreLock, store: Store, read: Identity, text: bytes, removals: list[Removal]
     ) -> tuple[Temp, Attempt]:
-        """Writes the new index beside the version ``read``, and the intent to put it there; durably, or neither."""
+        """Writes the new index beside the version ``read``, and the intent to install it: both durably, or neither."""
         stage(f"recording the removals of {store.agent_id}")
         temp = write_temp(store, text)
         try:
@@ -357,9 +357,9 @@ class Remover:
         return temp, attempt
 
     def _settle(self, lock: StoreLock, snapshot: Snapshot, attempt: Attempt, swap: Swap, settled_at: float) -> Failures:
-        """From the new index to the end of the attempt: look again, archive, make durable, look again, note.
+        """Completes the attempt after the new index: look again, archive, sync, look again, record the end.
 
-        ``settled_at`` (monotonic seconds) is when a gateway that read the old text has parsed it.
+        ``settled_at`` (monotonic seconds) is when a gateway that read the old text has finished parsing it.
         """
         store = snapshot.store
         in_use = look_again(store, swap)
@@ -386,14 +386,14 @@ class Remover:
         stage(f"confirming the removals of {store.agent_id}")
         self.ledger.finish(attempt, swap.alive, complete=not failures and not rolled_back.half)
         step("end noted")
-        # A gateway of 2026.2.17 that read the old text just before the swap and took the time just after it has
+        # A gateway 2026.2.17 that read the old text just before the swap, and the mtime just after it, has
         # cached it under the new mtime, and would write it back: a newer mtime makes it read again.
         with contextlib.suppress(OSError):
             os.utime(store.index_path)
         return failures + rolled_back.failures
 
     def _spare_busy(self, snapshot: Snapshot, attempt: Attempt, swap: Swap) -> None:
-        """Puts back sessions whose transcript was locked by a run that began after the decision."""
+        """Restores sessions whose transcript was locked by a run that began after the decision."""
         going = {r.session_id for r in attempt.removals} - swap.alive
         idle = [s for s in snapshot.sessions if s.id in going and not s.busy]
         observe_locks(snapshot.store, snapshot.sessions, listing(snapshot.store), now_ms())

@@ -1,8 +1,8 @@
 """Undoes removals: keys return to the index, byte for byte, and files to their names.
 
 Order, each step durable before the next: the intent in the ledger; the new index beside the old one; the files, so
-that no gateway meets an entry without its transcript; the index; and then what recovery does, which ends the attempt
-by what the index says. Killed anywhere, the next call does that: every session is wholly live or wholly removed.
+that no gateway meets an entry without its transcript; the index; and then recovery, which ends the attempt by the
+content of the index. If killed anywhere, the next call runs recovery: every session is wholly live or wholly removed.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 128 * 1024
 _LOOKS_AFTER = 20
 LOST = Obstacle("store_locked", "a gateway that takes no lock has overwritten the index without it; try again")
 
-# One session's removals that belong together, newest first: what a gateway wrote back and we removed once more, or
-# began anew and we archived as an orphan, and the removal before that.
+# One session's removals that belong together, newest first: an entry that a gateway wrote back and we removed again,
+# or a transcript that it began anew and we archived as an orphan, and the removal before that.
 Life = Sequence[Removed]
 Find = Callable[[Ledger], Sequence[Life]]
 
@@ -57,15 +57,15 @@ class Restored(msgspec.Struct):
 
 
 def lives(removed: Iterable[Removed]) -> list[Life]:
-    """Groups one session's removals, newest first, by what can only be taken back together.
+    """Groups one session's removals, newest first: those of one group can only be undone together.
 
-    What was written under the name of a removed session, and archived as an orphan, goes on with that session. One that
-    only holds what a removal before it shares comes back by way of that.
+    An orphan that was written under the name of a removed session, and archived, continues that session. A removal that
+    only holds files which an earlier removal shares is undone through that one.
     """
     removed = list(removed)
     shared = {name for removal in removed for name in removal.shares}
     found: list[list[Removed]] = []
-    # A leftover is no conversation: it comes behind what is, and hinders none.
+    # A leftover is no conversation: conversations come first, and it blocks none.
     leftovers = [[removal] for removal in removed if removal.reason == LEFTOVER]
     for removal in removed:
         if removal.reason == LEFTOVER:
@@ -81,7 +81,7 @@ def lives(removed: Iterable[Removed]) -> list[Life]:
 
 
 def split(place: Place, found: Iterable[Life]) -> tuple[list[Life], list[tuple[Life, Obstacle]]]:
-    """Says which lives can come back, and what keeps the others; those that came back already are in neither."""
+    """Returns the lives that can be restored, and the others with their obstacles; omits those already restored."""
     going: list[Life] = []
     blocked: list[tuple[Life, Obstacle]] = []
     for life in found:
@@ -97,16 +97,16 @@ def split(place: Place, found: Iterable[Life]) -> tuple[list[Life], list[tuple[L
 
 
 def spare_memory() -> None:
-    """Has large buffers go back to the system when they are freed.
+    """Makes the allocator return large buffers to the system when they are freed.
 
-    The GNU C library keeps them once it has seen one go (its mmap threshold rises); other libraries have no such thing.
+    The GNU C library keeps them once one was freed (its mmap threshold rises); other libraries do not need this.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip_conflicts: bool) -> Restored:
-    """Undoes the removals that ``find`` names, after recovering interrupted runs. ``find`` gets a fresh look each time.
+    """Undoes the removals that ``find`` returns, after recovering killed runs. ``find`` gets a fresh read each time.
 
     Raises Refused (``key_taken``, ``file_exists``, ``not_restorable``) when something is in the way and
     ``skip_conflicts`` is not set; Damaged, Locked, LockLost, Refused or Failed; nothing is restored then.
@@ -134,7 +134,7 @@ def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip
         lock.check()
         sessions = {life[0].removal_id: life[0].session_id for life in going}
         removed = [removal for life in going for removal in life]
-        # With very many sessions each of these is as large as the index: they go as soon as they can.
+        # With very many sessions each of these is as large as the index: free them as soon as possible.
         del going
         gather(remover, store, removed)
         try:
@@ -152,9 +152,9 @@ def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip
 
 
 def _lost(remover: Remover, store: Store, find: Find, missing: Collection[int]) -> list[tuple[Life, Obstacle]]:
-    """Returns the lives that a gateway's writing has kept from coming back, each with what it found there.
+    """Returns the lives that were not restored because a gateway wrote meanwhile, each with its obstacle.
 
-    ``missing`` are the newest removals of these.
+    ``missing`` are the newest removals of these lives.
     """
     if not missing:
         return []
@@ -182,7 +182,7 @@ def refusal(blocked: Sequence[tuple[Life, Obstacle]]) -> Refused:
 def _execute(
     remover: Remover, snapshot: Snapshot, lock: StoreLock, removed: list[Removed]
 ) -> tuple[list[Removal], Failures]:
-    """Returns what lives again, and what went wrong when the index had been written. Raises when nothing does.
+    """Returns the restored removals, and errors after the index was written. Raises when nothing was restored.
 
     Empties ``removed``.
     """
@@ -205,7 +205,7 @@ def _execute(
         alive, failures = try_recover(store, lock, ledger, attempt)
         if not alive or not isinstance(error, SessionManagerError):
             raise
-        # The index had been written by then: what is back is reported as back, beside what went wrong.
+        # The index is already written: report the restored sessions as restored, beside the error.
         failures = [*failures, (None, error)]
     return [r for r in attempt.removals if r.session_id in alive], failures
 
@@ -219,7 +219,7 @@ def _drained(removed: list[Removed]) -> Iterator[Removed]:
 def _prepared(
     snapshot: Snapshot, lock: StoreLock, attempt: Attempt
 ) -> tuple[Callable[[], None], tuple[bytes, Identity] | None]:
-    """Writes the new index beside the old one; returns what puts it in place, and what it is."""
+    """Writes the new index beside the old one; returns the function that installs it, and its text and identity."""
     store, index, identity = snapshot.store, snapshot.index, snapshot.identity
     assert index is not None
     assert identity is not None
@@ -227,7 +227,7 @@ def _prepared(
     for removal in attempt.removals:
         if len(removal.members) != len(removal.keys):
             raise Refused(f"the index entry of session {removal.session_id} has just been deleted", code=NOT_RESTORABLE)
-        # Of a session's removals the newest comes last.
+        # A session's newest removal comes last.
         put |= {k: m for k, m in zip(removal.keys, removal.members, strict=True) if k not in index.entries}
     if not put:
         return lambda: None, None
@@ -240,14 +240,14 @@ def _prepared(
     text = _read_back(os.path.join(os.path.dirname(store.index_path), temp.name), begins, put, attempt.removals)
 
     def swap_in() -> None:
-        # To a swap an attempt's removals are keys that shall go.
+        # A swap takes an attempt's removals for keys to remove.
         swap = Swap(store, lock, msgspec.structs.replace(attempt, removals=[]))
         swap.install(index, identity, text, temp)
         for _ in range(_LOOKS_AFTER):
             installed = swap.installed
             time.sleep(max(0.0, parsed_by(index) - time.monotonic()))
             look_again(store, swap)
-            # Every edit that had to be repeated can meet a gateway that read the text before it.
+            # Each repeated edit can meet a gateway that has read the text before it.
             if swap.installed == installed:
                 break
         step("restored index in place")
@@ -256,10 +256,10 @@ def _prepared(
 
 
 def _read_back(path: str, begins: Mapping[str, int], put: dict[str, Member], removals: list[Removal]) -> bytes:
-    """Returns the text that was written, of which the members in it (``put``) are parts from now on.
+    """Returns the text that was written, and makes the members in it (``put``) slices of that text.
 
-    What they were parts of goes first: with very many sessions that is as large as the index. Nothing has come back by
-    then, so that a failure to read leaves no removal to be brought back.
+    Frees the buffers that they were slices of first: with very many sessions these are as large as the index. Nothing
+    is restored yet at that point, so a failed read leaves no restore to undo.
     """
     spots = []
     for removal in removals:
@@ -280,7 +280,7 @@ def _read_back(path: str, begins: Mapping[str, int], put: dict[str, Member], rem
 
 
 def _bring_back(store: Store, second_names: SecondNames, attempt: Attempt) -> None:
-    """Gives all files their names back, durably. Raises Refused or Failed when one of them cannot have it."""
+    """Gives all files their live names back, durably. Raises Refused or Failed if one name cannot be restored."""
     failures, taken = bring_back_files(store, second_names, attempt, attempt.removals)
     for _, error in failures:
         raise error

@@ -1,10 +1,10 @@
 """Second names of archived files: ``<state dir>/archives/<run id>/<agent>/<archive name>``.
 
 Gateways 2026.4 to 2026.6 delete archives in the sessions folder after a day. A hard link in the state directory takes
-no room and outlives that; where the file systems differ, or know no links, it is a copy. It is made before the file is
-archived, so that there is no moment in which an archive has one name only; a copy of what has grown since is made
-again. A file's place follows from the run, the agent and the archive name, all of which are in the ledger before the
-file is made, and the run's age is in its id: nothing in here can be lost sight of.
+no room and survives that; across file systems, or where there are no links, it is a copy. It is made before the file is
+archived, so that an archive never has one name only; if the file has grown since, the copy is made again. The path
+follows from the run, the agent and the archive name, all of which are in the ledger before the file is made, and the
+run's age is in its id: no file in here can be forgotten.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ FOLDER = "archives"
 PART = ".part"
 _NO_LINKS = (errno.EXDEV, *NO_LINKS)
 _CHECK_EVERY = 64
-# The gateway waits for the store meanwhile: what does not fit is reported, and has one name only.
+# The gateway waits for the store meanwhile: a file that exceeds this keeps one name only, and is reported.
 _COPY_BYTES, _COPY_S = 256 * 1024 * 1024, 5.0
 _PIECE = 1024 * 1024
-# Old names go a few at a time, but faster than new ones come.
+# Old names are removed in small batches, but faster than new ones are made.
 _LEAST_DROPPED = 2_000
 
 
 class AtRisk(msgspec.Struct):
-    """How many archived files have no second name, and why the first of them has none."""
+    """The number of archived files without a second name, and the reason for the first of them."""
 
     files: int = 0
     error: str | None = None
@@ -70,18 +70,18 @@ class SecondNames:
         return os.path.join(self.root, run_id, agent_id, name)
 
     def keep_ahead(self, store: Store, lock: StoreLock, run_id: str, files: Sequence[tuple[str, str]]) -> None:
-        """Gives live files (live name, archive name) the second names of the archives that they are about to become.
+        """Gives live files (live name, archive name), before they are archived, the second names of their archives.
 
-        An archive that is there already is another file. Where it fails ``keep`` tries again, and says so. Raises
+        An archive that already exists is another file. If this fails, ``keep`` tries again and reports it. Raises
         LockLost.
         """
         self._keep(store, lock, run_id, files)
         self._kept += len(files)
 
     def keep(self, store: Store, lock: StoreLock, attempt: Attempt, removals: Iterable[Removal]) -> AtRisk:
-        """Sees to it that the archived files of ``removals`` have their second names; says which cannot have one.
+        """Gives the archived files of ``removals`` their second names; counts those that cannot have one.
 
-        What has one already, or is not there, is passed over. Raises LockLost.
+        Skips files that have one, and files that do not exist. Raises LockLost.
         """
         at_risk = AtRisk()
         by_run: dict[str, list[tuple[str, str]]] = {}
@@ -118,21 +118,21 @@ class SecondNames:
             if made:
                 sync_folder(os.path.dirname(folder))
         except OSError as error:
-            # Names that are there already are counted, too: rather too many than too few.
+            # Existing names are counted, too: rather too many than too few.
             sentence = explain(error, "keep second names in", folder).message
             at_risk.add(AtRisk(max(1, len(files) - at_risk.files), sentence))
         return at_risk
 
     def _copying_under(self, lock: StoreLock) -> _Copying:
-        """Returns what copies while ``lock`` is held: one budget for all of that time."""
+        """Returns the copier to use while ``lock`` is held: one budget for all of that time."""
         if self._copying.lock is not lock:
             self._copying = _Copying(lock)
         return self._copying
 
     def bring_back(self, store: Store, run_id: str, name: str, source: str) -> bool:
-        """Gives a file whose archive ``name`` is gone its live name ``source`` back; False when there is no second.
+        """Restores a file as ``source`` from the second name of its lost archive ``name``; False if there is none.
 
-        Raises FileExistsError when something has that name, and other OSErrors.
+        Raises FileExistsError if that name is taken, and other OSErrors.
         """
         second, live = self.path(run_id, store.agent_id, name), os.path.join(store.sessions_dir, source)
         try:
@@ -153,7 +153,7 @@ class SecondNames:
         return True
 
     def give(self, name: str, of: tuple[str, str], to: tuple[str, str]) -> None:
-        """Gives an archive with a second name under one run and agent id another under another. Raises OSError."""
+        """Gives an archive a second name under the run and agent id ``to``, from that under ``of``. Raises OSError."""
         old, new = self.path(*of, name), self.path(*to, name)
         if old == new or not os.path.lexists(old):
             return
@@ -168,7 +168,7 @@ class SecondNames:
         sync_folder(os.path.dirname(new))
 
     def may_be(self, store: Store, run_id: str, name: str, source: str) -> bool:
-        """Says whether all that the second name of ``name`` holds is in the live file ``source``, from its beginning.
+        """Returns True if the live file ``source`` begins with the whole content of the second name of ``name``.
 
         True where there is no second name.
         """
@@ -192,12 +192,12 @@ class SecondNames:
         return found
 
     def tidy(self, paths: Iterable[str]) -> None:
-        """Removes the folders that second names had, where nothing is left in them."""
+        """Removes the folders of removed second names that are empty."""
         for folder in {os.path.dirname(path) for path in paths if path.startswith(self.root + os.sep)}:
             self._remove_empty(folder)
 
     def forget(self, run_id: str, agent_id: str, names: Iterable[str]) -> int:
-        """Removes second names, with what a killed copy left; returns how many there were. Raises OSError."""
+        """Removes second names, and rests of killed copies; returns how many there were. Raises OSError."""
         folder = os.path.join(self.root, run_id, agent_id)
         count = 0
         for name in (*names, PART):
@@ -215,10 +215,10 @@ class SecondNames:
     def drop_old(
         self, cutoff: int, is_past: Callable[[str], bool], living: Callable[[str], Collection[str] | None]
     ) -> None:
-        """Removes second names of runs before ``cutoff`` (epoch ms), some of them, but none of a session that lives.
+        """Removes a batch of second names of runs before ``cutoff`` (epoch ms), but none of a live session.
 
-        ``is_past`` says what the ledger knows of a run's age, ``living`` returns the ids of an agent's live sessions;
-        None, when they are not known, keeps all. Raises OSError.
+        ``is_past`` tells if the ledger counts a run as old, ``living`` returns the ids of an agent's live sessions;
+        None (not known) keeps all. Raises OSError.
         """
         known = functools.cache(living)
         try:
@@ -246,7 +246,7 @@ class SecondNames:
                 os.rmdir(os.path.join(self.root, run_id))
 
     def _make(self, folder: str) -> None:
-        """Makes a run's folder of an agent, 0700, for the owner of the state directory."""
+        """Makes an agent's folder for a run, 0700, owned by the owner of the state directory."""
         state_dir = os.path.dirname(self.root)
         for path in (self.root, os.path.dirname(folder), folder):
             with contextlib.suppress(FileExistsError):
@@ -255,7 +255,7 @@ class SecondNames:
 
 
 def alone(path: str) -> None:
-    """Gives a file that has other names a copy of its own under this one. Raises OSError."""
+    """Replaces a file that has other names by its own copy under this name. Raises OSError."""
     status = os.lstat(path)
     if status.st_nlink == 1 or not stat.S_ISREG(status.st_mode):
         return
@@ -271,7 +271,7 @@ def _own_part() -> str:
 
 
 def _keep(source: int, here: str, target: int, name: str, copying: _Copying) -> bool:
-    """Gives the file ``here`` the second name ``name``; False when it has it, or is not there. Raises OSError."""
+    """Gives the file ``here`` the second name ``name``; False if it has it, or does not exist. Raises OSError."""
     try:
         theirs = os.stat(here, dir_fd=source, follow_symlinks=False)
         if here != name and _exists(name, source):
@@ -291,7 +291,7 @@ def _keep(source: int, here: str, target: int, name: str, copying: _Copying) -> 
             if _alike(ours, theirs):
                 return False
             if not _holds(source, here, target, name):
-                # On a file system that takes two spellings for one name it may be another session's.
+                # On a file system that treats two spellings as one name it may belong to another session.
                 raise OSError(errno.EEXIST, "another file has that name", name)
             if ours.st_size == theirs.st_size:
                 return False
@@ -299,7 +299,7 @@ def _keep(source: int, here: str, target: int, name: str, copying: _Copying) -> 
         copying.copy(source, here, target, PART)
         os.rename(PART, name, src_dir_fd=target, dst_dir_fd=target)
     except FileNotFoundError:
-        # The file itself is not there: the gateway, or a person, was faster.
+        # The file itself is gone: the gateway, or a person, was faster.
         return False
     return True
 
@@ -313,13 +313,13 @@ def _exists(name: str, folder: int) -> bool:
 
 
 def _alike(ours: os.stat_result, theirs: os.stat_result) -> bool:
-    """Says whether a file is another one, or a copy of it."""
+    """Returns True if a file is the same as another one, or a copy of it."""
     same_file = (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
     return same_file or (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
 
 
 def _holds(folder: int, name: str, second_folder: int, second: str) -> bool:
-    """Says whether a file is what a second name is, or begins with all of that. Raises OSError."""
+    """Returns True if a file is the same as a second name, or begins with its whole content. Raises OSError."""
     ours = os.stat(second, dir_fd=second_folder, follow_symlinks=False)
     theirs = os.stat(name, dir_fd=folder, follow_symlinks=False)
     if _alike(ours, theirs):
@@ -346,7 +346,7 @@ class _Copying:
         self._deadline: float | None = None
 
     def within_budget(self, folder: int, name: str) -> None:
-        """Takes a file's bytes from the budget. Raises OSError (EFBIG) when they are more than is left."""
+        """Subtracts a file's bytes from the budget. Raises OSError (EFBIG) if they exceed the rest of it."""
         self._deadline = self._deadline or time.monotonic() + _COPY_S
         size = os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
         if size > self._bytes or time.monotonic() > self._deadline:
@@ -354,7 +354,7 @@ class _Copying:
         self._bytes -= size
 
     def copy(self, source: int, name: str, target: int, new: str) -> None:
-        """Copies a regular file, with its times, as 0600 for the owner of the target folder. Raises OSError."""
+        """Copies a regular file with its times, 0600, owned by the owner of the target folder. Raises OSError."""
         from_fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=source)
         with open(from_fd, "rb", buffering=0) as reading:
             status = os.fstat(from_fd)
@@ -368,7 +368,7 @@ class _Copying:
                     keep_owner(to_fd, os.fstat(target))
                     self._pour(reading, writing)
                     with contextlib.suppress(PermissionError):
-                        # What keeps no times is told apart by its content.
+                        # Where no times can be kept, files are compared by content.
                         os.utime(to_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
                     sync(to_fd)
             except BaseException:

@@ -1,13 +1,13 @@
-"""Puts a new version of the index in place, so that nothing a gateway wrote meanwhile is lost.
+"""Installs a new version of the index without losing anything that a gateway wrote meanwhile.
 
 Invariants:
 
-- A version is thrown away only when it is the very file that was read (or one of our own).
-- Before a swap the ledger knows of the attempt, and the temporary file's name says what we wrote into it: recovery
+- A version is discarded only if it is the file that was read (or one of our own).
+- Before a swap the ledger records the attempt, and the temporary file's name tells what we wrote into it: recovery
   can tell a file of ours from one that afterwards holds the gateway's newest version.
-- Every swap is preceded by a look at the lock's marker.
-- The first swap is made from the newest version that we could read: while an older one is in place, a gateway that
-  reads it builds on what lacks its own last words.
+- Before every swap the lock's marker is checked.
+- The first swap is made from the newest version that we could read: a gateway that reads an older one in place
+  builds on a text without its own last changes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from session_manager.live.transcripts import files_by_session
 from session_manager.live.volume import INDEX_NAME, Identity, Store, read_file, read_snapshot
 
 TEMP_SUFFIX = ".index"
-# Every round keeps what was displaced until all is in place: so many, but not more of them than these bytes.
+# Each round keeps the displaced version until the end: at most so many of them, and of so many bytes in total.
 _MOST_ROUNDS, _LEAST_ROUNDS, _ROUND_BYTES = 100, 8, 256 * 1024 * 1024
 _LOOKS_AFTER = 8
-# A gateway that read the old text may write what it made of it when it has parsed it (200 MB/s, 10 ms at least).
+# A gateway that read the old text may write its edit as soon as it has parsed it (200 MB/s, 10 ms at least).
 _SETTLE_S = 0.01
 _PARSE_BYTES_PER_S = 200e6
 
@@ -45,9 +45,9 @@ class IndexChanged(Exception):
 class Swap:
     """The swaps of one attempt.
 
-    ``alive`` collects sessions that the gateway showed to be alive meanwhile. ``installed`` is the identity of our
-    last version. Every version that was to be seen is remembered: a gateway that read one of them may still write
-    what it made of it.
+    ``alive`` collects sessions that showed a sign of life meanwhile. ``installed`` is the identity of our last
+    version. Every version that was visible is remembered: a gateway that read one of them may still write its edit
+    of it.
     """
 
     def __init__(self, store: Store, lock: StoreLock, attempt: Attempt) -> None:
@@ -61,10 +61,10 @@ class Swap:
     def install(self, base: Index, read: Identity, text: bytes, temp: Temp | None = None) -> None:
         """Replaces the version ``read`` (``base``) by ``text``, which ``temp`` may hold already.
 
-        What turns out to have been displaced instead is merged and swapped in, until the displaced file is the
-        expected one. When the gateway writes without a pause it gives up rather than leave an older version in place:
-        raises IndexChanged when nothing was done, and else Locked; its newest version is then in place, and recovery
-        brings in what the temporary files still hold. Raises also LockLost, Damaged and OSError.
+        If another version was displaced, it is merged and swapped in, until the displaced file is the expected one.
+        If the gateway writes without a pause this gives up, and the gateway's newest version is in place: raises
+        IndexChanged when nothing was done, else Locked, and recovery merges the versions in the temporary files.
+        Also raises LockLost, Damaged and OSError.
         """
         self._seen.append(base.data)
         rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, _ROUND_BYTES // max(1, len(text))))
@@ -103,21 +103,21 @@ class Swap:
             raise IndexChanged from None
 
     def _caught_up(self, text: bytes) -> tuple[bytes, Identity]:
-        """Brings the edit into the version that is in place now; returns the text and what it is to displace."""
+        """Merges the edit into the version in place now; returns the text and the identity that it is to displace."""
         try:
             data, read = read_file(self._store.index_path)
             merged = self.merge(Index(data), text)
         except (FileNotFoundError, ValueError):
             raise IndexChanged from None
-        # What the gateway wrote is built on what was read before: the newest stands for them all.
+        # Each version of the gateway builds on the one before: the newest covers them all.
         self._seen[-1] = data
         return merged or data, read
 
     def merge(self, theirs: Index, wanted: bytes | None = None) -> bytes | None:
-        """Brings what this attempt did into a version that the gateway wrote; None when it is there already.
+        """Merges this attempt's edit into a version that the gateway wrote; None when it already has the edit.
 
-        ``wanted`` is the text that this attempt would have in place, which nobody has seen yet; None when the last
-        one that was to be seen is that text.
+        ``wanted`` is the text that this attempt is about to install, which nobody has seen yet; None when it is the
+        last visible version.
         """
         text = None
         *bases, last = self._seen
@@ -133,9 +133,9 @@ class Swap:
         return text
 
     def _swap(self, temp: Temp, read: Identity) -> tuple[str, bytes]:
-        """Swaps ``temp`` in: ("won", b""), ("undone", b""), or ("lost", what was displaced instead of ``read``).
+        """Swaps ``temp`` in: ("won", b""), ("undone", b""), or ("lost", the text displaced instead of ``read``).
 
-        What was displaced by mistake is put back at once, so that no gateway builds on a version that lacks it.
+        A version displaced by mistake is put back at once, so that no gateway builds on one that lacks its changes.
         """
         temp_path = self._path(temp.name)
         self._lock.check()
@@ -151,7 +151,7 @@ class Swap:
         if not won and exchange(temp_path, self._store.index_path):
             if identity_of(temp_path) == temp.identity:
                 return "undone", b""
-            # Somebody has written upon our version already; what it is built on must be known to the merge.
+            # Somebody has already written over our version; the merge must know that version as a base.
             exchange(temp_path, self._store.index_path)
         step("index swapped")
         return ("won", b"") if won else ("lost", read_file(temp_path)[0])
@@ -168,15 +168,15 @@ class Swap:
             ) from error
 
     def _prepare(self, text: bytes) -> Temp:
-        # Against a gateway that writes every few milliseconds only a short round wins: the disk is waited for when
-        # the swap has been won, and recovery knows these files by their names alone.
+        # Against a gateway that writes every few milliseconds only a short round wins: sync after the swap is won.
+        # Until then recovery knows these files by their names alone.
         temp = write_temp(self._store, text, durable=False)
         self.attempt.temps.append(temp)
         self.attempt.expected.append(temp.identity)
         return temp
 
     def clean(self) -> None:
-        """Removes the attempt's temporary files; to be called when nothing in them is needed any more."""
+        """Removes the attempt's temporary files. Call it when nothing in them is needed any more."""
         for temp in self.attempt.temps:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path(temp.name))
@@ -186,7 +186,7 @@ class Swap:
 
 
 def look_again(store: Store, swap: Swap) -> set[str]:
-    """Repeats an edit in what a gateway wrote meanwhile; returns names of removed files that are in use again."""
+    """Repeats an edit in the version that a gateway wrote; returns names of removed files that are in use again."""
     if identity_of(store.index_path) == swap.installed and not swap.alive:
         return set()
     for _ in range(_LOOKS_AFTER):
@@ -205,7 +205,7 @@ def look_again(store: Store, swap: Swap) -> set[str]:
 
 
 def parsed_by(index: Index) -> float:
-    """Returns when (monotonic seconds) a gateway that has just read an index has parsed it."""
+    """Returns the time (monotonic seconds) at which a gateway that reads the index now has parsed it."""
     return time.monotonic() + _SETTLE_S + len(index.data) / _PARSE_BYTES_PER_S
 
 
@@ -221,7 +221,7 @@ def write_temp(
     durable: bool = True,
     like: os.stat_result | None = None,
 ) -> Temp:
-    """Writes a new version of the index (or its parts) under a name of our own beside it. Raises Refused or Failed.
+    """Writes a new version of the index (or its parts) to a temporary file of ours beside it. Raises Refused or Failed.
 
     Mode and owner are those of the index, or of ``like``.
     """
@@ -234,7 +234,7 @@ def write_temp(
 
 
 def is_temp(store: Store, name: str) -> bool:
-    """Says whether a name is that of a temporary file of ours for a store's index; its folder may hold others."""
+    """Returns True if a name is that of a temporary file of ours for a store's index; its folder may hold others."""
     prefix = _temp_prefix(store)
     return name.startswith(prefix) and name.endswith(TEMP_SUFFIX) and name.removeprefix(prefix).count(".") == 3
 
@@ -244,7 +244,7 @@ def _temp_prefix(store: Store) -> str:
 
 
 def is_ours(names: Iterable[str], text: bytes) -> bool:
-    """Says whether we wrote ``text`` into one of the temporary files ``names``, whichever holds it now."""
+    """Returns True if we wrote ``text`` into one of the temporary files ``names``, wherever it is now."""
     return _digest(text) in {name.split(".")[-2] for name in names}
 
 

@@ -77,7 +77,7 @@ def _free(name: str, taken: Collection[str], moment: int) -> str:
 
 
 def is_text(name: str) -> bool:
-    """Says whether a file's name can be written down, in the ledger and in an index: whether it is UTF-8."""
+    """Returns True if a file's name can be written down, in the ledger and in an index: whether it is UTF-8."""
     if name.isascii():
         return True
     try:
@@ -114,7 +114,7 @@ def owner(name: str, ids: Collection[str]) -> str | None:
 
 
 def is_of(archive: str, ids: Collection[str]) -> bool:
-    """Says whether an archive's name is that of a file of one of ``ids``."""
+    """Returns True if an archive's name is that of a file of one of ``ids``."""
     return owner(original_name(archive), ids) is not None
 
 

@@ -38,7 +38,7 @@ def lacks(folder: str) -> set[str]:
 
 
 def has_locks(folder: str) -> bool:
-    """Says whether the file system of a folder has the locks that SQLite needs. Raises OSError."""
+    """Returns True if the file system of a folder has the locks that SQLite needs. Raises OSError."""
     with _trial(folder) as place, open(_made(os.path.join(place, "one"), b""), "r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,7 +48,7 @@ def has_locks(folder: str) -> bool:
 
 
 def can_exchange(folder: str) -> bool:
-    """Says whether two files of a folder can be swapped in one step, for the holder of its lock. Raises OSError."""
+    """Returns True if two files of a folder can be swapped in one step, for the holder of its lock. Raises OSError."""
     made: list[str] = []
     try:
         for _ in range(2):

@@ -81,7 +81,7 @@ def kind_of(folder: str) -> str | None:
 
 
 def _is_elsewhere(session_file: str) -> bool:
-    """Says whether a path is one of another machine's or container's."""
+    """Returns True if a path is one of another machine's or container's."""
     if "\0" in session_file:
         return False
     if "\\" in session_file:

@@ -283,7 +283,7 @@ def _sqlite_path(agent_dir: str) -> str:
 
 
 def _moved_to_sqlite(agent_dir: str) -> bool:
-    """Says whether sessions live in the agent's database (gateway 2026.7.2-beta.1 and later).
+    """Returns True if sessions live in the agent's database (gateway 2026.7.2-beta.1 and later).
 
     The same file existed before, without these tables, beside a living sessions.json.
     """

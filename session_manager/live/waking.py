@@ -1,12 +1,12 @@
 """Live sessions whose earlier messages are still in the archive of a removal.
 
 A message that reaches a session at the moment of its removal wakes it: the gateway writes the entry back, with a new
-time, and begins a new transcript. A gateway without a lock does so from its cache, and whoever puts a backup of the
-index back does it, too. Such a removal is taken back: the files return, and are joined to what was begun since.
+time, and begins a new transcript. A gateway without a lock does so from its cache; a restored backup of the index has
+the same effect. Such a removal is undone: the files are restored, and joined to the new transcript.
 
-Nothing is moved while a run is on, or may be about to begin. Measured: a run that found no transcript writes one when
-the model has answered; gateway 2026.2.17 appends to whatever is there by then, 2026.6.11 ends the run, and the message
-is lost, when a transcript has come back meanwhile. Between the entry and the lock of a run pass 0.1 to 0.8 s.
+Nothing is moved while a run is active, or may be about to begin. Measured: a run that found no transcript writes one
+when the model has answered; if a transcript was restored meanwhile, gateway 2026.2.17 appends to it, while 2026.6.11
+ends the run and loses the message. Between the entry and the lock of a run pass 0.1 to 0.8 s.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from session_manager.live.transcripts import files_by_session
 from session_manager.live.volume import Snapshot, Store
 from session_manager.live.whereabouts import is_transcript
 
-# A run shows by its lock or its status within that, on a machine that has much to do, too.
+# Within this time a run shows by its lock or its status, even on a busy machine.
 _SETTLED_MS = 3_000
-# After its last line a run's end is noted in the entry.
+# The gateway records a run's end in the entry after the run's last line.
 _ENDING_MS = 1_000
 
 
 class Woken(msgspec.Struct, frozen=True):
-    """A session whose removal is undone: ``run_id`` removed it, ``whole`` says whether it has its files again."""
+    """A session whose removal is undone: ``run_id`` removed it, ``whole`` is True if it has its files again."""
 
     agent_id: str
     session_id: str
@@ -53,9 +53,9 @@ class Woken(msgspec.Struct, frozen=True):
 def half_removed(
     ledger: Ledger, store: Store, sessions: Iterable[Session], names: Collection[str], second_names: SecondNames
 ) -> list[Removed]:
-    """Returns the removals, oldest first, that hold files of living ``sessions``; ``names`` lie in the folder.
+    """Returns the removals that hold files of live ``sessions``, oldest first; ``names`` lie in the folder.
 
-    What went once more out of a gateway's cache had no files: that removal is one with the one before it.
+    A session that was removed again out of a gateway's cache had no files: that removal belongs to the one before.
     """
     living = {session.id for session in sessions}
     here = set(names)
@@ -124,9 +124,9 @@ def idle_strays(ledger: Ledger, shared: Collection[str], snapshot: Snapshot, nam
 def take_back(
     ledger: Ledger, run: Run, lock: StoreLock, snapshot: Snapshot, names: Sequence[str], halves: Sequence[Removed]
 ) -> tuple[list[Woken], Failures]:
-    """Undoes removals of live sessions, except those of sessions that are busy now.
+    """Undoes removals of live sessions, except of sessions that are busy now.
 
-    Returns what became of each session, and what could not be moved. Raises LockLost, Refused, Damaged or Failed.
+    Returns the outcome of each session, and failed moves. Raises LockLost, Refused, Damaged or Failed.
     """
     store = snapshot.store
     observe_locks(store, snapshot.sessions, names, now_ms())
@@ -142,7 +142,7 @@ def take_back(
         attempt = ledger.intend_restore(run, store.store_id, store.agent_id, [], [snapshot.identity], free)
         alive, failures = recover_attempt(store, lock, ledger, attempt)
         whole = alive - {session_id for session_id, _ in failures if session_id is not None}
-    # What is taken back at once has its mark taken back, too.
+    # A removal that is undone at once also has its mark withdrawn.
     waiting = {removed.session_id for removed in halves} - {removed.session_id for removed in free}
     ledger.cancel_ends(run, store.agent_id, waiting)
     newest = {removed.session_id: removed for removed in halves}
@@ -151,7 +151,7 @@ def take_back(
 
 
 def _is_about_to_run(store: Store, session: Session, removed: Removed) -> bool:
-    """Says whether a message may have reached a session that its transcript does not show yet."""
+    """Returns True if the session may have received a message that its transcript does not show yet."""
     activity = session.entry_activity or 0
     if activity < now_ms() - _SETTLED_MS:
         return False

@@ -48,7 +48,7 @@ class _Folder(msgspec.Struct):
 
     @property
     def is_own(self) -> bool:
-        """Says whether a name in it is one in the agent's own folder, if there is such a file."""
+        """Returns True if a name in it is one in the agent's own folder, if there is such a file."""
         return self.kind in (OWN, _ABSENT) and not self.path
 
 
@@ -268,7 +268,7 @@ def still_outside(files: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def is_transcript(name: str) -> bool:
-    """Says whether a name is that of a live transcript (not an archive, lock, sidecar or index)."""
+    """Returns True if a name is that of a live transcript (not an archive, lock, sidecar or index)."""
     return name.endswith(".jsonl") and not name.startswith(".") and len(name) > len(".jsonl")
 
 

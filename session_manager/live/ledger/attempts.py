@@ -32,12 +32,12 @@ from session_manager.live.ledger.run import Run, note_run
 from session_manager.live.liveness import now_ms
 from session_manager.live.volume import Identity
 
-# Old entries go a few at a time, but faster than new ones come: 256 chunks are about 64 MB of entries.
+# Old entries are dropped in small batches, but faster than new ones arrive: 256 chunks are about 64 MB of entries.
 _LEAST_DROPPED = 256
 
 
 class Details(msgspec.Struct, omit_defaults=True):
-    """What of a removal can be erased."""
+    """The part of a removal that can be erased."""
 
     keys: list[str]
     files: list[tuple[str, str]]
@@ -58,7 +58,7 @@ class Attempts(Clocks):
         expected: list[Identity],
         removals: list[Removal],
     ) -> Attempt:
-        """Writes an intent, durably, before anything of it is done. Old entries' raw bytes are dropped on the way."""
+        """Writes an intent durably, before any of it is carried out. Also drops old entries' raw bytes."""
         with self.transaction() as c:
             clock = self.clock(now_ms())
             note_run(c, run)
@@ -78,7 +78,7 @@ class Attempts(Clocks):
         expected: list[Identity],
         removed: Iterable[Removed],
     ) -> Attempt:
-        """Writes the intent to bring removals of one store back, durably, before anything of it is done.
+        """Writes the intent to restore removals of one store durably, before any of it is carried out.
 
         Until ``finish`` the next call that takes the store's lock ends it like an attempt to remove: sessions whose
         key is in the index get all their keys and files back, and are then ``restored``; the others stay removed.
@@ -90,15 +90,15 @@ class Attempts(Clocks):
             chain.append(c, "intent", {"attempt": attempt_id, "digest": seal.hex()})
             removals, runs = _load(c, "removal_id IN (SELECT value FROM json_each(?))", as_json(ids))
         run.noted = True
-        # What was read once, and the members are parts of, shall not stay in SQLite's memory as well.
+        # The members are slices of a text in memory: SQLite must not keep a second copy.
         with contextlib.suppress(sqlite3.Error):
             self.sql.execute("PRAGMA shrink_memory")
         return Attempt(attempt_id, run.run_id, agent_id, temps, expected, removals, RESTORE, runs)
 
     def intend_purge(self, run: Run, store_id: str, agent_id: str, removal_ids: Sequence[int]) -> Attempt:
-        """Writes the intent to purge removals of one store, durably, before the first of their files goes.
+        """Writes the intent to purge removals of one store durably, before the first of their files is removed.
 
-        Until ``finish_purge`` the next call that takes the store's lock removes what is left of them.
+        Until ``finish_purge`` the next call that takes the store's lock removes the rest of them.
         """
         with self.transaction() as c:
             note_run(c, run)
@@ -108,7 +108,7 @@ class Attempts(Clocks):
         return Attempt(attempt_id, run.run_id, agent_id, [], [], [], PURGE)
 
     def intend_erasure(self, run: Run, store_id: str, agent_id: str, session_id: str, spared: Sequence[str]) -> Attempt:
-        """Writes the intent to erase a session, durably, before the first of its files goes.
+        """Writes the intent to erase a session durably, before the first of its files is removed.
 
         Its one removal is the receipt, without keys, files or facts; files named ``spared`` stay. Until
         ``finish_erasure`` the next call that takes the store's lock erases what is left.
@@ -123,15 +123,15 @@ class Attempts(Clocks):
         return Attempt(attempt_id, run.run_id, agent_id, [], [], [receipt], ERASE, spared=list(spared))
 
     def note_files(self, removal: Removal) -> None:
-        """Writes down new archive names before they are used."""
+        """Records new archive names before they are used."""
         with self.transaction() as c:
             chain.reseal(c, removal.removal_id, _details(removal))
 
     def finish(self, attempt: Attempt, alive: Collection[str], *, complete: bool = True) -> None:
-        """Ends an attempt: the sessions in ``alive`` live, all others are removed.
+        """Ends an attempt: sessions in ``alive`` live, all others are removed.
 
-        Of an attempt to remove, the removed ones owe history a mark; of one to restore, the living ones have theirs
-        cancelled or reversed. With ``complete`` false the attempt stays open because a file could not be moved.
+        An attempt to remove records a mark for each removed session; one to restore cancels or reverses the marks of
+        the live ones. With ``complete`` false the attempt stays open because a file could not be moved.
         """
         living = [r for r in attempt.removals if r.session_id in alive]
         state = "intent" if not complete else ("undone" if living and len(living) == len(attempt.removals) else "done")
@@ -155,7 +155,7 @@ class Attempts(Clocks):
                 c.execute("DELETE FROM chunks WHERE attempt_id = ?", (attempt.attempt_id,))
 
     def drop_old_entries(self, clock: Clock, keep_days: int) -> None:
-        """Drops raw entries past their time, some of them, where there are any."""
+        """Drops a batch of raw entries past their time, if there are any."""
         with clear_sqlite_errors(self.path):
             due = self.sql.execute(_OLD, _old(clock, keep_days, 1)).fetchone()
         if due is not None:
@@ -163,7 +163,7 @@ class Attempts(Clocks):
                 _drop_old(c, clock, keep_days, _LEAST_DROPPED)
 
     def is_past(self, run_id: str, clock: Clock, keep_days: int) -> bool:
-        """Says whether nothing of a run is young any more; a run that the ledger does not know is."""
+        """Returns True if every part of a run is old, or if the ledger does not know the run."""
         with clear_sqlite_errors(self.path):
             newest = self.sql.execute(_NEWEST_OLD, _old(clock, keep_days, 1)).fetchone()[0] or 0
             row = self.sql.execute("SELECT max(attempt_id) FROM attempts WHERE run_id = ?", (run_id,)).fetchone()
@@ -172,8 +172,8 @@ class Attempts(Clocks):
     def open_attempts(self, store_id: str, agent_id: str, names: Collection[str]) -> list[Attempt]:
         """Returns the unfinished attempts of a store whose folder holds ``names``, oldest first.
 
-        A folder that was copied, moved between file systems or put back from a backup has another id: an attempt of
-        the agent's belongs to the folder in which the names lie that it knows.
+        A folder that was copied, moved between file systems or restored from a backup has another id: an attempt of
+        the agent belongs to the folder that holds its file names.
         """
         with clear_sqlite_errors(self.path):
             rows = self.sql.execute(
@@ -196,7 +196,7 @@ class Attempts(Clocks):
             return found
 
     def has_open_attempts(self, store_id: str, agent_id: str, names: Collection[str]) -> bool:
-        """Says whether a killed process left something to finish in a store."""
+        """Returns True if a killed process left an unfinished attempt in a store."""
         with clear_sqlite_errors(self.path):
             rows = self.sql.execute(
                 "SELECT DISTINCT store_id FROM attempts WHERE (store_id = ? OR agent_id = ?) AND state = 'intent'",
@@ -256,7 +256,7 @@ def _details(removal: Removal) -> bytes:
 
 
 def _load(c: sqlite3.Connection, where: str, value: object) -> tuple[list[Removal], dict[int, str]]:
-    """Returns removals that are still of use, and the run of each."""
+    """Returns removals that can still be used, and the run of each."""
     rows = c.execute(
         "SELECT removal_id, session_id, reason, details, run_id FROM removals JOIN attempts USING (attempt_id)"
         f" WHERE {where} AND details IS NOT NULL ORDER BY removal_id".replace("attempt_id =", "removals.attempt_id ="),
@@ -290,20 +290,20 @@ def _set_state(c: sqlite3.Connection, state: str, removals: Iterable[Removal], a
 
 
 def _owe(c: sqlite3.Connection, attempt_id: int) -> None:
-    """Records a mark for each session that an attempt removed; once, however often the attempt is ended."""
+    """Records a mark for each session that an attempt removed: once, even if the attempt is ended repeatedly."""
     c.execute(
         "INSERT INTO marks SELECT a.agent_id, r.session_id, 'ended', 'pending', a.run_id, ?, 0 FROM removals r"
         " JOIN attempts a USING (attempt_id) WHERE a.attempt_id = ? AND a.history AND r.state = ?"
         f" ON CONFLICT (agent_id, session_id) DO UPDATE SET {ENDED_OR_ERASED}, state = 'pending',"
         f" run_id = excluded.run_id, changed_at = excluded.changed_at, {STILL_HEARD}"
-        # A run that took an earlier removal back before it removed the session has taken its mark back, too.
+        # A run that undid an earlier removal before it removed the session has also withdrawn the earlier mark.
         " WHERE run_id <> excluded.run_id OR status = 'active' OR state = 'cancelled'",
         (now_ms(), attempt_id, REMOVED),
     )
 
 
 def _owed(c: sqlite3.Connection, attempt: Attempt, living: Iterable[Removal]) -> list[str]:
-    """Returns the sessions whose end an attempt owed history when it was half done, and that live after all."""
+    """Returns the live sessions for which a half-done attempt has recorded an end mark."""
     found = c.execute(
         "SELECT session_id FROM marks WHERE agent_id = ? AND run_id = ?"
         " AND session_id IN (SELECT value FROM json_each(?))",
@@ -312,7 +312,7 @@ def _owed(c: sqlite3.Connection, attempt: Attempt, living: Iterable[Removal]) ->
     return [session_id for (session_id,) in found.fetchall()]
 
 
-# An attempt is no older than one before it, whatever the clock said: one that is young keeps those behind it.
+# An attempt is never older than one before it, whatever the clock said: a young one keeps those after it.
 _NEWEST_OLD = (
     "SELECT max(attempt_id) FROM attempts WHERE created_at < :cutoff AND attempt_id < coalesce("
     "(SELECT min(attempt_id) FROM attempts WHERE created_at BETWEEN :cutoff AND :now), 9223372036854775807)"

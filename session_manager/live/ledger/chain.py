@@ -1,21 +1,20 @@
-"""The hash chain: every change of the ledger's facts is an event, and every event seals all that were before it.
+"""The hash chain: every change of the ledger's facts is an event, and every event seals all earlier ones.
 
-An event's hash is SHA-256 over the hash before it and its own columns. It is computed in the transaction that makes
-the change, under SQLite's write lock, so concurrent and killed processes leave one unbroken chain. What an event says:
+An event's hash is SHA-256 over the previous hash and its own columns. It is computed in the transaction that makes
+the change, under SQLite's write lock, so concurrent and killed processes leave one unbroken chain. Events by kind:
 
 - ``run``: a run began; ``digest`` over its row.
 - ``intent``: an attempt began; ``digest`` over its row and over its removals' ids, sessions, reasons and digests.
 - ``end``: ``state`` of the attempt, and the ids of removals that were ``kept``.
-- ``file``: a removal's archive names changed, or whose files they are; its digest ``was`` and ``is``.
-- ``restored``, ``purged``, ``erased``: the ids of ``removals`` that this happened to, by which ``run``, and how much
-  was removed by it.
-- ``owed``, ``heard``: marks that history is owed, or has been told, by which ``run``.
+- ``file``: a removal's archive names or the owner of its files changed; its digest ``was`` and ``is``.
+- ``restored``, ``purged``, ``erased``: the ids of these ``removals``, the ``run`` that did it, and how much it removed.
+- ``owed``, ``heard``: marks that became pending, or were delivered, and the ``run`` that did it.
 - ``seen``: the ledger was in use, see ``clock``.
-- ``migrated``: from which format the ledger was taken over; what is older was not sealed before.
+- ``migrated``: the format that the ledger was converted from; older rows were not sealed before.
 
-A removal's keys, files and facts are sealed by way of a salted digest: they can be erased, and the chain stays whole.
-Not sealed: raw entries, which are dropped after some days; where they lie; and ``marks``, which is what remains to be
-done. A chain that is broken blocks no work: the next event seals what it finds.
+A removal's keys, files and facts are sealed with a salted digest: they can be erased, and the chain stays whole.
+Not sealed: raw entries, which are dropped after some days; where they lie; and ``marks``, which is work still to do.
+A broken chain blocks no work: the next event seals the state that it finds.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def append(sql: sqlite3.Connection, kind: str, body: dict[str, Any]) -> int:
 
 
 def link(before: object, seq: object, at: object, kind: object, body: object) -> bytes:
-    """Returns the hash of an event that follows one with the hash ``before``; of damaged columns, too."""
+    """Returns the hash of an event that follows one with the hash ``before``. Also takes damaged columns."""
     head = before if isinstance(before, bytes) else repr(before).encode()
     return hashlib.sha256(head + digest((seq, at, kind, body))).digest()
 
@@ -54,7 +53,7 @@ def digest(row: Iterable[object]) -> bytes:
 
 
 def reseal(sql: sqlite3.Connection, removal_id: int, details: bytes) -> None:
-    """Replaces a removal's details, and says so, in the caller's transaction."""
+    """Replaces a removal's details and adds the event, in the caller's transaction."""
     row = sql.execute("SELECT digest FROM removals WHERE removal_id = ?", (removal_id,)).fetchone()
     sealed = seal(details)
     sql.execute(
@@ -71,7 +70,7 @@ def seal(details: bytes) -> bytes:
 
 
 def is_sealed(details: bytes, sealed: bytes) -> bool:
-    """Says whether ``sealed`` is a seal of ``details``."""
+    """Returns True if ``sealed`` is a seal of ``details``."""
     salt = sealed[:_SALT_BYTES]
     return salt + hashlib.sha256(salt + details).digest() == sealed
 

@@ -1,9 +1,9 @@
-"""How far the clock can be trusted, by what the ledger has seen of it.
+"""How far the clock can be trusted, judged by the times in the ledger.
 
-What is old is dropped and purged for good, and a clock that is far ahead makes everything old. It cannot be told from a
-ledger that nobody used meanwhile; so after a jump from one event to the next, ages count from the event before it until
-the ledger has been in use for a day since, and no pause in that day counts more than some hours. A jump back needs no
-rule: what was noted under a clock that was ahead merely stays longer.
+Old data is dropped and purged permanently, and a clock that is far ahead makes everything old. This looks like a ledger
+that nobody used meanwhile; so after a jump between two events, ages count from the event before it until the ledger has
+been in use for a day since, and no pause in that day counts more than some hours. A jump back needs no rule: data
+recorded under a clock that was ahead merely stays longer.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from session_manager.live.ledger.connection import Connection, clear_sqlite_erro
 from session_manager.live.liveness import iso_ms
 
 _HOUR_MS = 3_600_000
-# A day, and what a daily call is late at times.
+# A day, and the usual delay of a daily call.
 JUMP_MS = DAY_MS + _HOUR_MS
 _LONGEST_PAUSE_MS = 8 * _HOUR_MS
 
 
 class Clock(msgspec.Struct, frozen=True):
-    """The clock ``now`` (epoch ms), the time that ages count from, and when the ledger was last written, if ever.
+    """The clock ``now`` (epoch ms), the time that ages count from, and the time of the ledger's last write, if any.
 
-    Where it was not, ``last`` may be when something else was.
+    Without one, ``last`` may be the time of another write.
     """
 
     now: int
@@ -34,17 +34,17 @@ class Clock(msgspec.Struct, frozen=True):
 
     @property
     def is_ahead(self) -> bool:
-        """Says whether it is more than a day ahead of the ledger's last event."""
+        """Returns True if the clock is more than a day ahead of the ledger's last event."""
         return self.last is not None and self.now - self.last > JUMP_MS
 
     def told(self) -> str:
-        """Returns a sentence without its end on a clock that is ahead."""
+        """Returns the beginning of a sentence about a clock that is ahead."""
         assert self.last is not None
         days = round((self.now - self.last) / DAY_MS)
         return f"the clock says {iso_ms(self.now)}, {days} days after {self.by} ({iso_ms(self.last)})"
 
     def document(self) -> dict[str, object]:
-        """Returns a result's ``clock_ahead``; empty when it is not."""
+        """Returns a result's ``clock_ahead``; empty if the clock is not ahead."""
         if self.last is None or not self.is_ahead:
             return {}
         kept = "nothing expires yet; correct the clock if it is wrong"
@@ -53,10 +53,10 @@ class Clock(msgspec.Struct, frozen=True):
 
 
 class Clocks(Connection):
-    """The part of the ledger that has seen the time pass."""
+    """The part of the ledger that checks the clock."""
 
     def clock(self, now: int) -> Clock:
-        """Returns how far ``now`` can be trusted; wholly where the ledger has seen nothing yet."""
+        """Returns how far ``now`` can be trusted: wholly if the ledger has no events yet."""
         seen, later, trusted = 0, now, now
         last: int | None = None
         with clear_sqlite_errors(self.path):
@@ -71,7 +71,7 @@ class Clocks(Connection):
         return Clock(now, min(trusted, now), last)
 
     def note_use(self, clock: Clock) -> None:
-        """Notes that the ledger is in use, where nothing else has said so for some hours."""
+        """Records that the ledger is in use, if there was no other event for some hours."""
         if clock.last is not None and abs(clock.now - clock.last) >= _LONGEST_PAUSE_MS:
             with self.transaction() as c:
                 chain.append(c, "seen", {})

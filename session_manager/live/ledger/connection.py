@@ -1,4 +1,4 @@
-"""The ledger's file: opened, made, its transactions, and its errors in our words."""
+"""The ledger's file: opening and creating it, its transactions, and its errors as ours."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ class Connection:
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
-        """Opens the ledger for writing; makes it, 0600, when there is none.
+        """Opens the ledger for writing; creates it, 0600, if there is none.
 
-        Raises also Refused (``ledger_unsupported``) when a newer version of this tool wrote it.
+        Also raises Refused (``ledger_unsupported``) when a newer version of this tool wrote it.
         """
         path = ledger_path(settings)
         with clear_errors("make the state directory", settings.state_dir):
             make_state_dir(settings.state_dir)
-            # Before SQLite opens it, so that its journal takes over mode and owner from it.
+            # Before SQLite opens it, so that the journal inherits its mode and owner.
             make_private(path)
             make_private(_journal(path))
         return cls._connected(path, "rw", settings.lock_timeout)
 
     @classmethod
     def open_existing(cls, settings: Settings, mode: str = "rw") -> Self | None:
-        """Opens the ledger if there is one (``mode`` rw or ro); makes nothing.
+        """Opens the ledger if there is one (``mode`` rw or ro); creates nothing.
 
-        A state directory that may not be looked into is an error: what is in there is not known.
+        A state directory that cannot be read is an error: its content is unknown.
         """
         path = ledger_path(settings)
         with clear_errors("open the ledger", path):
@@ -65,7 +65,7 @@ class Connection:
     def _connected(cls, path: str, mode: str, timeout: float) -> Self:
         from urllib.parse import quote
 
-        # SQLite would wait for ever where somebody has put a pipe.
+        # SQLite would wait for ever on a pipe.
         if _is_no_file(path):
             raise _explained(sqlite3.DatabaseError("not a regular file"), path)
         with clear_sqlite_errors(path):
@@ -100,7 +100,7 @@ class Connection:
             with self.transaction():
                 self._bring_up_to_date()
         else:
-            # Nothing may be written: an older ledger is read by way of a copy in memory.
+            # Nothing may be written: read an older ledger through a copy in memory.
             copy = sqlite3.connect(":memory:", isolation_level=None)
             self.sql.backup(copy)
             self.sql.close()
@@ -108,7 +108,7 @@ class Connection:
             self._bring_up_to_date()
 
     def _bring_up_to_date(self) -> None:
-        """Makes the tables, or takes them over from an older format; in one transaction."""
+        """Creates the tables, or converts them from an older format, in one transaction."""
         version = self._version()
         if version == 0:
             create(self.sql)
@@ -129,7 +129,7 @@ class Connection:
         self.sql.close()
 
     def _set_durability(self) -> None:
-        """Has SQLite wait for the disk, where that is possible at all: elsewhere every commit would fail."""
+        """Makes SQLite sync to disk if the file system can; otherwise every commit would fail."""
         if not self._durability_is_set:
             self.sql.execute(f"PRAGMA synchronous = {'FULL' if _syncs(self.path) else 'OFF'}")
             self._durability_is_set = True
@@ -154,9 +154,9 @@ def _journal(path: str) -> str:
 
 
 def _syncs(path: str) -> bool:
-    """Says whether what is written beside the ledger can be made durable.
+    """Returns True if files beside the ledger can be synced.
 
-    The journal stands for the ledger: whoever closes that lets go of the locks that SQLite has on it.
+    Tries the journal instead of the ledger: closing the ledger would release the locks that SQLite has on it.
     """
     noted: set[str] = set()
     token = weaker.begin(noted)
@@ -178,7 +178,7 @@ def as_json(value: Any) -> str:
 
 
 def make_state_dir(path: str) -> None:
-    """Makes the state directory, 0700, for the owner of the folder that it lies in. Raises OSError."""
+    """Makes the state directory, 0700, owned by the owner of its parent folder. Raises OSError."""
     parent = os.path.dirname(path)
     if os.path.isdir(path):
         return
@@ -190,7 +190,7 @@ def make_state_dir(path: str) -> None:
 
 @contextlib.contextmanager
 def clear_sqlite_errors(path: str) -> Iterator[None]:
-    """Turns an error of SQLite, or of what is in it, into one of ours."""
+    """Turns an error of SQLite, or of its content, into one of ours."""
     try:
         yield
     except (sqlite3.Error, msgspec.DecodeError, zlib.error) as error:
@@ -198,7 +198,7 @@ def clear_sqlite_errors(path: str) -> Iterator[None]:
 
 
 def _is_no_file(path: str) -> bool:
-    """Says whether a folder, a pipe, a socket or a device has the ledger's name."""
+    """Returns True if a folder, a pipe, a socket or a device has the ledger's name."""
     try:
         return not stat.S_ISREG(os.stat(path).st_mode)
     except OSError:

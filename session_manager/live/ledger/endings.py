@@ -23,10 +23,10 @@ _OWED = (
 
 
 class Endings(Connection):
-    """The part of the ledger that knows no way back."""
+    """The part of the ledger for permanent ends of removals."""
 
     def archived(self, agent_id: str | None) -> list[Archived]:
-        """Returns removals of an agent, or of all, that were neither undone nor purged or erased, oldest first."""
+        """Returns the removals of an agent, or of all, that were not undone, purged or erased, oldest first."""
         with clear_sqlite_errors(self.path):
             rows = self.sql.execute(
                 "SELECT r.removal_id, r.session_id, a.run_id, a.store_id, a.created_at, a.state <> 'intent', r.details"
@@ -38,21 +38,21 @@ class Endings(Connection):
             return [_archived(decode(text), *row) for *row, text in rows]
 
     def holds(self, agent_id: str, session_id: str) -> bool:
-        """Says whether the ledger knows more of a session's removals than that they were."""
+        """Returns True if the ledger still has details of a session's removals."""
         with clear_sqlite_errors(self.path):
             return bool(_known(self.sql, agent_id, session_id))
 
     def finish_purge(self, attempt: Attempt, removal_ids: Sequence[int], counts: Mapping[str, int]) -> None:
-        """Ends a purge: these removals can never be restored, and their raw entries are dropped."""
+        """Ends a purge: these removals can never be restored; their raw entries are dropped."""
         with self.transaction() as c:
             change_state(c, attempt.run_id, PURGED, removal_ids, counts)
             forget(c, removal_ids)
             _end(c, attempt)
 
     def forget_session(self, attempt: Attempt, session_id: str, counts: Mapping[str, int]) -> int:
-        """Forgets keys, files, facts and raw entries of all removals of a session, and owes history its erasure.
+        """Deletes keys, files, facts and raw entries of all removals of a session, and records the erasure mark.
 
-        To be called when its files have gone: from then on the ledger cannot say where they were. Returns how many
+        Call it after its files are removed: afterwards the ledger no longer knows where they were. Returns how many
         removals there were; called again, it changes nothing. ``counts`` go into the receipt's event.
         """
         with self.transaction() as c:
@@ -73,7 +73,7 @@ class Endings(Connection):
         return len(ids)
 
     def forget_lost_session(self, run: Run, agent_id: str, session_id: str) -> int:
-        """Does what ``forget_session`` does for an agent that has no store any more, and owes history nothing."""
+        """Does what ``forget_session`` does for an agent without a store, and records no mark."""
         with self.transaction() as c:
             ids = _known(c, agent_id, session_id)
             if ids:
@@ -84,9 +84,9 @@ class Endings(Connection):
         return len(ids)
 
     def compact(self) -> None:
-        """Writes the whole file anew: SQLite zeroes what it deletes, but not what it once moved elsewhere."""
+        """Rewrites the whole file: SQLite zeroes deleted content, but not older copies of content that it moved."""
         with clear_sqlite_errors(self.path):
-            # Not in a temporary file on whatever disk that would be.
+            # Not in a temporary file, which could be on any disk.
             self.sql.execute("PRAGMA temp_store = MEMORY")
             self.sql.execute("VACUUM")
 
@@ -120,7 +120,7 @@ def _archived(
 
 
 def _known(c: sqlite3.Connection, agent_id: str, session_id: str) -> list[int]:
-    """Returns the removals of a session of which the ledger holds more than that they were."""
+    """Returns the removals of a session of which the ledger still has details."""
     rows = c.execute(
         "SELECT removal_id FROM removals r JOIN attempts a USING (attempt_id) WHERE r.session_id = ? AND a.agent_id = ?"
         " AND a.kind = ? AND r.details IS NOT NULL",

@@ -1,6 +1,6 @@
 """Removed entries' raw bytes, many in one compressed chunk.
 
-Entries of one store are much alike: together they take a third of the room, and of the time, that each would alone.
+Entries of one store are much alike: together they take a third of the room and time that they would take alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _IDS = "SELECT value FROM json_each(?)"
 
 
 def packed(removals: Sequence[Removal]) -> Iterator[tuple[bytes, list[Removal], list[tuple[int, int]]]]:
-    """Yields chunks: the compressed bytes, the removals in it, and where each one's text begins and how long it is."""
+    """Yields chunks: the compressed bytes, the removals in it, and the start and length of each one's text."""
     inside: list[Removal] = []
     spans: list[tuple[int, int]] = []
     parts: list[bytes] = []
@@ -38,7 +38,7 @@ def packed(removals: Sequence[Removal]) -> Iterator[tuple[bytes, list[Removal], 
 
 
 def members_in(chunk: bytes, start: int, length: int) -> list[Member]:
-    """Returns the members (key token, value) of one removal: the values are parts of the chunk.
+    """Returns the members (key token, value) of one removal; the values are slices of the chunk.
 
     Raises sqlite3.DatabaseError for a damaged one.
     """
@@ -70,9 +70,9 @@ def read_members(sql: sqlite3.Connection, removal_ids: Iterable[int]) -> dict[in
 
 
 def forget(sql: sqlite3.Connection, removal_ids: Iterable[int]) -> None:
-    """Erases the entries of removals, in the caller's transaction; those of others in the same chunk stay.
+    """Erases the entries of removals in the caller's transaction; other entries of the same chunk stay.
 
-    Each chunk is written anew once, or deleted when nobody's entries are left in it.
+    Each chunk is rewritten once, or deleted if no entries are left in it.
     """
     ids = as_json(list(removal_ids))
     gone: dict[int, list[tuple[int, int]]] = {}

@@ -14,9 +14,9 @@ from session_manager.live.liveness import now_ms
 _THE_SAME = (
     " WHERE agent_id = ? AND session_id = ? AND status = ? AND run_id = ? AND changed_at = ? AND state = 'pending'"
 )
-# An erased session stays so, whoever ends it again: what history may have got of it since is owed to go, too.
+# An erased session stays erased, even if it ends again: history must also erase what it may have received since.
 ENDED_OR_ERASED = "status = CASE WHEN status = 'erased' THEN 'erased' ELSE 'ended' END"
-# For a mark that is owed anew: whether history may still have, from one before, that the session ended.
+# For a mark that is pending again: whether an earlier one may have told history that the session ended.
 STILL_HEARD = "sent = CASE WHEN state = 'delivered' THEN status = 'ended' WHEN status = 'active' THEN 1 ELSE sent END"
 
 
@@ -26,7 +26,7 @@ class Marks(Connection):
     def owe_mark(self, run: Run, agent_id: str, session_id: str, *, again: bool = False) -> str:
         """Records the mark of a session that another program removed, once; returns the mark's state.
 
-        One that was given up or taken back is owed anew; with ``again`` that goes for a delivered one, too.
+        A mark that was given up or withdrawn becomes pending again; with ``again`` also a delivered one.
         """
         with self.transaction() as c:
             changed = c.execute(
@@ -46,7 +46,7 @@ class Marks(Connection):
         return str(row[0])
 
     def owe_unknown(self, run: Run, sessions: Iterable[tuple[str, str]]) -> None:
-        """Owes history the end of sessions (agent id, session id) that it was never owed anything of."""
+        """Records pending end marks for the sessions (agent id, session id) that never had a mark."""
         with self.transaction() as c:
             changed = c.executemany(
                 "INSERT INTO marks VALUES (?, ?, 'ended', 'pending', ?, ?, 0)"
@@ -59,7 +59,7 @@ class Marks(Connection):
         run.noted = run.noted or changed > 0
 
     def knows_history(self) -> bool:
-        """Says whether history has ever been reached: whether it has answered for a mark, or may have heard of one."""
+        """Returns True if history was ever reached: it has answered for a mark, or may have received one."""
         with clear_sqlite_errors(self.path):
             row = self.sql.execute(
                 "SELECT EXISTS (SELECT 1 FROM marks WHERE sent OR state IN ('delivered', 'missing', 'refused'))"
@@ -67,9 +67,9 @@ class Marks(Connection):
             return bool(row[0])
 
     def note_sent(self, marks: Sequence[Mark]) -> list[Mark]:
-        """Notes, before marks are sent, that history may have heard of them from now on.
+        """Records, before marks are sent, that history may have received them from now on.
 
-        Returns those that it cannot have heard of before.
+        Returns the marks that it cannot have received before.
         """
         with self.transaction() as c:
             sql = f"UPDATE marks SET sent = 1{_THE_SAME} AND NOT sent"
@@ -115,7 +115,7 @@ class Marks(Connection):
             return [Mark(str(a), str(s), str(status), str(run_id), int(at)) for a, s, status, run_id, at in rows]
 
     def pending_count(self, agent_id: str | None = None) -> int:
-        """Returns how many marks wait, of one agent or of all."""
+        """Returns the number of pending marks, of one agent or of all."""
         with clear_sqlite_errors(self.path):
             return int(
                 self.sql.execute(
@@ -128,7 +128,7 @@ class Marks(Connection):
 def cancel_or_reverse(sql: sqlite3.Connection, run_id: str, agent_id: str, session_ids: Iterable[str]) -> None:
     """Withdraws the marks of sessions that are live again, in the caller's transaction.
 
-    What history cannot have heard of is cancelled; for what it has, or may have, ``active`` is owed.
+    Marks that history cannot have received are cancelled; for all others an ``active`` mark becomes pending.
     """
     now = now_ms()
     sql.executemany(

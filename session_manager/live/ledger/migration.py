@@ -1,4 +1,4 @@
-"""Takes a ledger of format 1 over: every row and every byte stays, and the chain begins with what was found.
+"""Converts a ledger of format 1: every row and every byte stays, and the chain begins with the rows found.
 
 Format 1 had each removal's keys, files and compressed entries in its own row, no facts beside them, and no chain.
 """
@@ -22,7 +22,7 @@ _INDEXES = (
 
 
 def migrate(sql: sqlite3.Connection) -> None:
-    """Brings format 1 to the present one, in the caller's transaction. Raises sqlite3.Error, zlib.error."""
+    """Converts format 1 to the present one in the caller's transaction. Raises sqlite3.Error, zlib.error."""
     for index in _INDEXES:
         sql.execute(f"DROP INDEX {index}")
     for table in _TABLES:

@@ -1,4 +1,4 @@
-"""Removals, looked up afterwards, with what became of them since."""
+"""Looks up removals, with their present state."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _HAS_KEY = "EXISTS (SELECT 1 FROM json_each(r.details, '$.keys') WHERE value = ?
 
 
 class Removals(Connection):
-    """The part of the ledger that says what was removed."""
+    """The part of the ledger that looks up removals."""
 
     def removed(self, session: str, agent_id: str | None) -> list[tuple[str, str]]:
-        """Returns (agent id, session id) of what was removed and stayed so, named by its id or by one of its keys."""
+        """Returns (agent id, session id) of sessions that are still removed, named by the id or one of the keys."""
         with clear_sqlite_errors(self.path):
             named = _HAS_KEY if ":" in session else "r.session_id = ?"
             rows = self.sql.execute(
@@ -41,7 +41,7 @@ class Removals(Connection):
             return [(str(a), str(s)) for a, s in rows]
 
     def keys_ending(self, end: str) -> list[str]:
-        """Returns the keys of removed sessions that end so, in either case, each once."""
+        """Returns the keys of removed sessions that end with ``end``, ignoring case, each once."""
         with clear_sqlite_errors(self.path):
             rows = self.sql.execute(
                 "SELECT DISTINCT k.value FROM removals r JOIN json_each(r.details, '$.keys') k"
@@ -51,7 +51,7 @@ class Removals(Connection):
             return [str(key) for (key,) in rows]
 
     def agents(self) -> list[str]:
-        """Returns the agents of which anything was ever removed."""
+        """Returns the agents that ever had a removal."""
         with clear_sqlite_errors(self.path):
             return [str(agent_id) for (agent_id,) in self.sql.execute("SELECT DISTINCT agent_id FROM attempts")]
 
@@ -66,7 +66,7 @@ class Removals(Connection):
         limit: int = -1,
     ) -> list[Removed]:
         """Returns removals, newest first: of an agent, not before ``since`` (epoch ms), of a run, of a session
-        (its id, or one of its keys), for a reason. What stayed alive (``kept``) is none; an erasure's receipt is one.
+        (its id, or one of its keys), for a reason. Sessions that stayed (``kept``) are left out, receipts are included.
         """
         where, values = _conditions(agent_id, since, run_id, session, reason)
         with clear_sqlite_errors(self.path):
@@ -85,7 +85,7 @@ class Removals(Connection):
 
     def recent_removals(self, store_id: str, since: int, sessions: Collection[str]) -> list[Removed]:
         """Returns the newest removal of each of ``sessions`` since then (epoch ms) in a store, unless it was undone
-        or taken back, or is not finished.
+        or is not finished.
         """
         with clear_sqlite_errors(self.path):
             attempts = self.sql.execute(
@@ -103,9 +103,9 @@ class Removals(Connection):
             return [r for r in found if r.state == REMOVED and r.finished]
 
     def standing(self, agent_id: str, sessions: Collection[str], *states: str) -> list[Removed]:
-        """Returns the removals of some sessions that are in one of ``states``; the oldest first.
+        """Returns the removals of some sessions that are in one of ``states``, oldest first.
 
-        Whatever the store is called by now: a folder that was copied or put back has another id.
+        Ignores the store id: a folder that was copied or restored from a backup has another one.
         """
         if not sessions:
             return []
@@ -130,7 +130,7 @@ class Removals(Connection):
         run_id: str | None = None,
         unfinished: bool = False,
     ) -> int:
-        """Returns how many removals there are in all, or how many of them a call was killed over."""
+        """Returns the number of removals, or of those that a killed call left unfinished."""
         where, values = _conditions(agent_id, since, run_id, None, None)
         if unfinished:
             where += " AND a.state = 'intent'"
@@ -145,7 +145,7 @@ class Removals(Connection):
 
 
 def select_removed(sql: sqlite3.Connection, where: str, values: Sequence[object]) -> list[Removed]:
-    """Returns removals ``r``, of attempts ``a``, by the rest of a statement."""
+    """Returns removals ``r`` of attempts ``a``; ``where`` is the rest of the statement."""
     once: dict[object, object] = {}
     return [_removed(row, once) for row in sql.execute(f"{_COLUMNS}{_FROM}{where}", values)]
 
@@ -153,7 +153,7 @@ def select_removed(sql: sqlite3.Connection, where: str, values: Sequence[object]
 def change_state(
     sql: sqlite3.Connection, run_id: str, state: str, removal_ids: Collection[int], counts: Mapping[str, int]
 ) -> None:
-    """Notes what happened to removals, in the caller's transaction; ``counts`` are sealed with it."""
+    """Records a new state of removals in the caller's transaction; ``counts`` are sealed with it."""
     ids = list(removal_ids)
     at = chain.append(sql, state, {"run": run_id, "removals": ids, **counts})
     sql.execute(
@@ -181,7 +181,7 @@ def _conditions(
 
 
 def _removed(row: Sequence[object], once: dict[object, object] | None = None) -> Removed:
-    """Reads a row. What many rows say (a run, a user, an agent) is in memory ``once``."""
+    """Reads a row. Values that many rows repeat (run, user, agent) are in memory only once, in ``once``."""
     *first, changed_at, finished, details, status, state, chunk_id = row
     if once is not None:
         first = [once.setdefault(value, value) for value in first]

@@ -1,4 +1,4 @@
-"""What the ledger's rows hold, as values. Times are epoch milliseconds."""
+"""The ledger's rows as values. Times are epoch milliseconds."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import msgspec
 
 from session_manager.live.volume import Identity
 
-# What an attempt does to the sessions it names, and how far a removal is.
+# Kinds of attempts, and states of a removal.
 REMOVE, RESTORE = "remove", "restore"
 PURGE, ERASE = "purge", "erase"
 REMOVED, KEPT, RESTORED, PURGED, ERASED = "removed", "kept", "restored", "purged", "erased"
 
-# A key's token and its value, which may be part of an index in memory.
+# A key's token and its value, which may be a slice of an index in memory.
 Member = tuple[bytes, bytes | memoryview]
 
 
 class Facts(msgspec.Struct, omit_defaults=True):
-    """What is worth knowing of a session when it has gone; nothing of what was said in it. Cost in US dollars."""
+    """Facts to keep about a removed session; none of its messages. Cost in US dollars."""
 
     session_type: str | None = None
     label: str | None = None
@@ -28,11 +28,11 @@ class Facts(msgspec.Struct, omit_defaults=True):
 
 
 class Removal(msgspec.Struct):
-    """One session that goes: its keys, its raw members (key token, value), its files from → to (base names).
+    """One session to remove: its keys, its raw members (key token, value), its files from → to (base names).
 
-    ``places`` are those of the keys in the index, counted from 0; empty where they are not known. ``shares`` are files
-    that the session had and that did not go with it, because others have them, too: ``<name>`` in its agent's own
-    folder, ``<agent>/<name>`` in another's.
+    ``places`` are the positions of the keys in the index, counted from 0; empty if unknown. ``shares`` are files of the
+    session that are not archived with it, because others have them, too: ``<name>`` in its agent's own folder,
+    ``<agent>/<name>`` in another's.
     """
 
     session_id: str
@@ -47,18 +47,18 @@ class Removal(msgspec.Struct):
 
 
 class Temp(msgspec.Struct):
-    """A temporary index file: its base name and the identity that it had before it was swapped in."""
+    """A temporary index file: its base name and its identity before it was swapped in."""
 
     name: str
     identity: Identity
 
 
 class Attempt(msgspec.Struct):
-    """One agent's part of a run. ``expected`` are the versions of the index that may be thrown away when displaced.
+    """One agent's part of a run. ``expected`` are the versions of the index that may be discarded when displaced.
 
-    ``archive_runs`` says for each removal (by id) under which run's name its second names are kept: the attempt's
-    own when it removes, that of the run that removed the session when it restores. ``spared`` are names of files that
-    an erasure leaves alone.
+    ``archive_runs`` maps each removal id to the run under whose name its second names are kept: the attempt's own run
+    for a removal, for a restore that of the run that removed the session. ``spared`` are names of files that an
+    erasure keeps.
     """
 
     attempt_id: int
@@ -72,7 +72,7 @@ class Attempt(msgspec.Struct):
     spared: list[str] = []
 
     def file_names(self) -> set[str]:
-        """Returns all names that the attempt gives to files in the sessions folder, or takes from them."""
+        """Returns all names in the sessions folder that the attempt's files have or get."""
         named = {name for removal in self.removals for pair in removal.files for name in pair}
         return named | {temp.name for temp in self.temps}
 
@@ -82,7 +82,7 @@ class Attempt(msgspec.Struct):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """One status update for history. ``run_id`` and ``changed_at`` (epoch ms) tell it from a later one."""
+    """One status update for history. ``run_id`` and ``changed_at`` (epoch ms) distinguish it from a later one."""
 
     agent_id: str
     session_id: str
@@ -92,7 +92,7 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Archived(msgspec.Struct, frozen=True):
-    """What a purge must know of a removal that could still be restored. ``archives`` are base names."""
+    """What a purge needs to know about a removal that can still be restored. ``archives`` are base names."""
 
     removal_id: int
     session_id: str
@@ -108,11 +108,10 @@ class Archived(msgspec.Struct, frozen=True):
 class Removed(msgspec.Struct):
     """One removal, looked up afterwards.
 
-    ``state`` is ``removed``, ``kept``, ``restored``, ``purged`` or ``erased``, since ``changed_at`` when it is no
-    longer the first. ``finished`` is False while the attempt is open. ``files`` are from → to (base names), ``shares``
-    those that it had and did not take along. ``mark`` is what history has heard of the session: (status, state), or
-    None when nothing was ever owed. ``has_entries`` says whether the raw entries are still there. An erased one has
-    neither keys nor files nor facts.
+    ``state`` is ``removed``, ``kept``, ``restored``, ``purged`` or ``erased``, since ``changed_at`` unless it is the
+    first. ``finished`` is False while the attempt is open. ``files`` are from → to (base names); ``shares`` are files
+    that stayed because others have them, too. ``mark`` is (status, state) of the session's mark, or None if there
+    never was one. ``has_entries`` is True while the raw entries are kept. An erased one has no keys, files or facts.
     """
 
     removal_id: int

@@ -1,4 +1,4 @@
-"""Who asked for what: one call of a mutating function."""
+"""One call of a mutating function: who called what."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_started_at(run_id: str) -> int | None:
 
 
 class Run(msgspec.Struct):
-    """One call of a mutating function. ``noted`` says whether the ledger knows of it: whether it changed something."""
+    """One call of a mutating function. ``noted`` is True once the ledger has it, that is, once it changed something."""
 
     run_id: str
     started_at: int
@@ -48,7 +48,7 @@ class Run(msgspec.Struct):
 
 
 def note_run(sql: sqlite3.Connection, run: Run) -> None:
-    """Writes a run's row when it has none, in the caller's transaction."""
+    """Writes a run's row in the caller's transaction, unless it has one."""
     row = (run.run_id, run.started_at, run.function, run.asked_by, run.user, run.host, os.getpid())
     if sql.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", row).rowcount == 1:
         chain.append(sql, "run", {"run": run.run_id, "digest": chain.digest(row).hex()})
@@ -71,15 +71,15 @@ def start_run(function: str, settings: Settings) -> Run:
 
 
 def is_owed(settings: Settings) -> bool:
-    """Says whether removals are reported to history, now or as soon as it can be reached.
+    """Returns True if removals are reported to history, now or once it can be reached.
 
-    With nothing configured it is when it has been reached before.
+    Without configuration, only if history was reached before.
     """
     if settings.api_url is None or settings.api_named or settings.api_token is not None:
         return settings.api_url is not None
     from session_manager.live.ledger import Ledger
 
-    # Whoever removes something says what is wrong with the ledger.
+    # The call that removes something reports a broken ledger.
     with contextlib.suppress(SessionManagerError):
         ledger = Ledger.open_existing(settings, "ro")
         if ledger is not None:
@@ -89,7 +89,7 @@ def is_owed(settings: Settings) -> bool:
 
 
 def _plain(text: str | None) -> str | None:
-    """Makes any bytes of the environment a text that SQLite and JSON take."""
+    """Turns any bytes of the environment into text that SQLite and JSON accept."""
     return None if text is None else text.encode(errors="replace").decode()
 
 

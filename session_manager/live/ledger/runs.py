@@ -1,4 +1,4 @@
-"""Runs: the last ones, and what each of them did."""
+"""The last runs, and what each of them did."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = 20
 
 
 class Gone(msgspec.Struct, frozen=True):
-    """One session that a run removed; ``state`` is what became of it since."""
+    """One session that a run removed; ``state`` is its present state."""
 
     agent_id: str
     session_id: str
@@ -22,10 +22,10 @@ class Gone(msgspec.Struct, frozen=True):
 
 
 class RunSummary(msgspec.Struct, frozen=True):
-    """One run. ``removed`` counts the sessions that it removed, ``by_state`` them by what became of them since.
+    """One run. ``removed`` counts the sessions that it removed, ``by_state`` counts them by their present state.
 
-    ``sessions`` are the first SHOWN of them. ``took_up`` counts, by kind of attempt (restore, purge, erase), the
-    removals that it was about. ``open`` says that it is at work, or was killed.
+    ``sessions`` are the first SHOWN of them. ``took_up`` counts the earlier removals that it acted on, by kind of
+    attempt (restore, purge, erase). ``open``: it is at work, or was killed.
     """
 
     run_id: str

@@ -41,7 +41,7 @@ CREATE TABLE events (
 
 
 def create(sql: sqlite3.Connection) -> None:
-    """Makes the tables and notes their format, in the caller's transaction."""
+    """Creates the tables and records their format, in the caller's transaction."""
     for statement in SCHEMA.split(";"):
         sql.execute(statement)
     sql.execute(f"PRAGMA user_version = {VERSION:d}")

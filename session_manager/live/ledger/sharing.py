@@ -15,12 +15,12 @@ _STANDING = " WHERE a.kind = 'remove' AND a.state <> 'intent' AND r.state = 'rem
 
 
 class Sharing(Connection):
-    """The part of the ledger that knows who has a file together with others."""
+    """The part of the ledger for files that several sessions share."""
 
     def holders(self, agent_id: str, folder: str = "") -> dict[str, Removed]:
-        """Returns, for each file of an agent that is archived with a removal, the newest one that holds it.
+        """Returns, for each archived file of an agent, the newest removal that holds it.
 
-        ``folder`` is the inode number of one that several agents have: then a removal of another may hold it.
+        ``folder`` is the inode number of a folder that several agents share: then another agent's removal may hold it.
         """
         where = f"{_STANDING} AND (a.agent_id = ? OR a.store_id LIKE ?) ORDER BY r.removal_id"
         with clear_sqlite_errors(self.path):
@@ -28,8 +28,8 @@ class Sharing(Connection):
             return {source: removed for removed in found for source, _ in removed.files}
 
     def sharers(self, agent_id: str, folder: str = "") -> dict[str, list[Removed]]:
-        """Returns, for each file of an agent that removals of any agent name and do not hold, those that can be taken
-        back, newest first. ``folder`` as for ``holders``.
+        """Returns, for each file of an agent that removals of any agent name but do not hold, the removals that can be
+        undone, newest first. ``folder`` as for ``holders``.
         """
         found: dict[str, list[Removed]] = {}
         with clear_sqlite_errors(self.path):
@@ -43,9 +43,9 @@ class Sharing(Connection):
         return found
 
     def hand_over(self, run: Run, name: str, holder_id: int, taker_id: int) -> None:
-        """Notes that a file is archived with another removal of the agent; the one that held it only names it now.
+        """Records that another removal of the agent now holds an archived file; the former holder only names it.
 
-        A removal without keys that holds nothing any more is over: it counts as restored.
+        A removal without keys and files is over: it counts as restored.
         """
         with self.transaction() as c:
             note_run(c, run)

@@ -1,4 +1,4 @@
-"""What the ledger says of calls that did not come to their end."""
+"""Calls that the ledger knows to be unfinished."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Openness(Connection):
     """The part of the ledger that lists unfinished attempts, of any store."""
 
     def unfinished(self) -> list[Unfinished]:
-        """Returns all open attempts, oldest first: a killed call's, or those of one that is at work."""
+        """Returns all open attempts, oldest first: those of killed calls, or of calls still at work."""
         with clear_sqlite_errors(self.path):
             rows = self.sql.execute(
                 "SELECT run_id, function, pid, agent_id, kind, created_at FROM attempts JOIN runs USING (run_id)"

@@ -1,4 +1,4 @@
-"""Is the ledger whole: does the chain hold, and do all rows say what the chain says."""
+"""Verifies the ledger: the chain is unbroken, and all rows agree with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LATER = (RESTORED, PURGED, ERASED)
 
 
 class Break(msgspec.Struct, frozen=True):
-    """The first place where the ledger is not intact. ``run_id`` is None where that is unknown."""
+    """The first place where the ledger is damaged. ``run_id`` is None if unknown."""
 
     place: str
     reason: str
@@ -24,7 +24,7 @@ class Break(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct):
-    """What a look at the whole ledger found. ``head`` is the hash of the newest event, None without any."""
+    """The result of a verification. ``head`` is the hash of the newest event, None without any."""
 
     runs: int
     attempts: int
@@ -43,7 +43,7 @@ class _Broken(Exception):
 
 
 class _Said(msgspec.Struct):
-    """What the events say. A removal's seal in the intent is ``sealed``, the one that holds now is ``now``."""
+    """The content of the events. A removal's seal in the intent is ``sealed``, its present one is ``now``."""
 
     runs: dict[str, str] = msgspec.field(default_factory=dict)
     intents: dict[int, str] = msgspec.field(default_factory=dict)
@@ -54,12 +54,12 @@ class _Said(msgspec.Struct):
 
 
 class Verification(Connection):
-    """The part of the ledger that looks at the rest of it."""
+    """The part of the ledger that verifies the rest of it."""
 
     def verify(self) -> Verdict:
-        """Looks at everything, and says where it breaks first."""
+        """Checks everything, and returns the first break."""
         with clear_sqlite_errors(self.path):
-            # One picture of it all: other processes write meanwhile.
+            # One consistent view: other processes write meanwhile.
             self.sql.execute("BEGIN")
             try:
                 runs, attempts, removals, events = (
@@ -81,7 +81,7 @@ class Verification(Connection):
 
 
 def _walk(sql: sqlite3.Connection) -> _Said:
-    """Goes along the chain and collects what it says. Raises _Broken."""
+    """Walks the chain and collects the content of its events. Raises _Broken."""
     said, before = _Said(), b""
     for number, row in enumerate(sql.execute("SELECT seq, at, kind, body, hash FROM events ORDER BY seq"), 1):
         seq, at, kind, text, sealed = row

@@ -1,4 +1,4 @@
-"""aria-api: the application, put together."""
+"""aria-api: assembles the application."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ while, an idle one is archived. `/api/engine/chat` sends messages to them. Every
 
 
 def create_app(config: Config, database_url: str, watch: Watch | None = None) -> FastAPI:
-    """Returns the application on a migrated database (an SQLAlchemy URL). Jobs run while it does.
+    """Returns the application on a migrated database (an SQLAlchemy URL). Its jobs run while it runs.
 
-    ``watch`` says how the embedded PostgreSQL is, where that is the database.
+    ``watch`` reports the state of the embedded PostgreSQL, if that is the database.
     """
     app = FastAPI(
         title="aria-api",
@@ -70,7 +70,7 @@ def create_app(config: Config, database_url: str, watch: Watch | None = None) ->
         app.include_router(router)
     for router in (sessions.router, engine_cleanup.router, engine_router, chat.router, jobs.router, metrics.router):
         app.include_router(router, dependencies=[DESCRIBED])
-    # The last one added is the first to see a request.
+    # The middleware added last sees a request first.
     app.add_middleware(Auth)
     app.add_middleware(Guard, config=config)
     app.add_middleware(Heads)

@@ -1,6 +1,6 @@
-"""Who is asking: a token in ``Authorization: Bearer`` or in the cookie that /login sets.
+"""Authentication: a token in ``Authorization: Bearer`` or in the cookie that /login sets.
 
-Everything needs a token except what is listed in OPEN. Without any token at all there is one local user, and the
+Every path needs a token except those in OPEN. While there has never been a token, there is one local user, and the
 service serves loopback only.
 """
 
@@ -30,10 +30,10 @@ ADMIN = ("/api/jobs/",)
 FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
 ERASES = "/api/sessions/erase"
 PAGES = frozenset(("/", "/sessions", "/conversations", "/chat", "/docs"))
-# What a person ends or deletes on a page, by a form.
+# Forms on pages with which a person ends or deletes a row.
 DELETING = ("/sessions/", "/conversations/")
 LONGEST_QUERY = 2000
-# Decides nothing: it is what the API's description says about tokens.
+# Documentation only: describes tokens in the OpenAPI document.
 DESCRIBED = Security(
     HTTPBearer(
         auto_error=False,
@@ -44,7 +44,7 @@ DESCRIBED = Security(
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who is asking, and what they may do; ``admin`` may do everything, and sees everybody's conversations."""
+    """The sender and its scopes; ``admin`` may do everything, and sees everybody's conversations."""
 
     name: str
     scopes: frozenset[str]
@@ -52,12 +52,12 @@ class Principal(msgspec.Struct, frozen=True):
     orgs: frozenset[str] = frozenset()
 
     def may(self, scope: str) -> bool:
-        """Says whether the token has a scope."""
+        """Returns whether the token has a scope."""
         return scope in self.scopes or "admin" in self.scopes
 
     @property
     def viewer(self) -> Viewer:
-        """Whose conversations they see."""
+        """The conversations that the sender may see."""
         return Viewer(self.user_id, self.orgs, sees_all=self.may("admin"))
 
 
@@ -73,7 +73,7 @@ class Authenticator:
         self._admin = tokens.digest(config.api_token) if config.api_token else None
 
     async def principal(self, token: str | None) -> Principal | None:
-        """Returns who holds ``token``, or None. Raises SQLAlchemyError when the database cannot be asked."""
+        """Returns the holder of ``token``, or None. Raises SQLAlchemyError when the database does not answer."""
         if token and self._admin and hmac.compare_digest(tokens.digest(token), self._admin):
             return Principal("ARIA_API_TOKEN", frozenset(("admin",)))
         if not token and (self._admin or not self._config.on_loopback):
@@ -88,13 +88,13 @@ class Authenticator:
 
 
 class Auth:
-    """ASGI middleware: 401 without a valid token, 403 without the scope; ``scope["principal"]`` for all others."""
+    """ASGI middleware: 401 without a valid token, 403 without the scope; else sets ``scope["principal"]``."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hands the request on when its sender may ask this."""
+        """Passes the request on if its sender is authorized."""
         if scope["type"] not in ("http", "websocket") or scope["path"] in OPEN:
             return await self._app(scope, receive, send)
         authenticator: Authenticator = scope["app"].state.authenticator
@@ -105,7 +105,7 @@ class Auth:
                 scope, receive, send, 503, "the database does not answer; try again in a moment", "database_unavailable"
             )
         if principal is LOCAL and FORWARDED.intersection(Headers(scope=scope).keys()):
-            # A proxy on this machine asks for somebody elsewhere.
+            # A proxy on this machine forwards requests from elsewhere.
             principal = None
         if principal is None:
             headers = {"WWW-Authenticate": "Bearer"}
@@ -113,7 +113,7 @@ class Auth:
                 login = f"/login?next={quote(address(scope))}"
                 if "hx-request" not in Headers(scope=scope):
                     return await RedirectResponse(login, 303)(scope, receive, send)
-                # It would follow a redirect, and put the login where a part of the page was.
+                # htmx would follow a redirect, and replace a part of the page by the login form.
                 headers["HX-Redirect"] = login
             return await refuse(
                 scope,
@@ -134,7 +134,7 @@ class Auth:
 
 
 def address(scope: Scope) -> str:
-    """Returns the path of a request with its query, which is left out when it is longer than any page's."""
+    """Returns the path of a request with its query; drops a query longer than any page's."""
     path: str = scope["path"]
     query: bytes = scope["query_string"]
     return f"{path}?{query.decode('latin-1')}" if 0 < len(query) <= LONGEST_QUERY else path
@@ -154,12 +154,12 @@ def scope_needed(scope: Scope) -> str:
 
 
 def is_page(path: str) -> bool:
-    """Says whether a browser that asks for this is a person's, who can log in."""
+    """Returns whether a path is a page's: its reader is a person, who can log in."""
     return path in PAGES or path.startswith(DELETING)
 
 
 def token_of(scope: Scope) -> str | None:
-    """Returns the token of a request: the header's, else the cookie's."""
+    """Returns the token of a request, from the header, else from the cookie."""
     scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and given.strip():
         return given.strip()

@@ -15,7 +15,7 @@ from session_manager.settings import Settings, api_token, read_settings
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_VOLUME = "default"
-# Of each job: the variable that says how often it runs, and the default, in seconds.
+# For each job: the variable that sets its interval, and the default, in seconds.
 INTERVALS = {
     "volume_sync": ("ARIA_SYNC_SECONDS", 30.0),
     "delivery": ("ARIA_DELIVERY_SECONDS", 30.0),
@@ -30,13 +30,13 @@ _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false"
 
 
 class Config(msgspec.Struct, frozen=True):
-    """What the service runs with.
+    """The service's settings.
 
-    ``database_url`` None means the embedded PostgreSQL; otherwise it is an SQLAlchemy URL for psycopg. ``live`` says
-    where the skill keeps what, None when there is no volume to sync. ``volume`` names that volume in history: replicas
-    that see the same agents directory share one name. ``intervals`` are the jobs' in seconds, by name; 0 switches a
-    job off. Chat sessions that are made before their first message live for ``cleanup_ttl_minutes`` without one;
-    unless ``cleanup_enabled`` they are kept. ``llm`` says which model replies.
+    ``database_url`` None means the embedded PostgreSQL; otherwise it is an SQLAlchemy URL for psycopg. ``live`` holds
+    the skill's paths, None when there is no volume to sync. ``volume`` names that volume in history: replicas that see
+    the same agents directory share one name. ``intervals`` are the jobs' in seconds, by name; 0 switches a job off.
+    Chat sessions created before their first message expire after ``cleanup_ttl_minutes`` without one; unless
+    ``cleanup_enabled`` they are kept. ``llm`` selects the model that replies.
     """
 
     host: str
@@ -56,7 +56,7 @@ class Config(msgspec.Struct, frozen=True):
         return None if self.live is None else self.live.place.layout.root or self.live.agents_dir
 
     def volume_settings(self) -> Settings:
-        """Returns where the skill keeps what. Raises Refused (``no_volume``) when there is no volume."""
+        """Returns the skill's paths. Raises Refused (``no_volume``) when there is no volume."""
         if self.live is None:
             raise Refused(
                 "this service has no agents directory; set ARIA_AGENTS_DIR to the folder that holds <agent>/sessions",
@@ -66,12 +66,12 @@ class Config(msgspec.Struct, frozen=True):
 
     @property
     def on_loopback(self) -> bool:
-        """Says whether only this machine can reach the service."""
+        """Whether only this machine can reach the service."""
         return is_loopback(self.host)
 
 
 def is_loopback(host: str) -> bool:
-    """Says whether a host name or address (IPv6 with or without brackets) is the loopback."""
+    """Returns whether a host name or address (IPv6 with or without brackets) is the loopback."""
     name = host.strip("[]").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -84,8 +84,8 @@ def is_loopback(host: str) -> bool:
 def read_config(environ: Mapping[str, str], host: str = DEFAULT_HOST) -> Config:
     """Reads the environment.
 
-    Raises UsageError (``bad_setting``, ``agents_dir_missing``) when a variable is set but unusable. An agents
-    directory that nobody named and that does not exist is no error: a service may run where no volume is mounted.
+    Raises UsageError (``bad_setting``, ``agents_dir_missing``) when a variable is set but unusable. A missing default
+    agents directory is no error: a service may run where no volume is mounted.
     """
     volume = environ.get("ARIA_VOLUME", "").strip() or DEFAULT_VOLUME
     if len(volume) > 100 or not volume.isprintable():
@@ -125,7 +125,7 @@ def database_url(environ: Mapping[str, str]) -> str | None:
     if not url:
         return None
     scheme, _, rest = url.partition("://")
-    # Whatever driver an older service used, this one has its own.
+    # Replaces the driver of an older service by ours.
     if scheme.partition("+")[0] in ("postgresql", "postgres") and rest:
         from sqlalchemy.engine import make_url
         from sqlalchemy.exc import ArgumentError
@@ -144,7 +144,7 @@ def _live(environ: Mapping[str, str]) -> Settings | None:
     try:
         return read_settings(environ)
     except (UsageError, Refused) as error:
-        # Nobody has named one, and there is none that this user may see.
+        # No directory is configured, and this user can see none.
         if error.code in ("agents_dir_missing", "not_readable") and "variable" not in error.details:
             return None
         raise

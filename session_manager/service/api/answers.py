@@ -1,4 +1,4 @@
-"""The answers that every route can give beside its own, for the description of the API."""
+"""The answers that every route can give besides its own, for the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from session_manager.service.talk.talk import Event, Talk
 HEARTBEAT_S = 15.0
 _HEADERS = {
     "Cache-Control": "no-store, no-transform",
-    # nginx would keep a reply back until it is whole.
+    # nginx would buffer a reply until it is complete.
     "X-Accel-Buffering": "no",
     "X-Content-Type-Options": "nosniff",
 }
@@ -44,7 +44,7 @@ router = APIRouter(prefix="/api/engine/chat", tags=["engine"], responses={**WHO,
 
 
 class EventStream(StreamingResponse):
-    """The events of an exchange; a client that goes away before its end leaves it."""
+    """The events of an exchange; a client that disconnects early leaves the exchange."""
 
     media_type = "text/event-stream"
 
@@ -66,7 +66,7 @@ async def _written(talk: Talk) -> AsyncGenerator[bytes, None]:
 
 
 def in_sse(event: Event) -> bytes:
-    """Returns an event as it stands in a stream of server-sent events."""
+    """Returns an event in the server-sent events format."""
     return b"event: %s\ndata: %s\n\n" % (event.name.encode(), orjson.dumps(event.data))
 
 

@@ -1,4 +1,4 @@
-"""What goes into /api/engine/chat, and the events that come out, checked and described."""
+"""Schemas of the requests to /api/engine/chat and of its events."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ class ChatRequest(BaseModel):
         return body
 
     def ask(self) -> Ask:
-        """Returns what to ask."""
+        """Returns the request to the model."""
         return Ask(self.message, self.session_id, self.agent_id, self.org_id, self.model, self.idempotency_key)

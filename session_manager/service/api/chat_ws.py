@@ -1,7 +1,7 @@
-"""WS /api/engine/chat/ws: the same over a WebSocket, any number of messages, one after the other.
+"""WS /api/engine/chat/ws: chat over a WebSocket, any number of messages, one after the other.
 
-Frames from the client are bodies as POST /api/engine/chat/stream takes them; frames to it are ``{"event", "data"}``.
-What is wrong with a message is told as an ``error``, and the connection stays.
+Frames from the client are bodies of POST /api/engine/chat/stream; frames to it are ``{"event", "data"}``. A faulty
+message is answered with an ``error``, and the connection stays open.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from session_manager.service.db.ownership import Viewer
 from session_manager.service.talk.failures import document
 from session_manager.service.talk.talk import Talk
 
-# The longest message, all of it escaped, and what stands around it.
+# The longest message, fully escaped, and the frame around it.
 FRAME_LIMIT = 2**22
 POLICY_VIOLATION = 1008
 
@@ -52,7 +52,7 @@ async def chat_ws(socket: WebSocket) -> None:
 
 
 class _Line:
-    """One connection: at most one exchange is under way on it."""
+    """One connection with at most one exchange in progress."""
 
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket
@@ -60,7 +60,7 @@ class _Line:
         self._telling: asyncio.Task[None] | None = None
 
     async def take(self, text: str | None) -> bool:
-        """Takes a message; False when its sender may not talk any more. Raises WebSocketDisconnect."""
+        """Handles a message; False when its sender may no longer chat. Raises WebSocketDisconnect."""
         try:
             if self._telling is not None and not self._telling.done():
                 raise Refused(
@@ -80,7 +80,7 @@ class _Line:
         return True
 
     async def _asking(self) -> Viewer | None:
-        """Returns who asks. A token may have been revoked since the connection was made."""
+        """Returns the sender. The token may have been revoked since the connection was opened."""
         authenticator: Authenticator = self._socket.app.state.authenticator
         principal = await authenticator.principal(token_of(self._socket.scope))
         return principal.viewer if principal is not None and principal.may("write") else None
@@ -88,7 +88,7 @@ class _Line:
     async def _tell(self, talk: Talk) -> None:
         try:
             async for event in talk.events(HEARTBEAT_S):
-                # The protocol's own pings show that the connection lives.
+                # The protocol's own pings show that the connection is alive.
                 if event is not None:
                     await self._send(event.name, event.data)
         except WebSocketDisconnect:
@@ -98,7 +98,7 @@ class _Line:
         await self._socket.send_text(orjson.dumps({"event": name, "data": data}).decode())
 
     def hang_up(self) -> None:
-        """Leaves what is under way."""
+        """Leaves the exchange in progress."""
         if self._talk is not None:
             self._talk.leave()
         if self._telling is not None:

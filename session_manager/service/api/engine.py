@@ -1,4 +1,4 @@
-"""/api/engine/sessions/{id}: conversations that the service holds itself, one at a time."""
+"""/api/engine/sessions/{id}: the service's own conversations, one at a time."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ router = APIRouter(prefix="/api/engine/sessions", tags=["engine"], responses={**
 
 
 def viewer(request: Request) -> Viewer:
-    """Returns whose conversations the sender may see."""
+    """Returns the viewer that stands for the sender."""
     found: Viewer = request.scope["principal"].viewer
     return found
 
 
 def chat_id(request: Request, id: PathId) -> uuid.UUID:
-    """Reads the id in a path; raises what ``uuid_in`` raises."""
+    """Reads the id in a path. Raises as ``uuid_in`` does."""
     return uuid_in(request, id, "a chat session", "GET /api/engine/sessions")
 
 
@@ -109,7 +109,7 @@ async def create_chat(request: Request, database: Database, asking: Asking, body
 
 
 def owner(asking: Viewer, user_id: str | None, org_id: str | None) -> str | None:
-    """Returns whose a new session is. Raises Forbidden for somebody else's, and in an organisation of others."""
+    """Returns a new session's owner. Raises Forbidden for another user, and for an organisation of others."""
     if user_id not in (None, asking.user_id) and not asking.sees_all:
         raise Forbidden("this token may create sessions for its own user only; leave user_id out", code="foreign_user")
     if not asking.may_create_for(org_id):

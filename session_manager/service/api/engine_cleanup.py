@@ -1,6 +1,7 @@
-"""/api/engine/sessions/stats, /archived and the cleanups: conversations, many at a time.
+"""/api/engine/sessions/stats, /archived and the cleanups: requests about many conversations.
 
-A cleanup reaches what the token may see: everything for an admin, else one's own and one's organisations'.
+A cleanup covers the conversations that the token may see: all for an admin, else its user's own and those of its
+organisations.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from session_manager.service.api.sessions import AgentId, Database
 from session_manager.service.db import chat_archive, chat_cleanup, chat_sessions
 from session_manager.service.db.chat_cleanup import GHOST_MINUTES
 
-# Included before the routes with {id}, which would take these names for ids.
+# Included before the routes with {id}, which would read these names as ids.
 router = APIRouter(prefix="/api/engine/sessions", tags=["engine"], responses={**WHO, **BUSY, **INVALID})
 
 

@@ -1,4 +1,4 @@
-"""What goes into /api/engine and what comes out, checked and described."""
+"""Schemas of the requests to /api/engine and of its answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from session_manager.service.db.chat_cleanup import GHOST_MINUTES, IDLE_DAYS
 LONGEST_MINUTES = 5_256_000
 CONTENT_LIMIT = 2**18
 CIPHERTEXT_LIMIT = 2**18
-# What the service says about a session; a client's word on it does not count.
+# Metadata that only the service sets; values from a client do not count.
 _FACTS = ("created_at", "has_messages", "first_message_at", "backend_created")
 
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
@@ -100,7 +100,7 @@ class ChatSession(BaseModel):
     updated_at: Moment
     last_message_at: Moment | None
     ended_at: Moment | None
-    # The archive's tables refuse less than those of what is live.
+    # The archive's tables have fewer constraints than the live ones.
     metadata: Annotated[dict[str, Any], BeforeValidator(_object)]
 
     @model_validator(mode="before")
@@ -173,7 +173,7 @@ class NewChatSession(_Body):
     @model_validator(mode="before")
     @classmethod
     def _from_metadata(cls, body: Any) -> Any:
-        """Takes a time to live and a kind that stand in the metadata for the fields that they become."""
+        """Moves a time to live and a kind from the metadata to their fields."""
         if not isinstance(body, dict) or not isinstance(body.get("metadata"), dict):
             return body
         rest = {name: value for name, value in body["metadata"].items() if name not in _FACTS}

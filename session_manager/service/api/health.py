@@ -1,4 +1,4 @@
-"""Health: does the process live, and can it work."""
+"""Health: is the process alive, and can it work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from session_manager.service.watch import Watch
 router = APIRouter(tags=["health"])
 
 
-# Less than those who ask are used to wait; behind a pooler a database that has gone is waited for much longer.
+# Less than the usual timeout of probes; behind a pooler, waiting for a lost database takes much longer.
 PATIENCE_S = 3.0
 
 
@@ -60,11 +60,11 @@ async def readyz(request: Request) -> Readiness:
 
 
 def _question(app: FastAPI) -> asyncio.Task[str | None]:
-    """Returns the question that is under way, or a new one: those who do not wait must not use up the pool."""
+    """Returns the check in progress, or a new one: impatient probes must not exhaust the pool."""
     question: asyncio.Task[str | None] | None = app.state.readiness
     if question is None or question.done():
         question = app.state.readiness = asyncio.create_task(_schema(app.state.engine))
-        # Where nobody waits for the answer any more, nobody is to be told of an error.
+        # When no request waits for the answer any more, its error is not reported.
         question.add_done_callback(lambda task: task.cancelled() or task.exception())
     return question
 

@@ -1,4 +1,4 @@
-"""Ids in paths: UUIDs, parsed here so that anything else gets a sentence of its own."""
+"""Ids in paths: UUIDs, parsed here so that anything else gets a specific error."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PathId = Annotated[str, Path(description="a UUID", json_schema_extra={"format": 
 
 
 def uuid_in(request: Request, id: str, thing: str, listing: str) -> uuid.UUID:
-    """Returns the id of a ``thing``; ``listing`` names the list of ids.
+    """Returns the id of a ``thing``; ``listing`` says where ids are listed.
 
-    Raises BadId; and HTTPException (405) for a word that is an address of its own, such as ``stats``.
+    Raises BadId, and HTTPException (405) for a word that has a route of its own, such as ``stats``.
     """
     try:
         return uuid.UUID(id)

@@ -77,7 +77,7 @@ async def _items(connection: AsyncConnection, runner: Runner, jobs: list[Job]) -
 
 
 def _item(job: Job, run: queries.Run) -> JobItem:
-    # What nobody runs any more has no next run.
+    # A job that no service runs any more has no next run.
     planned = run.next_run_at if run.next_run_at and (job.enabled or run.next_run_at > run.now) else None
     return JobItem(
         name=job.name,

@@ -1,4 +1,4 @@
-"""What goes in and what comes out, checked and described."""
+"""Schemas of requests and answers."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ Status = Literal["active", "completed", "ended", "error"]
 
 
 def storable(text: str) -> str:
-    """Returns the text; raises ValueError when PostgreSQL cannot hold it."""
+    """Returns the text. Raises ValueError when PostgreSQL cannot store it."""
     if "\0" in text:
         raise ValueError("must not contain the character U+0000")
     return text
 
 
 def _text(value: object) -> object:
-    # A number in a text is seconds or milliseconds, whichever is nearer; nobody should have to guess.
+    # pydantic reads a number in a text as seconds or milliseconds, whichever is nearer: an ambiguous guess.
     if not (isinstance(value, str) and _DATED.match(value)):
         raise ValueError("must be a string such as 2026-02-15T18:00:00Z")
-    # In an address a plus sign that is not escaped arrives as a space.
+    # An unescaped plus sign in a URL arrives as a space.
     return _PLUS.sub(r"\1+\2", value)
 
 
 def _in_utc(at: datetime) -> datetime:
-    # Any server shows such times in any zone of its own.
+    # PostgreSQL can show these times in any time zone.
     if not 1970 <= at.year < 2200:
         raise ValueError("must be within the years 1970 to 2199")
     return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
@@ -69,7 +69,7 @@ def _storable_metadata(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_storable(value: object) -> bool:
-    """Says whether ``jsonb`` holds a value that orjson has written."""
+    """Returns whether ``jsonb`` can store a value that orjson has written."""
     if isinstance(value, dict):
         return all(_is_storable(key) and _is_storable(member) for key, member in value.items())
     if isinstance(value, list):
@@ -95,7 +95,7 @@ Moment = Annotated[datetime, PlainSerializer(lambda at: at.astimezone(UTC).isofo
 
 
 def given(*names: str) -> dict[str, Any]:
-    """Returns what a JSON Schema says where one of some fields is needed; null is none."""
+    """Returns the JSON Schema that requires one of some fields; null does not count."""
     some = [{"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in names]
     return {"anyOf": some}
 
@@ -178,7 +178,7 @@ class SessionChanges(_Body):
         return self
 
     def changes(self) -> dict[str, Any]:
-        """Returns the fields that were given a value."""
+        """Returns the fields that have a value."""
         return self.model_dump(exclude_none=True)
 
 

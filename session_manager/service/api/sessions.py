@@ -46,7 +46,7 @@ from session_manager.service.jobs.sync import sync_volume
 from session_manager.service.problems import Unavailable
 
 PAGE_LIMIT = 1000
-# With OFFSET behind it, a page number must stay a bigint.
+# The page number becomes an OFFSET, which must fit a bigint.
 _LAST_PAGE = 2**40
 
 _TAKEN: Responses = {409: {"model": Problem, "description": "another row has that session"}}
@@ -55,10 +55,10 @@ router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses={**WHO, 
 
 
 async def transaction(request: Request) -> AsyncIterator[AsyncConnection]:
-    """Gives a request one connection in one transaction, committed when its answer is made.
+    """Yields one connection in one transaction for a request, committed when its answer is ready.
 
-    All that a request reads that changes nothing is of the same moment.
-    What is in ``request.state.then`` is called afterwards, unless the request has failed.
+    A read-only request reads one snapshot. The functions in ``request.state.then`` are called afterwards, unless the
+    request has failed.
     """
     then: list[Callable[[], None]] = []
     request.state.then = then
@@ -74,7 +74,7 @@ Database = Annotated[AsyncConnection, Depends(transaction, scope="function")]
 
 
 def row_id(request: Request, id: PathId) -> uuid.UUID:
-    """Reads the id in a path; raises what ``uuid_in`` raises."""
+    """Reads the id in a path. Raises as ``uuid_in`` does."""
     return uuid_in(request, id, "a row", "GET /api/sessions")
 
 
@@ -180,7 +180,7 @@ async def sync_now(request: Request) -> Synced:
     agents whose index could not be read."""
     state = request.app.state
     state.config.volume_settings()
-    # Who waits for a sync of this process holds no connection.
+    # Waiting for a sync of this process holds no connection.
     async with state.syncing:
         try:
             result = await state.jobs.run_after("volume_sync", partial(sync_volume, wait=True))

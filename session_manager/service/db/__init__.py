@@ -1,1 +1,1 @@
-"""Everything that speaks SQL: the tables, the queries, the migrations."""
+"""All SQL: the tables, the queries, the migrations."""

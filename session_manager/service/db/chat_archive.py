@@ -1,7 +1,7 @@
-"""Conversations into the archive, and out of it again: session and messages move together, in one transaction.
+"""Moves conversations into the archive and back: session and messages together, in one transaction.
 
-Whoever moves a session holds its row FOR UPDATE. Adding a message takes that row, too, so a message is either there
-before the move and moves along, or comes after it and brings the session back.
+A move locks the session's row FOR UPDATE. Adding a message locks that row, too, so a message is either stored before
+the move and moves along, or comes after it and restores the session.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Place = tuple[datetime, uuid.UUID]
 
 
 def idle(days: int, viewer: Viewer) -> list[ColumnElement[bool]]:
-    """Returns the conditions for conversations without activity for some days; empty sessions are none."""
+    """Returns the conditions for conversations without activity for some days; empty sessions are excluded."""
     return [s.c.message_count > 0, s.c.updated_at < func.now() - func.make_interval(0, 0, 0, days), *viewer.sees(s)]
 
 
 async def measure_idle(connection: AsyncConnection, days: int, viewer: Viewer) -> tuple[int, int]:
-    """Returns how many conversations are idle, and how many messages they hold."""
+    """Counts the idle conversations and their messages."""
     query = select(func.count(), func.coalesce(func.sum(s.c.message_count), 0)).where(*idle(days, viewer))
     sessions, messages_in_them = (await connection.execute(query)).one()
     return int(sessions), int(messages_in_them)
@@ -45,8 +45,8 @@ async def archive_idle(
 ) -> list[Row]:
     """Archives one batch of idle conversations, longest idle first, and returns them.
 
-    Rows that somebody else holds are left for the next time. ``after`` is the place (``updated_at``, id) of the last
-    one of the batch before: what it left behind is not looked at again.
+    Rows locked by others are left for the next run. ``after`` is the position (``updated_at``, id) of the previous
+    batch's last row: rows skipped before it are not read again.
     """
     query = select(s.c.id).where(*idle(days, viewer)).order_by(s.c.updated_at, s.c.id).limit(limit)
     if after is not None:
@@ -56,12 +56,12 @@ async def archive_idle(
 
 
 async def archive_one(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row:
-    """Archives one session and returns it; one that is in the archive stays there.
+    """Archives one session and returns it; an archived one stays as it is.
 
-    Raises NotFound, or Refused (``session_empty``): in the archive no purge would find it.
+    Raises NotFound, or Refused (``session_empty``): no purge would find an empty session in the archive.
     """
     query = select(s.c.message_count).where(s.c.id == session_id, *viewer.sees(s)).with_for_update()
-    # Twice, since it may come back from the archive between the two.
+    # Twice, since it may be restored from the archive between the two.
     for _ in range(2):
         message_count = await connection.scalar(query)
         if message_count == 0:
@@ -78,9 +78,9 @@ async def archive_one(connection: AsyncConnection, session_id: uuid.UUID, viewer
 
 
 async def revive(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> bool:
-    """Brings a session back from the archive; False when it is not there.
+    """Restores a session from the archive; False when it is not there.
 
-    Raises Refused (``archive_damaged``) for what the tables of live conversations do not take.
+    Raises Refused (``archive_damaged``) for values that violate the live tables' constraints.
     """
     query = select(archive.c.id).where(archive.c.id == session_id, *viewer.sees(archive)).with_for_update()
     if await connection.scalar(query) is None:
@@ -115,7 +115,7 @@ async def archived(
 
 
 async def _archive(connection: AsyncConnection, ids: Sequence[uuid.UUID]) -> list[Row]:
-    """Moves sessions whose rows this transaction holds."""
+    """Moves sessions whose rows this transaction has locked."""
     if not ids:
         return []
     await _copy(connection, s, archive, KEPT, s.c.id.in_(ids))

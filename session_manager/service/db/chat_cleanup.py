@@ -1,8 +1,8 @@
 """Cleanups of conversations: empty ones are deleted, idle ones archived, in batches that block no writer.
 
-An empty session is deleted only when it still is empty on its own row, held FOR UPDATE, and when no message refers to
-it. Rows that somebody holds are passed by. Each batch is a transaction, so its rows are held for moments. A row that is
-held stays where it is, so a batch is deleted by the addresses of its rows: no index is asked for them again.
+An empty session is deleted only when its own row, locked FOR UPDATE, still shows it as empty, and when no message
+refers to it. Rows locked by others are skipped. Each batch is one transaction, so its locks are short. A locked row
+does not move, so a batch is deleted by ctid, without another index lookup.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from session_manager.service.logs import short
 
 GHOST_MINUTES = 15
 IDLE_DAYS = 30
-# A twentieth of a second's work: a first message waits that long for the batch that holds its session.
+# A twentieth of a second's work: a first message waits that long for the batch that has locked its session.
 BATCH = 2500
-# These carry all their messages along.
+# These move with all their messages.
 ARCHIVE_BATCH = 100
-# What a list of empty sessions says of each: whose it is, and since when.
+# The columns in a list of empty sessions: owner and creation time.
 LISTED = tuple(
     s.c[name] for name in ("id", "user_id", "org_id", "agent_id", "session_type", "created_at", "expires_at")
 )
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class Empty(msgspec.Struct, frozen=True):
-    """Which empty sessions: conditions, and the time by which an index finds them, oldest first."""
+    """Selects empty sessions: conditions, and the time column of the index that finds them, oldest first."""
 
     name: str
     by: Column[datetime]
@@ -51,9 +51,9 @@ class Empty(msgspec.Struct, frozen=True):
 
 
 def ghosts(older_than_minutes: int, viewer: Viewer = EVERYBODY, *, whatever_ttl: bool) -> Empty:
-    """Returns the sessions without messages that are older than some minutes; 0 is all of them.
+    """Selects the sessions without messages that are older than some minutes; 0 selects all.
 
-    Those that carry a time to live expire by that, and are left out unless ``whatever_ttl``.
+    Sessions with a time to live expire by it, and are excluded unless ``whatever_ttl``.
     """
     conditions = [s.c.message_count == 0, *viewer.sees(s)]
     if older_than_minutes:
@@ -64,12 +64,12 @@ def ghosts(older_than_minutes: int, viewer: Viewer = EVERYBODY, *, whatever_ttl:
 
 
 def expired(viewer: Viewer = EVERYBODY) -> Empty:
-    """Returns the sessions that still have no message when their time to live has passed."""
+    """Selects the sessions that still have no message after their time to live."""
     return Empty("expiry", s.c.expires_at, [s.c.message_count == 0, s.c.expires_at < func.now(), *viewer.sees(s)])
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What one batch did: how many sessions went, some of them, and from where to go on, None at the end."""
+    """The result of one batch: the number of deleted sessions, some of them, and the next position, None at the end."""
 
     deleted: int
     some: list[Row]
@@ -81,22 +81,22 @@ async def delete_empty(
 ) -> Batch:
     """Deletes one batch and returns up to ``shown`` of them.
 
-    ``after`` is the place (the time it goes by, id) where the batch before it ended.
+    ``after`` is the position (time by which it is sorted, id) where the previous batch ended.
     """
     found_by = (which.by, s.c.id)
     query = select(s.c.id, which.by.label("at"), _ADDRESS.label("address")).where(*which.conditions).order_by(*found_by)
     if after is not None:
         query = query.where(tuple_(*found_by) > after)
     held = query.limit(limit).with_for_update(skip_locked=True).subquery("held")
-    # The addresses stay one text here: what a purge costs is what the database does.
+    # The ctids stay one text here: Python adds nothing to the database's cost of a purge.
     addresses, last_id = cast(func.array_agg(held.c.address), Text), func.array_agg(held.c.id)[func.count()]
     found = await connection.execute(select(func.count(), addresses, func.max(held.c.at), last_id))
     n, held_at, at, last = found.one()
     if not n:
         return Batch(0, [], None)
-    # Only a statement that begins when the rows are held sees every message that came before. OFFSET keeps the planner
-    # from joining with all messages there are: each session costs one look into an index. Nor is the count asked for in
-    # the words of the index of ghosts, which would be read whole instead of the addresses.
+    # Only a statement that begins after the rows are locked sees every earlier message. OFFSET keeps the planner from
+    # joining with all messages: each session costs one index lookup. The condition on message_count must not match that
+    # of the index of ghosts, which would be read whole instead of the ctids.
     messages = select(m.c.session_id).where(m.c.session_id == s.c.id).offset(0).correlate(s)
     these = delete(s).where(_AT_ADDRESSES.bindparams(addresses=held_at), s.c.message_count < 1, ~messages.exists())
     gone = these.returning(*LISTED).cte("gone")
@@ -107,7 +107,7 @@ async def delete_empty(
 
 
 async def purge(engine: AsyncEngine, which: Empty, batch: int = BATCH) -> int:
-    """Deletes empty sessions and returns how many; any number of purges may run at once and share the work."""
+    """Deletes empty sessions and returns how many; any number of purges may run at once."""
     return sum([done.deleted async for done in _purged(engine, which, batch, _SHOWN)])
 
 
@@ -140,7 +140,7 @@ async def _purged(engine: AsyncEngine, which: Empty, batch: int, shown: int) -> 
 
 
 async def forget_deleted(engine: AsyncEngine) -> None:
-    """Forgets which empty sessions were deleted on purpose a day ago: no message to them is under way any more."""
+    """Deletes day-old records of deliberately deleted empty sessions: no message to those is in flight any more."""
     async with engine.begin() as connection:
         await connection.execute(LIMITS)
         await connection.execute(
@@ -166,7 +166,7 @@ async def archive_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewe
 
 
 async def measure_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewer = EVERYBODY) -> tuple[int, int]:
-    """Returns what ``archive_idle`` would."""
+    """Returns the same counts as ``archive_idle``, without archiving."""
     async with engine.begin() as connection:
         await connection.execute(LIMITS)
         return await chat_archive.measure_idle(connection, days, viewer)

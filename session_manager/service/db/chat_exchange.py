@@ -1,7 +1,7 @@
-"""An exchange: what a user said and what the assistant replied, committed in one transaction or not at all.
+"""An exchange: a user's message and the assistant's reply, committed in one transaction or not at all.
 
-A session that is begun by an exchange exists only together with it, so whoever leaves before the reply is complete
-leaves nothing behind.
+A session that an exchange starts exists only together with it, so a client that disconnects before the reply is
+complete leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from session_manager.service.db.tables import chat_sessions_archive as archive
 
 
 class NewSession(msgspec.Struct, frozen=True):
-    """A session to begin with an exchange. ``id`` may be told to a client before: it names nothing until then."""
+    """A session to start with an exchange. A client may get ``id`` earlier: it names nothing until then."""
 
     agent_id: str
     session_type: str = "chat"
@@ -38,7 +38,7 @@ class NewSession(msgspec.Struct, frozen=True):
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """What is stored: the session as it is now, both messages, and whether this call stored them (or an earlier)."""
+    """The stored exchange: the session as it is now, both messages, and whether this call stored them."""
 
     session: Row
     user: Row
@@ -53,11 +53,11 @@ async def commit_exchange(
     user: NewMessage,
     assistant: NewMessage,
 ) -> Committed:
-    """Stores both messages, and makes the session when it is a new one; the caller's transaction is the exchange's.
+    """Stores both messages, and creates a new session, in the caller's transaction.
 
-    ``session`` is a NewSession, or an existing one as it was found when the message came: a purge or an
-    archive run in between does not stop the exchange. ``user.idempotency_key`` makes a retry return what the first
-    attempt stored, also while that one is still under way. A new session's key counts among its owner's sessions.
+    ``session`` is a NewSession, or an existing one as found when the message arrived: a purge or an archive run in
+    between does not stop the exchange. With ``user.idempotency_key`` a retry returns the exchange that the first
+    attempt stored, also while that is still in progress. A new session's key is unique per owner.
 
     Raises NotFound when the session has been deleted, Refused (``idempotency_conflict``) when the key was used for
     another message.
@@ -78,7 +78,7 @@ async def commit_exchange(
 
 
 def still_open(session: Row) -> Row:
-    """Returns an existing session, live or archived, that may be talked in. Raises Refused (``session_ended``)."""
+    """Returns an existing session, live or archived, that accepts messages. Raises Refused (``session_ended``)."""
     if session["ended_at"] is not None:
         raise chat_messages.ended(session["id"])
     return session
@@ -87,7 +87,7 @@ def still_open(session: Row) -> Row:
 async def stored_exchange(
     connection: AsyncConnection, viewer: Viewer, session: NewSession | Row, user: NewMessage
 ) -> Committed | None:
-    """Returns what an earlier attempt with this idempotency key stored, so that no model need be asked again.
+    """Returns the exchange that an earlier attempt with this idempotency key stored, to save another model call.
 
     Raises Refused (``idempotency_conflict``) when the key was used for another message.
     """
@@ -100,7 +100,7 @@ async def stored_exchange(
 
 
 async def _begin(connection: AsyncConnection, session: NewSession, key: str | None) -> Row | None:
-    """Makes a session; None when its owner has begun one with this key. Waits for an attempt that is under way."""
+    """Creates a session; None when its owner has started one with this key. Waits for an attempt in progress."""
     now = await database_time(connection)
     facts = {"created_at": now.isoformat(), "backend_created": True, "kind": session.kind}
     values = {
@@ -120,7 +120,7 @@ async def _begin(connection: AsyncConnection, session: NewSession, key: str | No
     if row is None:
         return None
     if key is not None and await _begun_in(connection, archive, session, key) is not None:
-        # Archived before the row was made, or while that waited for it: only now is it certain that it is not there.
+        # It may have been archived before the insert, or while that waited: only now is its absence certain.
         await connection.execute(delete(s).where(s.c.id == session.id))
         return None
     return dict(row)
@@ -133,8 +133,8 @@ async def _begun_in(connection: AsyncConnection, table: Table, session: NewSessi
 
 
 async def _find_begun(connection: AsyncConnection, session: NewSession, key: str) -> uuid.UUID | None:
-    """Returns the session that this owner began with this key, live or archived."""
-    # Twice, since it may come back from the archive between two looks.
+    """Returns the session that this owner started with this key, live or archived."""
+    # Twice, since it may be restored from the archive between two reads.
     for table in (s, archive, s):
         found = await _begun_in(connection, table, session, key)
         if found is not None:
@@ -145,7 +145,7 @@ async def _find_begun(connection: AsyncConnection, session: NewSession, key: str
 async def _stored_at_first(
     connection: AsyncConnection, viewer: Viewer, begun: uuid.UUID | None, user: NewMessage
 ) -> Committed:
-    """Returns the exchange by which a session was begun already. Raises Refused where it was begun by another one."""
+    """Returns the exchange that already started a session. Raises Refused if another message started it."""
     session = None if begun is None else await chat_sessions.look(connection, begun, viewer)
     before = None if session is None else await _stored(connection, session, user)
     if before is None:
@@ -154,7 +154,7 @@ async def _stored_at_first(
 
 
 async def _stored(connection: AsyncConnection, session: Row, user: NewMessage) -> Committed | None:
-    """Returns an exchange that a session holds already; ``created`` by this very call, where its answer was lost."""
+    """Returns an exchange that a session already has; ``created`` if this call stored it and lost the answer."""
     first = await chat_messages.stored(connection, session, user)
     if first is None:
         return None

@@ -1,8 +1,8 @@
-"""Queries over ``chat_messages``: a message takes its session's row, and the session survives it.
+"""Queries over ``chat_messages``: adding a message locks its session's row, and keeps the session.
 
-Purges, the archive and other writers hold the row, too, so all of them are ordered. Whoever finds the row gone under
-their hands knows from the look before that it was there when the message arrived: an empty session that a purge has
-deleted is made anew, as it was, and an archived one comes back. The message wins.
+Purges, the archive and other writers lock the row, too, so all of them are serialized. A writer whose row has
+disappeared knows from its earlier read that it existed when the message arrived: it recreates an empty session that a
+purge has deleted, as it was, and restores an archived one. The message wins.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from session_manager.service.db.tables import chat_sessions as s
 
 TITLE_LENGTH = 80
 _ATTEMPTS = 5
-# What the columns hold.
+# The limits of the columns.
 _MOST_MESSAGES, _MOST_TOKENS = 2**31 - 1, 2**63 - 1
 _LAST_MOMENT = datetime(2199, 12, 31, tzinfo=UTC)
 _TICK = text("interval '1 microsecond'")
 
 
 class NewMessage(msgspec.Struct, frozen=True):
-    """A message to add: plain ``content``, or ``encrypted``, which nobody here reads.
+    """A message to add: plain ``content``, or ``encrypted``, which the service cannot read.
 
-    By its ``id`` an attempt whose answer was lost is found again.
+    Its ``id`` identifies an attempt whose answer was lost.
     """
 
     role: str
@@ -47,12 +47,12 @@ class NewMessage(msgspec.Struct, frozen=True):
     id: uuid.UUID = msgspec.field(default_factory=uuid.uuid4)
 
     def is_stored_as(self, row: Row) -> bool:
-        """Says whether a stored message is this one."""
+        """Returns whether a stored message is this one."""
         return (self.role, self.content, self.encrypted) == (row["role"], row["content"], row["encrypted"])
 
 
 class Added(msgspec.Struct, frozen=True):
-    """A message as it is stored, its session as it is now, and whether this call stored it (or an earlier)."""
+    """A stored message, its session as it is now, and whether this call stored it (or an earlier one)."""
 
     message: Row
     session: Row
@@ -60,16 +60,16 @@ class Added(msgspec.Struct, frozen=True):
 
 
 async def hold(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer, seen: Row | None = None) -> Row:
-    """Holds a session's row until the transaction ends, so that a message can be added, and returns it.
+    """Locks a session's row until the transaction ends, to add a message, and returns it.
 
-    ``seen`` is the session as it was when the message arrived, where that was earlier than now: a session that was open
-    then takes the message although it has been ended since. Raises NotFound, or Refused (``session_ended``).
+    ``seen`` is the session as it was when the message arrived, if that was earlier: a session that was open then
+    accepts the message although it has been ended since. Raises NotFound, or Refused (``session_ended``).
     """
     known = seen or await chat_sessions.look(connection, session_id, viewer)
     if known is None:
         raise unknown(session_id)
     query = select(*ITEM).where(s.c.id == session_id, *viewer.sees(s)).with_for_update(key_share=True)
-    # It may move into the archive and out of it in between.
+    # It may be archived and restored in between.
     for _ in range(_ATTEMPTS):
         row = (await connection.execute(query)).mappings().first()
         if row is not None:
@@ -87,7 +87,7 @@ async def hold(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewe
 
 
 async def stored(connection: AsyncConnection, session: Row, message: NewMessage) -> Row | None:
-    """Returns what a session holds of a message already: by an earlier attempt with its id, or its idempotency key."""
+    """Returns a message that an earlier attempt has stored, by its id or its idempotency key."""
     table = _table(session)
     same = table.c.id == message.id
     if message.idempotency_key is not None:
@@ -98,7 +98,7 @@ async def stored(connection: AsyncConnection, session: Row, message: NewMessage)
 
 
 async def behind(connection: AsyncConnection, session: Row, message: Row) -> Row | None:
-    """Returns the message that follows one of a session's."""
+    """Returns the message after another one in a session."""
     table = _table(session)
     query = select(table).where(table.c.session_id == session["id"], table.c.position == message["position"] + 1)
     row = (await connection.execute(query)).mappings().first()
@@ -106,12 +106,12 @@ async def behind(connection: AsyncConnection, session: Row, message: Row) -> Row
 
 
 def _table(session: Row) -> Table:
-    """Returns where the messages of a session are, live or archived as it was found."""
+    """Returns the table of a session's messages, live or archived, as the session was found."""
     return archived if session["status"] == "archived" else m
 
 
 async def add(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer, message: NewMessage) -> Added:
-    """Adds a message; a retry with its idempotency key adds nothing, and is answered after the session's end, too.
+    """Adds a message; a retry with its idempotency key adds nothing, and is answered even after the session ended.
 
     Raises NotFound, or Refused (``session_ended``, ``idempotency_conflict``).
     """
@@ -121,7 +121,7 @@ async def add(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer
         if before is not None:
             return _added_before(known, before, message)
     session = await hold(connection, session_id, viewer)
-    # Another attempt may have been under way.
+    # Another attempt may have been in progress.
     before = await stored(connection, session, message)
     if before is not None:
         return _added_before(session, before, message)
@@ -136,13 +136,13 @@ def _added_before(session: Row, before: Row, message: NewMessage) -> Added:
 
 
 async def append(connection: AsyncConnection, session: Row, messages: Sequence[NewMessage]) -> tuple[list[Row], Row]:
-    """Adds messages to a session that ``hold`` has returned, and returns them and the session as it is then.
+    """Adds messages to a session that ``hold`` has returned; returns them and the updated session.
 
-    Raises Refused (``session_full``) where a column could not count on.
+    Raises Refused (``session_full``) when a counter would overflow its column.
     """
     last = await connection.scalar(select(func.max(m.c.position)).where(m.c.session_id == session["id"])) or 0
     _check_room(session, last, messages)
-    # Times follow the positions, whatever the clock does: readers ask for what came since.
+    # Times follow the positions, whatever the clock does: readers query by the time since.
     at = func.greatest(func.clock_timestamp(), literal(session["last_message_at"], m.c.created_at.type) + _TICK)
     values = [
         {
@@ -186,7 +186,7 @@ async def _touch(connection: AsyncConnection, session_id: uuid.UUID, rows: Seque
 
 
 def title_of(message: Row) -> str | None:
-    """Returns the beginning of what a user said, as a title; None when there is nothing that may be read."""
+    """Returns the beginning of a user's message, as a title; None when there is no readable text."""
     words = (message["content"] or "").split() if message["role"] == "user" else []
     title = " ".join(words)
     return None if not title else title if len(title) <= TITLE_LENGTH else f"{title[: TITLE_LENGTH - 1]}…"
@@ -205,7 +205,7 @@ async def listed(
 
 
 async def last_ones(connection: AsyncConnection, session: Row, limit: int) -> list[Row]:
-    """Returns the last messages of such a session, in their order."""
+    """Returns the last messages of a session that ``chat_sessions.find`` has returned, in their order."""
     table = _table(session)
     query = select(table).where(table.c.session_id == session["id"]).order_by(table.c.position.desc()).limit(limit)
     return [dict(row) for row in (await connection.execute(query)).mappings()][::-1]
@@ -217,7 +217,7 @@ def ended(session_id: uuid.UUID) -> Refused:
 
 
 def conflict(key: Any) -> Refused:
-    """Returns the error for an idempotency key that another message has."""
+    """Returns the error for an idempotency key that another message has used."""
     return Refused(
         f"idempotency_key {str(key)[:64]!r} was used for another message; a new message needs a new key",
         code="idempotency_conflict",

@@ -1,4 +1,4 @@
-"""Pages of conversations that begin behind a row, not at a number."""
+"""Keyset pages of conversations: each begins after a row, not at an offset."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Place = tuple[datetime, uuid.UUID]
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Sessions, the last changed (or created) first.
+    """Sessions, last changed (or created) first.
 
-    ``newer`` and ``older`` are where the pages beside it begin, None where there is none.
+    ``newer`` and ``older`` are the starts of the adjacent pages, None if there is none.
     """
 
     rows: list[Row]
@@ -36,7 +36,7 @@ async def page(
     before: Place | None = None,
     after: Place | None = None,
 ) -> Page:
-    """Returns the sessions before a place (time, id), or the nearest ones after it; the newest by default.
+    """Returns the sessions before a position (time, id), or the nearest ones after it; the newest by default.
 
     ``empty``: only those without a message, last created first.
     """

@@ -1,7 +1,7 @@
-"""Queries over ``chat_sessions``. Each takes a connection inside a transaction that its caller owns.
+"""Queries over ``chat_sessions``. Each runs on a connection in its caller's transaction.
 
-What the viewer may not see is as if it did not exist. What is in the archive can be read, and its status is
-``archived``; it is changed by nothing but a new message, which brings it back, and its deletion.
+A session that the viewer may not see appears not to exist. An archived session can be read, with the status
+``archived``; only a new message, which restores it, and its deletion change it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from session_manager.service.db.tables import chat_sessions_archive as archive
 from session_manager.service.db.tables import chat_sessions_deleted as deleted
 
 SORTS = ("updated_at", "created_at", "last_message_at", "message_count", "title")
-# What a session keeps on its way into the archive and out of it.
+# The columns that a session keeps when it is archived and restored.
 KEPT = tuple(column.name for column in archive.c if column.name != "archived_at")
 ITEM: tuple[Column[Any], ...] = tuple(s.c[name] for name in KEPT)
 _TRIGRAM = 3
@@ -45,7 +45,7 @@ Row = dict[str, Any]
 
 
 class ChatFilter(msgspec.Struct, frozen=True):
-    """Which sessions; None is any. Dates are of creation, both inclusive."""
+    """Selects sessions; None matches any. Dates are creation dates, both inclusive."""
 
     agent_id: str | None = None
     session_type: str | None = None
@@ -67,10 +67,10 @@ class ChatFilter(msgspec.Struct, frozen=True):
 
 
 async def search(connection: AsyncConnection, term: str, viewer: Viewer) -> ColumnElement[bool]:
-    """Returns the condition for sessions whose title holds ``term``, whatever its case, or whose id it is.
+    """Returns the condition for sessions with ``term`` in the title, ignoring case, or as their id.
 
-    A rare term is looked up in the index first, so that a list needs to read only what the index names. A common one
-    fills its pages at once, and is only counted title by title.
+    A rare term is looked up in the index first, so that a list reads only the rows that the index returns. A common one
+    fills its pages at once; only its count reads title by title.
     """
     inside: ColumnElement[bool] = s.c.title.icontains(term, autoescape=True)
     with contextlib.suppress(ValueError):
@@ -97,22 +97,22 @@ async def page(
     limit: int,
     offset: int,
 ) -> list[Row]:
-    """Returns one page of sessions, by one of SORTS; those that have no such value come last."""
+    """Returns one page of sessions, by one of SORTS, nulls last."""
     column = s.c[sort]
     by = [column.asc(), s.c.id.asc()] if order == "asc" else [column.desc(), s.c.id.desc()]
     if column.nullable:
         by[0] = by[0].nulls_last()
-    # A deep page counts its way through an index; only the rows of the page itself are fetched.
+    # A deep page skips rows in an index; only the rows of the page itself are fetched.
     there = select(s.c.id).where(*conditions).order_by(*by).limit(limit).offset(offset)
     found = await connection.execute(select(*ITEM).where(s.c.id.in_(there)).order_by(*by))
     return [dict(row) for row in found.mappings()]
 
 
 async def look(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row | None:
-    """Returns one session, from the archive if it is there; None when it is in neither place."""
+    """Returns one session, live or archived; None when there is none."""
     here = select(*ITEM).where(s.c.id == session_id, *viewer.sees(s))
     there = select(*archived_columns()).where(archive.c.id == session_id, *viewer.sees(archive))
-    # Twice, since it may come back from the archive between two looks.
+    # Twice, since it may be restored from the archive between two reads.
     for query in (here, there, here):
         row = (await connection.execute(query)).mappings().first()
         if row is not None:
@@ -121,7 +121,7 @@ async def look(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewe
 
 
 async def find(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row:
-    """Returns one session, from the archive if it is there. Raises NotFound."""
+    """Returns one session, live or archived. Raises NotFound."""
     row = await look(connection, session_id, viewer)
     if row is None:
         raise unknown(session_id)
@@ -129,7 +129,7 @@ async def find(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewe
 
 
 def archived_columns() -> list[ColumnElement[Any]]:
-    """Returns the columns of a session in the archive, as it is shown."""
+    """Returns the columns for showing an archived session."""
     return [
         literal("archived").label("status") if column.name == "status" else column
         for column in archive.c
@@ -138,7 +138,7 @@ def archived_columns() -> list[ColumnElement[Any]]:
 
 
 async def create(connection: AsyncConnection, values: Row, ttl_minutes: int, kind: str) -> Row:
-    """Makes a session before its first message, with a time to live, and returns it."""
+    """Creates a session without a message, with a time to live, and returns it."""
     now = await database_time(connection)
     facts = {
         "created_at": now.isoformat(),
@@ -156,7 +156,7 @@ async def change(connection: AsyncConnection, session_id: uuid.UUID, viewer: Vie
     query = update(s).where(s.c.id == session_id, *viewer.sees(s))
     query = query.values(updated_at=func.clock_timestamp(), **changes)
     in_archive = select(archive.c.ended_at).where(archive.c.id == session_id, *viewer.sees(archive))
-    # Twice, since it may come back from the archive between the two.
+    # Twice, since it may be restored from the archive between the two.
     for _ in range(2):
         row = (await connection.execute(query.returning(*ITEM))).mappings().first()
         if row is not None:
@@ -175,9 +175,9 @@ async def end(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer
 
 
 async def remove(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> None:
-    """Deletes a session with its messages, from the archive if it is there. Raises NotFound.
+    """Deletes a session, live or archived, with its messages. Raises NotFound.
 
-    A message that is under way to an empty one does not bring it back.
+    A message in flight to an empty one does not recreate it.
     """
     # Twice, since it may move in between.
     for table in (s, archive, s, archive):
@@ -191,7 +191,7 @@ async def remove(connection: AsyncConnection, session_id: uuid.UUID, viewer: Vie
 
 
 async def was_deleted(connection: AsyncConnection, session_id: uuid.UUID) -> bool:
-    """Says whether somebody has deleted an empty session lately; a purge is nobody."""
+    """Returns whether a user has recently deleted an empty session; a purge does not count."""
     return await connection.scalar(select(deleted.c.id).where(deleted.c.id == session_id)) is not None
 
 
@@ -209,5 +209,5 @@ async def stats(connection: AsyncConnection, viewer: Viewer) -> Row:
 
 
 def unknown(session_id: uuid.UUID) -> NotFound:
-    """Returns the error for a session that is not there, or not the viewer's."""
+    """Returns the error for a session that does not exist, or is not the viewer's."""
     return NotFound(f"there is no chat session {session_id}")

@@ -1,4 +1,4 @@
-"""The query of the job ``closing``: rows of sessions that came to an end without anybody saying so."""
+"""The query of the job ``closing``: it ends rows of sessions that stopped without reporting their end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 TYPES: Final = ("cron", "subagent")
 
-# Rows that somebody is changing are passed over: they are not idle, or come next time. Who said by a request that a
-# session is active knows more than its last activity tells.
+# Rows locked by others are skipped: they are not idle, or come next time. A request that set a session active knows
+# more than its last activity shows.
 _CLOSE = text("""
     WITH idle AS MATERIALIZED (
       SELECT id, seq, greatest(last_activity_at, started_at) AS active_at FROM agent_sessions
@@ -29,10 +29,10 @@ _CLOSE = text("""
 
 
 async def close(connection: AsyncConnection, idle_s: float, after: int, batch: int) -> tuple[int, int | None]:
-    """Ends, as of their last activity, up to ``batch`` active rows of TYPES that were idle for ``idle_s`` seconds.
+    """Ends up to ``batch`` active rows of TYPES that were idle for ``idle_s`` seconds, as of their last activity.
 
     Rows that a request has made active, or changed, within that time are left alone.
-    Goes on behind the row with the ``seq`` ``after``; returns how many there were, and the last one's ``seq``.
+    Continues after the row with the ``seq`` ``after``; returns the number of rows, and the last one's ``seq``.
     """
     found = await connection.execute(_CLOSE, {"types": list(TYPES), "after": after, "idle_s": idle_s, "batch": batch})
     row = found.one()

@@ -1,7 +1,7 @@
-"""What the dashboard reads of history, at a cost that does not grow with it.
+"""The dashboard's queries over history, at a cost that does not grow with it.
 
-A page begins behind a row, not at a number. Rows are walked in the order of one index; what else is asked for is
-looked at row by row, in at most SCAN rows, and the next page goes on where this one stopped. Counts stop at MOST.
+A page begins after a row, not at an offset. Rows are read in the order of one index; other filters are checked row by
+row, in at most SCAN rows, and the next page continues where this one stopped. Counts stop at MOST.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from session_manager.service.db.tables import chat_sessions as chats
 SCAN = 50_000
 MOST = 10_000
 STALE_MINUTES = 60
-# Beside the statuses that rows have: active ones without activity for STALE_MINUTES.
+# In addition to the statuses of rows: active ones without activity for STALE_MINUTES.
 STALE = "stale"
-# So many agents, and types, are offered to choose from.
+# The most agents, and types, offered to choose from.
 NAMED = 200
-# Characters of what is asked for.
+# The longest search, in characters.
 LONGEST = 200
 
 Row = dict[str, Any]
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """Which rows; None is any. ``search`` is a whole id, or looked for in ids, keys, labels, agents and types."""
+    """Selects rows; None matches any. ``search`` is a whole id, or a part of ids, keys, labels, agents and types."""
 
     status: str | None = None
     agent_id: str | None = None
@@ -43,7 +43,7 @@ class Wanted(msgspec.Struct, frozen=True):
     search: str | None = None
 
     def lane(self) -> list[ColumnElement[bool]]:
-        """Returns the condition that an index serves in the order of the pages."""
+        """Returns the condition for which an index has the order of the pages."""
         if self.agent_id is not None:
             return [t.c.agent_id == self.agent_id]
         if self.session_type is not None:
@@ -53,7 +53,7 @@ class Wanted(msgspec.Struct, frozen=True):
         return []
 
     def rest(self, row: FromClause) -> list[ColumnElement[bool]]:
-        """Returns the conditions that rows of the lane are looked at for."""
+        """Returns the conditions to check on each row of that index range."""
         found: list[ColumnElement[bool]] = []
         if self.status == STALE:
             found += [row.c.status == "active", _silent(row)]
@@ -68,16 +68,16 @@ class Wanted(msgspec.Struct, frozen=True):
         return found
 
     def named(self) -> list[ColumnElement[bool]]:
-        """Returns the conditions for rows whose whole id the search is."""
+        """Returns the conditions for rows whose whole id equals the search."""
         assert self.search is not None
         return [self.search == ARIA_SID, *self.lane(), *msgspec.structs.replace(self, search=None).rest(t)]
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Rows, newest first. ``newer`` and ``older`` are where the pages beside it begin, None where there is none.
+    """Rows, newest first. ``newer`` and ``older`` are the starts of the adjacent pages, None if there is none.
 
-    ``stopped_at`` is the start of the row at which the search stopped for now, None when it looked at all there is.
-    ``named`` says that the search was a whole id, and these are all the rows that have it.
+    ``stopped_at`` is the start time of the row at which the search paused, None when it read all rows. ``named``: the
+    search was a whole id, and these are all its rows.
     """
 
     rows: list[Row]
@@ -90,7 +90,7 @@ class Page(msgspec.Struct, frozen=True):
 async def page(
     connection: AsyncConnection, wanted: Wanted, limit: int, *, before: int | None = None, after: int | None = None
 ) -> Page:
-    """Returns the rows before a place (a row's ``seq``), or the nearest ones after it; the newest by default."""
+    """Returns the rows before a position (a row's ``seq``), or the nearest ones after it; the newest by default."""
     if wanted.search is not None and before is None and after is None:
         exact = await _rows(connection, select(t.c.seq, *ITEM).where(*wanted.named()).order_by(t.c.seq.desc()), limit)
         if exact:
@@ -126,14 +126,14 @@ async def _rows(connection: AsyncConnection, query: Select[Any], limit: int) -> 
 
 
 async def _stopped(connection: AsyncConnection, walked: Select[Any]) -> tuple[int, datetime] | tuple[None, None]:
-    """Returns the place and the start of the last row of a walk that was cut short, else None."""
+    """Returns the position and the start time of the last row of a limited scan, else None."""
     last = walked.limit(1).offset(SCAN - 1).subquery("last")
     row = (await connection.execute(select(last.c.seq, last.c.started_at))).first()
     return (None, None) if row is None else (row.seq, row.started_at)
 
 
 async def count(connection: AsyncConnection, wanted: Wanted) -> tuple[int, bool]:
-    """Returns how many rows match, at most MOST + 1, and whether there are more rows than were looked at."""
+    """Returns how many rows match, at most MOST + 1, and whether there are more rows than were read."""
     walked = _walk(wanted)
     w = walked.subquery("w")
     rest = wanted.rest(w)
@@ -154,7 +154,7 @@ def _last_activity(row: FromClause) -> ColumnElement[Any]:
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """Counts, each at most MOST + 1; ``about`` is PostgreSQL's own estimate of all rows, where that is more."""
+    """Counts, each at most MOST + 1; ``about`` is PostgreSQL's own estimate of all rows, if that is more."""
 
     by_status: dict[str, int]
     sessions: int
@@ -164,7 +164,7 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 async def totals(connection: AsyncConnection, viewer: Viewer) -> Totals:
-    """Counts what there is; of conversations without a message those that the viewer may see."""
+    """Counts rows, and conversations without a message that the viewer may see."""
     ghosts = [chats.c.message_count == 0, *viewer.sees(chats)]
     estimate = text("SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass('agent_sessions')")
     return Totals(
@@ -179,7 +179,7 @@ async def totals(connection: AsyncConnection, viewer: Viewer) -> Totals:
 async def _up_to_most(
     connection: AsyncConnection, by: ColumnElement[Any], conditions: Sequence[ColumnElement[bool]]
 ) -> int:
-    # The order is that of the index that shall be read, and not the table.
+    # This order makes PostgreSQL read the index, not the table.
     some = select(by.label("place")).where(*conditions).order_by(by).limit(MOST + 1).subquery("some")
     return int(await connection.scalar(select(func.count()).select_from(some)) or 0)
 
@@ -193,17 +193,17 @@ _NAMES_OF = """
     )
     SELECT name FROM names WHERE name IS NOT NULL LIMIT :most
 """
-# Each name is one step in an index, however many rows have it.
+# Each name costs one index step, however many rows have it.
 _AGENTS, _TYPES = (text(_NAMES_OF.format(column=column)) for column in ("agent_id", "session_type"))
 
 
 async def names(connection: AsyncConnection) -> tuple[list[str], list[str]]:
-    """Returns the agents and the types that there are and can be asked for, in order, the first NAMED at most."""
+    """Returns the agents and the types to filter by, in order, at most the first NAMED."""
     agents, types = [(await connection.scalars(query, {"most": NAMED})).all() for query in (_AGENTS, _TYPES)]
     return [name for name in agents if len(name) <= LONGEST], [name for name in types if len(name) <= LONGEST]
 
 
-# The cells are many fewer than the rows, which are read once.
+# There are far fewer cells than rows, which are read once.
 _CHARTS = text("""
     WITH cells AS MATERIALIZED (
       SELECT date_trunc(:unit, started_at, 'UTC') AS at, agent_id, session_type, count(*) AS n
@@ -246,7 +246,7 @@ async def counts(connection: AsyncConnection, bars: int, unit: Literal["hour", "
 
 
 async def row(connection: AsyncConnection, row_id: uuid.UUID, *, hold: bool = False) -> Row | None:
-    """Returns one row, with ``hold`` held until the transaction ends; None when there is none."""
+    """Returns one row, None when there is none; ``hold`` locks it until the transaction ends."""
     query = select(*ITEM).where(t.c.id == row_id)
     found = (await connection.execute(query.with_for_update() if hold else query)).mappings().first()
     return None if found is None else dict(found)

@@ -1,4 +1,4 @@
-"""Marks of a ledger, delivered to history by the queries that serve the bulk requests."""
+"""Delivers a ledger's marks to history, with the queries of the bulk requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STATUSES: tuple[Status, ...] = ("active", "ended", "erased")
 
 
 async def mark(engine: AsyncEngine, marks: Mapping[Name, Status], heard: Heard) -> None:
-    """Notes in ``heard`` what has been committed, a transaction a batch. Raises what the database raises."""
+    """Records committed marks in ``heard``, one transaction per batch. Raises the database's errors."""
     for status in _STATUSES:
         names = [name for name, told in marks.items() if told == status]
         for start in range(0, len(names), BATCH):
@@ -39,7 +39,7 @@ async def _change(connection: AsyncConnection, status: Status, names: Sequence[N
     if status != "erased":
         _, missing = await queries.mark_many(connection, status, names)
         return set(missing)
-    # As whoever comes by HTTP does: only what could be ended is erased.
+    # As over HTTP: only rows that could be ended are erased.
     absent = await _change(connection, "ended", names)
     found = [name for name in names if name not in absent]
     _, missing = await queries.erase_many(connection, found)

@@ -1,4 +1,4 @@
-"""The engine: one pool of connections a process, made when the service starts."""
+"""The engine: one connection pool per process, created when the service starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_engine(url: str, pool_size: int = 10) -> AsyncEngine:
         pool_pre_ping=True,
         pool_recycle=1800,
         hide_parameters=True,
-        # What waits for a lock must see what its holder has committed.
+        # After waiting for a lock, a statement must see the changes that its holder committed.
         isolation_level="READ COMMITTED",
         connect_args=CONNECT_ARGUMENTS,
     )
@@ -40,7 +40,7 @@ def make_engine(url: str, pool_size: int = 10) -> AsyncEngine:
 
 @contextlib.asynccontextmanager
 async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Gives a connection in a transaction to read in: all its statements see the same moment."""
+    """Yields a connection in a read transaction: all its statements see the same snapshot."""
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="REPEATABLE READ")
         async with connection.begin():
@@ -48,7 +48,7 @@ async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 
 def server_message(error: SQLAlchemyError) -> str:
-    """Returns the first line of what PostgreSQL or its driver said, without the statement and its values."""
+    """Returns the first line of an error of PostgreSQL or its driver, without the statement and its values."""
     origin = getattr(error, "orig", None) or error
     diagnosis = getattr(origin, "diag", None)
     primary = getattr(diagnosis, "message_primary", None)
@@ -56,10 +56,10 @@ def server_message(error: SQLAlchemyError) -> str:
 
 
 def has_cut_off(error: SQLAlchemyError) -> bool:
-    """Says whether an error has ended a connection: what was asked last, a commit perhaps, may have been done."""
+    """Returns whether an error has ended a connection: its last statement, perhaps a commit, may have succeeded."""
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def is_unreachable(error: SQLAlchemyError) -> bool:
-    """Says whether an error means that the database does not answer now, and may later."""
+    """Returns whether an error means that the database is temporarily unavailable."""
     return isinstance(error, OperationalError | InterfaceError | PoolTimeout) or has_cut_off(error)

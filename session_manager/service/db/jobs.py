@@ -1,6 +1,6 @@
-"""Queries over ``job_runs``: one row a job, written by whoever holds the job's lock.
+"""Queries over ``job_runs``: one row per job, written by the holder of the job's lock.
 
-A job that is about a volume has a row and a lock for each; all others have the empty name in ``volume``.
+A job for a volume has a row and a lock per volume; all others have an empty ``volume``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Key = tuple[str, str]
 
 
 class Run(msgspec.Struct, frozen=True):
-    """The last run of a job that has ended, as the database knows it at its own time ``now``.
+    """A job's last completed run, as of the database's time ``now``.
 
-    All None and ``failures`` 0 when it has never run. ``failures`` counts those in a row; ``running`` says whether
-    a replica is at it now; ``result`` is JSON.
+    All None and ``failures`` 0 when it has never run. ``failures`` counts consecutive ones; ``running``: a replica runs
+    it now; ``result`` is JSON.
     """
 
     now: datetime
@@ -37,9 +37,9 @@ class Run(msgspec.Struct, frozen=True):
     next_run_at: datetime | None = None
 
 
-# With one more they are still an integer.
+# One more still fits an integer.
 _MOST_FAILURES = 1_000_000
-# A replica that hangs in a job must not keep the others from it for ever.
+# A replica that hangs in a job must not block the others for ever.
 _HOLD = text("SELECT set_config('idle_in_transaction_session_timeout', '1h', true)")
 _LOCK = text("SELECT pg_try_advisory_xact_lock(CAST(:space AS int), hashtext(:key))")
 _WAIT = text("SELECT pg_advisory_xact_lock(CAST(:space AS int), hashtext(:key))")
@@ -68,9 +68,9 @@ _NOTE = text("""
 
 
 async def lock(connection: AsyncConnection, key: Key, *, wait: bool = False) -> bool:
-    """Makes this transaction the one that runs the job; False when another one is at it, in any replica.
+    """Locks the job for this transaction; False when another one runs it, in any replica.
 
-    With ``wait`` that one is waited for, as long as a request waits for any lock.
+    With ``wait`` it waits for that one, as long as a request waits for any lock.
     """
     values = {"space": JOBS, "key": ":".join(key)}
     if wait:
@@ -105,9 +105,9 @@ async def note(
     failures: int,
     pause_s: float | None,
 ) -> None:
-    """Writes down a run that ends now, in one statement; a failed one has an ``error``.
+    """Records a run that ends now, in one statement; a failed one has an ``error``.
 
-    The next run is ``pause_s`` seconds ahead; None leaves that as it is.
+    The next run is ``pause_s`` seconds ahead; None leaves it unchanged.
     """
     values = {
         "name": key[0],

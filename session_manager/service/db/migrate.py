@@ -1,4 +1,4 @@
-"""Brings a database's schema to this version's, once, however many replicas start at the same moment."""
+"""Upgrades a database's schema to this version's, once, however many replicas start at the same time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Done = TypeVar("Done")
 
 @functools.cache
 def head() -> str:
-    """Returns the revision that this version of the service works with."""
+    """Returns the schema revision that this version of the service uses."""
     revision = ScriptDirectory.from_config(_alembic()).get_current_head()
     assert revision is not None
     return revision
@@ -78,7 +78,7 @@ def migrate(url: str, wait_s: float = _WAIT_S) -> str:
 
 @contextlib.contextmanager
 def transaction(url: str) -> Iterator[Connection]:
-    """Gives tools one connection to the database at ``url``, in one transaction.
+    """Yields one connection to the database at ``url`` for a tool, in one transaction.
 
     Raises Failed (``database_unavailable``).
     """
@@ -93,7 +93,7 @@ def transaction(url: str) -> Iterator[Connection]:
 
 
 def on_engine(url: str, work: Callable[[AsyncEngine], Coroutine[Any, Any, Done]]) -> Done:
-    """Gives tools an engine for work that has transactions of its own, and returns what comes of it.
+    """Runs a tool's work, which has transactions of its own, on an engine, and returns the result.
 
     Raises Failed (``database_unavailable``).
     """
@@ -142,7 +142,7 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _may_pass(error: DBAPIError) -> bool:
-    """Says whether waiting can help: a server that starts or is not there yet, but not a wrong password."""
+    """Returns whether waiting can help: for a server that is starting or absent, not for a wrong password."""
     message = server_message(error).lower()
     return not any(sign in message for sign in ("authentication failed", "does not exist", "no password", "pg_hba"))
 

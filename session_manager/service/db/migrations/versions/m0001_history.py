@@ -1,7 +1,6 @@
 """The history of agent sessions, the volume sync's memory, and tokens.
 
-An ``agent_sessions`` table that an older aria-api made is taken over: columns, types and indexes are completed, no row
-is deleted.
+An ``agent_sessions`` table of an older aria-api is reused: columns, types and indexes are completed, no row is deleted.
 """
 
 from alembic import op
@@ -13,7 +12,7 @@ depends_on = None
 
 _STATEMENTS = (
     "CREATE TABLE IF NOT EXISTS agent_sessions (id uuid PRIMARY KEY DEFAULT gen_random_uuid())",
-    # What an older table lacks.
+    # Columns that an older table lacks.
     """
     ALTER TABLE agent_sessions
       ADD COLUMN IF NOT EXISTS agent_id text,
@@ -31,8 +30,8 @@ _STATEMENTS = (
       ADD COLUMN IF NOT EXISTS volume text,
       ADD COLUMN IF NOT EXISTS last_activity_at timestamptz
     """,
-    # Types are changed only where they are others: PostgreSQL refuses it for a column that a view uses. Times without
-    # a zone were written in UTC.
+    # Only differing types are changed: PostgreSQL refuses to change a column that a view uses. Times without a zone
+    # were written in UTC.
     """
     DO $$
     DECLARE found record;
@@ -79,7 +78,7 @@ _STATEMENTS = (
        OR started_at NOT BETWEEN '1970-01-02 00:00Z' AND '2200-01-01 00:00Z'
        OR ended_at NOT BETWEEN '1970-01-02 00:00Z' AND '2200-01-01 00:00Z'
     """,
-    # Rows are numbered in the order in which they began, and from then on in the order in which they come.
+    # Existing rows are numbered by their start, new ones in the order of their insertion.
     """
     UPDATE agent_sessions s SET seq = numbered.place
     FROM (SELECT id, row_number() OVER (ORDER BY started_at, id) AS place FROM agent_sessions) AS numbered
@@ -104,7 +103,7 @@ _STATEMENTS = (
       ALTER COLUMN metadata SET DEFAULT '{}', ALTER COLUMN metadata SET NOT NULL,
       ADD CONSTRAINT agent_sessions_metadata_object CHECK (jsonb_typeof(metadata) = 'object')
     """,
-    # One row a session: of several the newest stays it, and the others keep the id under another name.
+    # One row per session: of several, the newest keeps it, and the others keep the id under another name.
     """
     UPDATE agent_sessions s SET
       metadata = s.metadata - 'aria_session_id'
@@ -146,6 +145,6 @@ _STATEMENTS = (
 
 
 def upgrade() -> None:
-    """Makes the tables, or completes an older ``agent_sessions``."""
+    """Creates the tables, or completes an older ``agent_sessions``."""
     for statement in _STATEMENTS:
         op.execute(statement)

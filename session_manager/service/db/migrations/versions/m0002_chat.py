@@ -1,4 +1,4 @@
-"""Conversations that the service holds itself, their archive, and whose tokens are."""
+"""The service's own conversations, their archive, and the owners of tokens."""
 
 from alembic import op
 
@@ -8,9 +8,9 @@ branch_labels = None
 depends_on = None
 
 _STATEMENTS = (
-    # The checks keep out what no program could read back, whoever writes it.
-    # The time to live is in the metadata, and only there: what expires when follows from it. A value that is no number
-    # is no time to live. Only arithmetic in UTC is immutable, which a generated column must be.
+    # The checks refuse values that no program could read back, from any writer.
+    # The time to live is only in the metadata; expires_at is generated from it. A value that is no number is no time to
+    # live. A generated column needs immutable expressions, and only arithmetic in UTC is immutable.
     """
     CREATE TABLE chat_sessions (
       id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -61,7 +61,7 @@ _STATEMENTS = (
     CREATE UNIQUE INDEX uq_chat_messages_key ON chat_messages (session_id, idempotency_key)
       WHERE idempotency_key IS NOT NULL
     """,
-    # One conversation a key and owner, for a client that lost its connection before it learnt the session's id.
+    # One conversation per key and owner, for a client that lost its connection before it got the session's id.
     """
     CREATE UNIQUE INDEX uq_chat_sessions_creation_key ON chat_sessions (coalesce(user_id, ''), creation_key)
       WHERE creation_key IS NOT NULL
@@ -79,7 +79,7 @@ _STATEMENTS = (
     CREATE INDEX idx_chat_sessions_expiry ON chat_sessions (expires_at, id)
       WHERE message_count = 0 AND expires_at IS NOT NULL
     """,
-    # The search for any part of a title: what pg_trgm does, without an extension that somebody has to install.
+    # The search for any part of a title: like pg_trgm, without an extension to install.
     """
     CREATE FUNCTION chat_trigrams(given text) RETURNS text[]
       LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE COST 2000 AS $$
@@ -110,7 +110,7 @@ _STATEMENTS = (
     CREATE INDEX idx_chat_archive_creation_key ON chat_sessions_archive (coalesce(user_id, ''), creation_key)
       WHERE creation_key IS NOT NULL
     """,
-    # Empty sessions that somebody has deleted, which is not undone by a message under way as a purge is.
+    # Empty sessions that a user has deleted: unlike a purge, a message in flight does not undo that.
     """
     CREATE TABLE chat_sessions_deleted (
       id uuid PRIMARY KEY,
@@ -126,6 +126,6 @@ _STATEMENTS = (
 
 
 def upgrade() -> None:
-    """Makes the tables of conversations; tokens that exist belong to nobody."""
+    """Creates the tables of conversations; existing tokens get no owner."""
     for statement in _STATEMENTS:
         op.execute(statement)

@@ -9,7 +9,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Makes the table."""
+    """Creates the table."""
     op.execute("""
         CREATE TABLE job_runs (
           name text NOT NULL, volume text NOT NULL,

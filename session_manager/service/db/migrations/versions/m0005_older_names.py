@@ -1,7 +1,7 @@
-"""Views by the names under which an older aria-api kept conversations, for whoever looks there with SQL.
+"""Views with the table names of an older aria-api's conversations, for existing SQL queries.
 
-Each begins with WITH, so PostgreSQL refuses every write through it. It reads its table as a query by hand would, by the
-same indexes. A later migration that changes the type of a column drops the view, and makes it anew.
+Each begins with WITH, so PostgreSQL refuses every write through it. It reads its table like a query by hand, by the
+same indexes. A later migration that changes a column's type must drop and recreate the view.
 """
 
 from alembic import op
@@ -37,6 +37,6 @@ _CREATE = """
 
 
 def upgrade() -> None:
-    """Makes the views whose names are free."""
+    """Creates the views whose names are free."""
     for view, (table, columns) in _VIEWS.items():
         op.execute(_CREATE.format(view=view, table=table, columns=columns))

@@ -153,6 +153,20 @@ def test_killed_at_a_step(limit: int, agents: Path, skill: Skill, tmp_path: Path
     assert scene.assert_whole() == ({"old-0", "old-1"} if "index swapped" in steps else set())
 
 
+@pytest.mark.parametrize("limit", range(4, 14))
+def test_what_a_killed_call_archived_comes_back(limit: int, agents: Path, skill: Skill, tmp_path: Path) -> None:
+    store = StoreBuilder(agents)
+    transcripts = [store.dir / f"{store.add(f'cron:{number}', 600, f's{number}')}.jsonl" for number in range(2)]
+    store.write()
+    before = {path: path.read_bytes() for path in transcripts}
+    skill.env["SM_TEST_LACKS"] = ",".join(EVERYTHING)
+    run_until(skill, limit, tmp_path / "steps", "prune_sessions", CALLS["prune_sessions"])
+    run_until(skill, 0, tmp_path / "steps", "prune_sessions", CALLS["prune_sessions"])
+    for path in transcripts:
+        assert skill("restore_session", {"session_id": path.stem}).exit_code == 0
+    assert {path: path.read_bytes() for path in transcripts} == before
+
+
 def test_killed_with_a_copy_of_what_then_grows(agents: Path, skill: Skill, tmp_path: Path) -> None:
     """The gateway puts the entry back, and goes on in the file: the copy of its beginning is of no use to anybody."""
     scene = Scene(agents, 2)

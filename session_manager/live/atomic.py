@@ -188,6 +188,9 @@ def rename_new(source: str, target: str, folder: int | None = None) -> None:
     """
     if _renameat2(source, target, _NOREPLACE, _AT_FDCWD if folder is None else folder):
         return
+    # As the kernel does it: what has gone is told first, or a file that has been moved already would seem to be in the
+    # way of itself.
+    os.stat(source, dir_fd=folder, follow_symlinks=False)
     with contextlib.suppress(FileNotFoundError):
         os.stat(target, dir_fd=folder, follow_symlinks=False)
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)

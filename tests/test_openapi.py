@@ -33,9 +33,9 @@ jobs = {{ values = {jobs} }}
 "path.name" = {{ dictionary = "jobs", probability = 0.8 }}
 "body.session_id" = {{ dictionary = "ids", probability = 0.5 }}
 [phases.fuzzing]
-generation = {{ max-examples = 15 }}
+generation = {{ max-examples = 8 }}
 [phases.stateful]
-generation = {{ max-examples = 10 }}
+generation = {{ max-examples = 6 }}
 """
 
 

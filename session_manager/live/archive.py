@@ -23,7 +23,7 @@ from session_manager.live.whereabouts import is_transcript
 # Reading the marker costs about as much as a rename: often enough against a 30 s staleness, not at every file.
 _CHECK_EVERY = 64
 
-# (session id, None when it concerns the whole attempt; error)
+# (session id, or None if it concerns the whole attempt; error)
 Failures = list[tuple[str | None, SessionManagerError]]
 
 
@@ -36,10 +36,10 @@ def archive_files(
     removals: Iterable[Removal],
     spared: Collection[str],
 ) -> Failures:
-    """Archives the files of ``removals`` (from → to as the ledger has it), except the names in ``spared``.
+    """Archives the files of ``removals`` (from → to as in the ledger), except the names in ``spared``.
 
-    They get their second names before; ``SecondNames.keep`` says afterwards which have none. What is archived already,
-    or gone, is no failure. Returns (session id, error) for files that could not be moved; raises LockLost.
+    They get their second names before; ``SecondNames.keep`` reports afterwards which have none. A file that is already
+    archived, or gone, is no failure. Returns (session id, error) for files that could not be moved; raises LockLost.
     """
     failures: Failures = []
     going = list(_files(removals, spared))
@@ -74,7 +74,7 @@ def _files(removals: Iterable[Removal], spared: Collection[str]) -> Iterator[tup
 
 
 def _archived(folder: int, source: str, target: str) -> bool:
-    """Archives a file unless it has gone; False when something has the archive's name. Raises OSError."""
+    """Archives a file unless it is gone; False if the archive's name is taken. Raises OSError."""
     try:
         rename_new(source, target, folder)
     except FileNotFoundError:
@@ -87,10 +87,10 @@ def _archived(folder: int, source: str, target: str) -> bool:
 def bring_back_files(
     store: Store, second_names: SecondNames, attempt: Attempt, removals: Sequence[Removal]
 ) -> tuple[Failures, list[str]]:
-    """Gives archived files their live names back; an archive that has gone comes back by its second name.
+    """Gives archived files their live names back; a lost archive is restored from its second name.
 
-    A transcript that a gateway has begun anew is joined to what it said before. Returns files that could not be moved,
-    and names that something else has by now: that and the archive stay.
+    A transcript that a gateway has begun anew is joined to its earlier part. Returns files that could not be moved,
+    and names that another file has taken since: that file and the archive stay.
     """
     failures: Failures = []
     taken: list[str] = []
@@ -118,13 +118,13 @@ def bring_back_files(
 
 
 def _archive_of(store: Store, second_names: SecondNames, run_id: str, target: str) -> str | None:
-    """Returns the path of an archive, by one of its two names."""
+    """Returns the path of an archive, under one of its two names."""
     paths = (os.path.join(store.sessions_dir, target), second_names.path(run_id, store.agent_id, target))
     return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def _join(store: Store, second_names: SecondNames, run_id: str, removal: Removal, position: int) -> None:
-    """Makes one transcript of an archive and of what has its live name. Raises FileExistsError where they are two."""
+    """Joins an archive and the file with its live name. Raises FileExistsError if they are two conversations."""
     source, target = removal.files[position]
     archive = _archive_of(store, second_names, run_id, target)
     live = os.path.join(store.sessions_dir, source)
@@ -153,18 +153,18 @@ def _bring_back(store: Store, folder: int, second_names: SecondNames, run_id: st
         if not os.path.lexists(os.path.join(store.sessions_dir, source)):
             second_names.bring_back(store, run_id, target, source)
         elif not second_names.may_be(store, run_id, target, source):
-            # The archive has gone, and this file is not what it was.
+            # The archive is gone, and this file is not the same.
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), source) from None
 
 
 def forget_second_names(store: Store, second_names: SecondNames, attempt: Attempt, removals: Iterable[Removal]) -> None:
-    """Removes second names of files that live durably again; a later run does it where that fails now."""
+    """Removes second names of files that are durably live again; a later run retries what fails."""
     by_run: dict[str, list[tuple[str, str]]] = {}
     for removal in removals:
         by_run.setdefault(attempt.archive_run(removal), []).extend(removal.files)
     with contextlib.suppress(OSError):
         names = set(os.listdir(store.sessions_dir)) if by_run else set()
         for run_id, files in by_run.items():
-            # Where the archive was gone and the live name is somebody else's, the second name is the only one.
+            # If the archive is gone and another file has the live name, the second name is the only one.
             back = [t for s, t in files if s in names and t not in names and second_names.may_be(store, run_id, t, s)]
             second_names.forget(run_id, store.agent_id, back)

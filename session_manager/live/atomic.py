@@ -15,7 +15,7 @@ from session_manager.core.errors import Failed, Refused, SessionManagerError
 from session_manager.live import weaker
 from session_manager.live.volume import Identity
 
-# Everything of ours in a sessions folder starts with this: the gateway's clean-ups and our grammar pass it over.
+# Every file of ours in a sessions folder starts with this: the gateway's clean-ups and our grammar skip it.
 OWN_PREFIX = ".session_manager."
 
 _AT_FDCWD = -100
@@ -27,7 +27,7 @@ _RENAMEAT2 = (
     else None
 )
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
-# What file systems say that know no hard links, no fsync, or no modes of their own.
+# Errors of file systems without hard links, fsync, or file modes.
 NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_MODES = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -35,7 +35,7 @@ _NO_MODES = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @contextlib.contextmanager
 def clear_errors(what: str, path: str) -> Iterator[None]:
-    """Turns an OSError into one of ours, with a sentence that says what was being done.
+    """Turns an OSError into one of ours, whose sentence names the operation.
 
     Raises Refused (``disk_full``, ``not_writable``) or Failed (``io_error``).
     """
@@ -46,7 +46,7 @@ def clear_errors(what: str, path: str) -> Iterator[None]:
 
 
 def explain(error: OSError, what: str, path: str) -> SessionManagerError:
-    """Returns the error of ours that stands for an OSError while doing ``what`` with ``path``."""
+    """Returns our error for an OSError while doing ``what`` with ``path``."""
     sentence = f"cannot {what} {path}: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Refused(f"{sentence}; free some space and call again", code="disk_full")
@@ -64,7 +64,7 @@ def explain(error: OSError, what: str, path: str) -> SessionManagerError:
 def write_new(
     path: str, data: bytes | Iterable[bytes | memoryview], like: os.stat_result, *, durable: bool = True
 ) -> Identity:
-    """Writes a new file of ``data`` (or its parts), with the mode and owner of ``like``; a failure leaves nothing.
+    """Writes ``data`` (or its parts) to a new file with the mode and owner of ``like``; a failure leaves no file.
 
     Returns the new file's identity. Raises OSError; EPERM when the owner cannot be kept, because a gateway that
     cannot read its own index any more would start an empty one.
@@ -86,9 +86,9 @@ def write_new(
 
 
 def make_private(path: str) -> bool:
-    """Makes an empty file, 0600, for the owner of its folder; False when there is one. Raises OSError.
+    """Makes an empty file, 0600, owned by the owner of its folder; False if it exists. Raises OSError.
 
-    One that root made for itself would keep everybody else out.
+    A file owned by root would lock out all other users.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -102,7 +102,7 @@ def make_private(path: str) -> bool:
 
 
 def private_in(folder: str) -> os.stat_result:
-    """What a new private file looks like where there is none to follow: the folder's owner, 0600. Raises OSError."""
+    """Returns mode 0600 and the folder's owner as a stat result, for a new private file. Raises OSError."""
     status = os.stat(folder)
     return os.stat_result((stat.S_IFREG | 0o600, *status[1:10]))
 
@@ -111,7 +111,7 @@ def keep_owner(file: int | str, like: os.stat_result) -> None:
     """Gives a file or folder the owner and group of ``like`` where they differ. Raises OSError."""
     status = os.stat(file)
     if (status.st_uid, status.st_gid) != (like.st_uid, like.st_gid):
-        # A group that we are no member of is not worth a failure when the owner is right.
+        # A group that we are not a member of is no reason to fail if the owner is right.
         try:
             os.chown(file, like.st_uid, like.st_gid)
         except PermissionError:
@@ -120,7 +120,7 @@ def keep_owner(file: int | str, like: os.stat_result) -> None:
 
 
 def keep_mode(fd: int, like: os.stat_result) -> None:
-    """Gives a file the mode of ``like``. Raises OSError, unless the file system has no modes and the owner has his."""
+    """Gives a file the mode of ``like``. Raises OSError, unless there are no modes and the owner's bits are set."""
     try:
         os.fchmod(fd, stat.S_IMODE(like.st_mode))
     except OSError as error:
@@ -132,7 +132,7 @@ def keep_mode(fd: int, like: os.stat_result) -> None:
 
 @contextlib.contextmanager
 def opened_folder(path: str) -> Iterator[int]:
-    """A folder, opened, links not followed: names in it need no walk along its path. Raises OSError."""
+    """Opens a folder, links not followed, to reach names in it without walking its path. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         yield fd
@@ -141,7 +141,7 @@ def opened_folder(path: str) -> Iterator[int]:
 
 
 def sync(fd: int) -> None:
-    """Makes what is open durable, where the file system can do that at all. Raises OSError."""
+    """Syncs an open file or folder, if the file system can. Raises OSError."""
     try:
         os.fsync(fd)
     except OSError as error:
@@ -169,12 +169,12 @@ def sync_folder(path: str) -> None:
 
 
 def exchange(first: str, second: str) -> bool:
-    """Swaps two names in one step; False where the system or file system cannot. Raises OSError."""
+    """Swaps two names in one step; False if the system or file system cannot. Raises OSError."""
     return _renameat2(first, second, _EXCHANGE)
 
 
 def rename_exclusively(source: str, target: str) -> bool:
-    """Renames in one step without overwriting; False where the system or file system cannot.
+    """Renames in one step without overwriting; False if the system or file system cannot.
 
     Raises FileExistsError and other OSErrors.
     """
@@ -182,7 +182,7 @@ def rename_exclusively(source: str, target: str) -> bool:
 
 
 def rename_new(source: str, target: str, folder: int | None = None) -> None:
-    """Renames without ever overwriting; ``folder`` is an open folder that both names lie in.
+    """Renames without ever overwriting; ``folder`` is an open folder that contains both names.
 
     Raises FileExistsError, FileNotFoundError and other OSErrors.
     """

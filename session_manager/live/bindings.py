@@ -1,9 +1,9 @@
-"""What a gateway keeps outside the index about the sessions that it spawned: which of them people go on with.
+"""Reads, from files outside the index, which of the sessions that a gateway spawned people still use.
 
 Files, all below the state folder: ``subagents/runs.json`` and ``<channel>/thread-bindings….json`` (2026.2.17 to
 2026.5), and ``state/openclaw.sqlite`` with the tables ``subagent_runs``, ``acp_sessions``,
-``current_conversation_bindings`` and ``plugin_state_entries`` (2026.6.11). Where one has moved into the database, the
-file is gone.
+``current_conversation_bindings`` and ``plugin_state_entries`` (2026.6.11). A file whose content has moved into the
+database is gone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from session_manager.live.volume import Store, read_file
 _RUNS = os.path.join("subagents", "runs.json")
 _DATABASE = os.path.join("state", "openclaw.sqlite")
 _PATIENCE_S = 2.0
-# Each gives (session key, whether a person goes on with it); later words count more.
+# Each yields (session key, True if a person still uses it); later ones override earlier ones.
 _QUERIES = {
     "subagent_runs": "SELECT child_session_key, spawn_mode = 'session' FROM subagent_runs ORDER BY created_at",
     "acp_sessions": "SELECT session_key, mode <> 'oneshot' FROM acp_sessions",
@@ -33,9 +33,9 @@ _QUERIES = {
 
 
 def observe_bindings(store: Store, sessions: Sequence[Session], now_ms: int) -> None:
-    """Sets ``bound`` on those of a store's spawned sessions of which the gateway says so; it frees others.
+    """Sets or clears ``bound`` of a store's spawned sessions, as the gateway's files say.
 
-    What cannot be read may say so of each: then all of them are bound.
+    If its files cannot be read, each session may be bound: then all of them are.
     """
     spawned = [session for session in sessions if not SPAWNED.isdisjoint(session.kinds)]
     if spawned:
@@ -43,7 +43,7 @@ def observe_bindings(store: Store, sessions: Sequence[Session], now_ms: int) -> 
 
 
 def _bindings(state_dir: str, now_ms: int) -> dict[str, bool] | None:
-    """Returns what the gateway of a state folder says, by session key in lower case; None when it cannot be read."""
+    """Returns a gateway's bindings (bound or not) by session key in lower case; None if they cannot be read."""
     try:
         told = [*_runs(state_dir), *_threads(state_dir)]
         path = os.path.join(state_dir, _DATABASE)
@@ -63,7 +63,7 @@ def _runs(state_dir: str) -> Iterator[tuple[object, bool]]:
 
 
 def _threads(state_dir: str) -> Iterator[tuple[object, bool]]:
-    """Bindings of channels: each file holds objects that name their ``targetSessionKey``, in a list or by thread."""
+    """Yields bindings of channels: each file holds objects with a ``targetSessionKey``, in a list or by thread."""
     from glob import escape, iglob
 
     for path in iglob(os.path.join(escape(state_dir), "*", "thread-bindings*.json")):
@@ -91,11 +91,11 @@ def _document(path: str) -> Any:
 
 
 def _rows(path: str, now_ms: int) -> Iterator[tuple[object, bool]]:
-    """Asks the gateway's own database, without making a file beside it. Raises OSError."""
+    """Queries the gateway's own database, without making a file beside it. Raises OSError."""
     import sqlite3
     from urllib.parse import quote
 
-    # Without a log nobody has it open, and what is in the file is all.
+    # Without a log nobody has it open, and the file is complete.
     mode = "mode=ro" if os.path.exists(path + "-wal") else "mode=ro&immutable=1"
     try:
         connection = sqlite3.connect(f"file:{quote(os.fsencode(path))}?{mode}", uri=True, timeout=_PATIENCE_S)

@@ -1,4 +1,4 @@
-"""Indexes that a gateway's ``session.store`` puts elsewhere: one for each agent, or one that all of them share."""
+"""Indexes in the place that a gateway's ``session.store`` names: one for each agent, or one for all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from session_manager.live.volume import AGENT_ID, Store, Volume, read_file, unkn
 
 
 class ConfiguredVolume(Volume):
-    """The folder of ``session.store`` that holds all indexes; it counts as inside, as the agents directory does."""
+    """The folder of ``session.store`` with all indexes; its paths are safe like those of the agents directory."""
 
     def __init__(self, layout: Layout, agents_dir: str) -> None:
         assert layout.root is not None
@@ -25,7 +25,7 @@ class ConfiguredVolume(Volume):
         self.shared = layout.shared
 
     def agent_ids(self) -> list[str]:
-        """Returns the agents that have an index of their own, or keys in the shared one; and those of the config.
+        """Returns the agents that have their own index, or keys in the shared one, and those of the config.
 
         Raises Refused (``not_readable``) or Failed (``io_error``) when the folder cannot be read.
         """
@@ -40,24 +40,24 @@ class ConfiguredVolume(Volume):
 
     def _has_store(self, name: str) -> bool:
         if self._layout.one_folder:
-            # Any file may look like somebody's index there.
+            # Any file there may look like an agent's index.
             return self._is_known(name)
         return os.path.lexists(self._folder(name))
 
     def _is_known(self, name: str) -> bool:
-        """Returns True if a gateway knows an agent, whether or not it has sessions."""
+        """Returns True if a gateway knows an agent, even without sessions."""
         known = (self._layout.default_agent, *self._layout.agents)
         return name in known or os.path.isdir(os.path.join(self._agents_dir, name))
 
     def _sharing(self) -> list[str]:
         layout, keys = self._layout, self._keys()
         if keys is None:
-            # Whoever reads it says what is wrong, and once is enough.
+            # The caller that reads the index reports the error; once is enough.
             return [layout.default_agent]
         return sorted({layout.default_agent, *layout.agents, *map(layout.agent_of, keys)})
 
     def _keys(self) -> Iterable[str] | None:
-        """Returns the keys of the shared index, None where it cannot be read now."""
+        """Returns the keys of the shared index, or None if it cannot be read now."""
         try:
             return Index(read_file(os.path.join(self.root, self._layout.pattern))[0]).entries
         except FileNotFoundError:
@@ -69,7 +69,7 @@ class ConfiguredVolume(Volume):
         return os.path.join(self.root, os.path.dirname(self._layout.index(agent_id)))
 
     def resolve_agent(self, agent: str) -> str:
-        """Returns the agent's name as results have it; one that has no sessions any more is known, too.
+        """Returns the agent's name as results show it; also for an agent that has no sessions any more.
 
         Raises UsageError for a name that is no plain name, NotFound (``agent_not_found``) for an unknown one.
         """

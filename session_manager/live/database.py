@@ -1,8 +1,8 @@
-"""Which sessions a gateway's database has, for an agent whose sessions have moved to SQLite. It is only read.
+"""Reads the sessions in a gateway's database, for an agent that has moved to SQLite. Never writes it.
 
-How depends on what lies there (measured with gateways 2026.8.1 and 2026.9.6): beside a ``-shm`` a reader makes no file
+The way depends on the files (measured with gateways 2026.8.1 and 2026.9.6): beside a ``-shm`` a reader makes no file
 and sees the log. Without one ``mode=ro`` would make files, and ``immutable=1`` sees no log and no writer: it is right
-only where there is no log, and nothing changed meanwhile. A log alone, what a kill or a copy leaves, is read in a copy.
+only if there is no log, and nothing changed meanwhile. A log alone, left by a kill or a copy, is read in a copy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NEEDED = {
     "session_nodes": {"session_key", "current_session_id", "entry_valid"},
     "session_windows": {"session_key", "session_id"},
 }
-# A row that is no session has -1; one that the gateway has archived can come back at any moment.
+# A row that is no session has -1; the gateway can restore an archived one at any moment.
 _SESSIONS = "SELECT session_key, current_session_id FROM session_nodes WHERE entry_valid <> -1"
 _EARLIER = (
     "SELECT w.session_key, w.session_id FROM session_windows w JOIN session_nodes n USING (session_key)"
@@ -36,14 +36,14 @@ Rows = list[tuple[str, str]]
 
 
 class _Changed(Exception):
-    """The database was written to meanwhile: what was read may be wrong."""
+    """The database was written to meanwhile: the rows read may be wrong."""
 
 
 def read_database(store: Store, now_ms: int) -> Snapshot:
-    """Returns the sessions that the database of a moved store has, live or archived there.
+    """Returns the sessions in the database of a moved store, live or archived there.
 
-    A session that its key has left behind is among them, without a key: the gateway has its conversation, too. Raises
-    Refused (``store_unsupported``) where that cannot be told.
+    Includes, without a key, sessions whose key has moved on to another: the gateway has their conversations, too.
+    Raises Refused (``store_unsupported``) if the database cannot be read.
     """
     try:
         current, earlier = _read(store.database)
@@ -109,7 +109,7 @@ def _in_a_copy(path: str, before: _State) -> tuple[Rows, Rows]:
 
 
 def _ask(path: str, how: str) -> tuple[Rows, Rows]:
-    """Reads in one transaction. Raises sqlite3.Error, or ValueError for a database that is none of those known."""
+    """Reads in one transaction. Raises sqlite3.Error, or ValueError for a database of an unknown kind."""
     with contextlib.closing(sqlite3.connect(f"file:{quote(os.fsencode(path))}?{how}", uri=True)) as connection:
         connection.execute("BEGIN")
         schema = connection.execute("PRAGMA user_version").fetchone()[0]

@@ -1,7 +1,6 @@
-"""Delivers the pending marks in the ledger to history, by whichever transport.
+"""Delivers the pending marks in the ledger to history, over any transport.
 
-Nothing in here fails a call: what cannot be delivered stays pending, and the result says why. No lock of a store is
-held.
+Nothing in here fails a call: undelivered marks stay pending, and the result says why. Holds no lock of a store.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ _TOLD: dict[str, Status] = {"active": "active", "erased": "erased"}
 
 
 class NoConversation(Exception):
-    """History cannot be reached at all; the message is a sentence that says why."""
+    """History cannot be reached; the message is a sentence that says why."""
 
 
 class Heard(msgspec.Struct):
-    """What history says to marks: ``delivered``, ``missing`` (no such row), ``refused`` each for a reason.
+    """History's answers to marks: ``delivered``, ``missing`` (no such row), ``refused`` each for a reason.
 
-    ``error`` says why those are not told that are in none of the parts, or is None. Unless it was ``reached``, history
-    cannot have heard of any.
+    ``error`` says why the marks in none of these parts were not sent, or is None. Unless it was ``reached``, history
+    cannot have received any.
     """
 
     delivered: set[Name]
@@ -50,11 +49,11 @@ Tell = Callable[[dict[Name, Status]], Heard]
 
 
 class Delivery(msgspec.Struct):
-    """What was delivered in this call, and which marks wait, each for a reason.
+    """The marks delivered in this call, and the pending ones, each with a reason.
 
-    ``superseded`` are sessions that came back to life, ``unknown`` those that aria-api has no row of; ``given_up`` are
-    those of them, and of those that it refuses, that are not tried again. ``error`` says what kept marks from being
-    delivered, or is None; ``failure`` is set when that is the ledger.
+    ``superseded`` are sessions that came back to life, ``unknown`` those without a row in aria-api; ``given_up`` are
+    the unknown and refused ones that are not tried again. ``error`` says why marks were not delivered, or is None;
+    ``failure`` is set if the ledger is the reason.
     """
 
     delivered: set[Name] = msgspec.field(default_factory=set)
@@ -72,7 +71,7 @@ class Delivery(msgspec.Struct):
 
     @property
     def busy(self) -> bool:
-        """Returns True if marks were left to somebody else who is delivering."""
+        """Returns True if the marks were left to another process that is delivering."""
         return self.error == ELSEWHERE
 
     def waits(self, name: Name) -> bool:
@@ -84,14 +83,14 @@ class Delivery(msgspec.Struct):
         return not self.waits(name) and name not in self.given_up
 
     def why(self, names: Collection[Name]) -> str | None:
-        """Returns why marks wait: what concerns the first of ``names`` that does, else what concerns all."""
+        """Returns why marks are pending: the reason of the first pending one in ``names``, else the general reason."""
         return next((self.waiting[name] for name in names if name in self.waiting), self.error)
 
 
 class Deliverer(msgspec.Struct, frozen=True):
     """Delivers the marks of one volume's ledger in one run.
 
-    ``connect`` begins the conversation with history and raises NoConversation; None: there is no history layer.
+    ``connect`` opens the connection to history and may raise NoConversation; None: there is no history layer.
     ``clock`` is in epoch milliseconds.
     """
 
@@ -102,9 +101,9 @@ class Deliverer(msgspec.Struct, frozen=True):
     connect: Callable[[], Tell] | None
 
     def deliver(self, removed: Collection[Name] = ()) -> Delivery:
-        """Delivers all pending marks, of this run and of earlier ones, and records which arrived.
+        """Delivers all pending marks, of this run and of earlier ones, and records which were delivered.
 
-        ``removed`` are sessions that this very run has removed: all others may have come back since.
+        ``removed`` are sessions that this run has removed: all others may have come back since.
         """
         delivery = Delivery()
         try:
@@ -120,8 +119,8 @@ class Deliverer(msgspec.Struct, frozen=True):
 
     def _deliver_all(self, ledger: Ledger, delivery: Delivery, removed: frozenset[Name]) -> None:
         tried: set[Mark] = set()
-        # A call that finds the lock taken leaves its marks to the holder, who may have read the ledger before that:
-        # so it is read once more when the lock has been given back.
+        # A call that finds the lock taken leaves its marks to the holder, which may have read the ledger before:
+        # so read it again after the lock is released.
         while delivery.error is None and not tried.issuperset(ledger.pending()):
             if self.connect is None:
                 delivery.error = OFF
@@ -139,7 +138,7 @@ class Deliverer(msgspec.Struct, frozen=True):
                         self._deliver(self.connect, ledger, going, delivery)
 
     def _came_back(self, marks: list[Mark]) -> set[Mark]:
-        """Returns the marks of sessions that are in their index again and have done something since they ended."""
+        """Returns the marks of sessions that are in their index again with activity since they ended."""
         by_agent: dict[str, list[Mark]] = {}
         for mark in marks:
             if mark.status == "ended":
@@ -150,7 +149,7 @@ class Deliverer(msgspec.Struct, frozen=True):
                 store = self.volume.store(agent_id)
                 sessions = read_snapshot(store, self.clock()).sessions if store is not None else []
             except SessionManagerError:
-                # Nothing is known of them, and the mark was right when it was made.
+                # Their state is unknown, and the mark was right when it was made.
                 continue
             active = {session.id: session.entry_activity or 0 for session in sessions}
             back |= {mark for mark in ended if active.get(mark.session_id, 0) > mark.changed_at}
@@ -172,9 +171,9 @@ class Deliverer(msgspec.Struct, frozen=True):
         delivered = [m for m in marks if _name(m) in heard.delivered]
         missing = [m for m in marks if _name(m) in heard.missing]
         refused = [m for m in marks if _name(m) in heard.refused]
-        # A service that takes nothing at all is broken; that is no word about these marks.
+        # A service that accepts no mark at all is broken; that says nothing about these marks.
         lost = (*missing, *refused) if delivered or missing else ()
-        # An erasure that a service cannot do is owed until it can.
+        # An erasure that the service cannot do stays pending until it can.
         owed = {_name(m) for m in refused if m.status == "erased"}
         given_up = {_name(m) for m in lost if m.changed_at < long_ago} - owed
         if delivered or given_up:

@@ -1,4 +1,4 @@
-"""Who delivers marks to history: one process at a time, so that each mark is sent once."""
+"""Lets one process at a time deliver marks to history, so that each mark is sent once."""
 
 from __future__ import annotations
 

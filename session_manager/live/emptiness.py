@@ -1,7 +1,7 @@
-"""Tells sessions in which nobody has said anything yet from all others, reading as little as that takes.
+"""Finds the sessions without any message, reading as little as possible.
 
-Whatever is not known to say nothing counts as said: a line that cannot be read, a kind of line that is new, a long
-file. Line types: gateway 2026.2.17 to 2026.7.1 (``SessionEntry`` of its transcripts).
+If in doubt a session has a message: an unreadable line, an unknown kind of line, a long file. Line types: gateway
+2026.2.17 to 2026.7.1 (``SessionEntry`` of its transcripts).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from session_manager.live.transcripts import files_by_session
 from session_manager.live.volume import Store
 from session_manager.live.whereabouts import ELSEWHERE, REFUSED, Whereabouts, is_transcript
 
-# Lines that say nothing are short, and few stand before the first message.
+# Lines without a message are short, and few precede the first message.
 LONGEST = 64 * 1024
 # Names the conversation that a Codex server holds (gateway 2026.4.14 and later).
 _HARNESS = ".codex-app-server.json"
@@ -28,11 +28,10 @@ _SILENT = frozenset({"session", "model_change", "thinking_level_change", "custom
 def empty_sessions(
     store: Store, sessions: Sequence[Session], names: Collection[str], asked: Iterable[Session]
 ) -> set[str]:
-    """Returns the ids of those ``asked`` about whose transcripts are here and hold no message.
+    """Returns the ids of the sessions in ``asked`` whose transcripts are here and hold no message.
 
-    ``sessions`` are all of the store, ``names`` lie in its folder. A session without a transcript may have one that
-    was not written yet, and one that a CLI or ACP backend holds, or with counted tokens, has said its words to another
-    program: those are not empty.
+    ``sessions`` are all of the store, ``names`` lie in its folder. A session without a transcript is not empty (it may
+    not be written yet), nor is one in a CLI or ACP backend or with counted tokens (another program has its messages).
     """
     return empty_or_unseen(store, sessions, names, asked)[0]
 
@@ -40,7 +39,7 @@ def empty_sessions(
 def empty_or_unseen(
     store: Store, sessions: Sequence[Session], names: Collection[str], asked: Iterable[Session]
 ) -> tuple[set[str], set[str]]:
-    """Returns what ``empty_sessions`` does, and the ids of those of which the rest cannot be looked at."""
+    """Returns what ``empty_sessions`` does, and the ids of sessions of which only an empty part can be read."""
     waiting = [s for s in asked if not _was_used(s)]
     if not waiting:
         return set(), set()
@@ -101,5 +100,5 @@ def _says_nothing(line: bytes) -> bool:
     if found.get("type") == "message":
         message = found.get("message")
         return isinstance(message, dict) and message.get("role") == "system"
-    # A fork goes on with what was said in the session that it names.
+    # A fork continues the messages of the session that it names.
     return found.get("type") in _SILENT and not found.get("parentSession")

@@ -1,8 +1,8 @@
-"""Erases a session: every file that is left of it, and all that the ledger knows of it beyond that it was.
+"""Erases a session: every file that is left of it, and everything that the ledger knows of it except that it existed.
 
-Whatever of it lives is removed before, like any other session. From there on the order is: the intent in the ledger,
-durable, with the receipt; the files; the ledger's details and raw entries; the ledger's own file, written anew; the
-end. Killed in between, the next call that takes the store's lock looks for what is left and goes on to the end.
+A live session is removed before, like any other. Then the order is: the intent in the ledger, durable, with the
+receipt; the files; the ledger's details and raw entries; the ledger's own file, rewritten; the end. If killed in
+between, the next call that takes the store's lock finds the rest and completes the erasure.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from session_manager.live.volume import Store, read_snapshot
 
 
 class Traces(msgspec.Struct):
-    """What is left of a session beside the index: its files, and those that bear its name and have to stay."""
+    """Files of a session beside the index: those to erase, and those that bear its name but have to stay."""
 
     files: list[Archive]
     spared: list[str]
 
 
 class Erased(msgspec.Struct):
-    """What went: files, the bytes that came free, removals of the ledger; and what could not go."""
+    """The result: erased files, freed bytes, removals of the ledger; and files that could not be removed."""
 
     files: int
     bytes: int
@@ -46,9 +46,9 @@ class Erased(msgspec.Struct):
 
 
 class _Known(msgspec.Struct):
-    """What the ledger says of a session's files in one agent.
+    """The files of a session in one agent, by the ledger.
 
-    ``sources`` and ``archives`` are their names before and after, ``folders`` those of their second names;
+    ``sources`` and ``archives`` are their live and archive names, ``folders`` those of their second names;
     ``foreign`` are archives of other sessions.
     """
 
@@ -67,7 +67,7 @@ def find_traces(
     second_names: SecondNames,
     shared: Collection[str],
 ) -> Traces:
-    """Looks for the files of a session among ``names`` in its agent's folder, and among the second names.
+    """Finds the files of a session among ``names`` in its agent's folder, and among the second names.
 
     Files that belong to one of ``sessions`` (those in the index), that others refer to (``shared``), or that belong to
     another removal are spared. Raises Refused, Damaged or Failed.
@@ -78,7 +78,7 @@ def find_traces(
         second = second_names.of_agent(store.agent_id)
     kept = {n for files in files_by_session(here, sessions, store.sessions_dir).values() for n in files}
     kept |= known.foreign.union(shared)
-    # What a living session names and has not, because it was archived with another.
+    # Files that a live session names but lacks, because they were archived with another session.
     lost = {original_name(name) for name in here} - here
     lost &= {n for files in files_by_session(lost, sessions, store.sessions_dir).values() for n in files}.union(shared)
     kept |= {name for name in here | second.keys() if original_name(name) in lost}
@@ -95,7 +95,7 @@ def find_traces(
         else:
             paths = [os.path.join(store.sessions_dir, name)] if name in here else []
             traces.files.append(Archive(name, [*paths, *second.get(name, ())]))
-    # What a killed copy left is in one of these.
+    # Rests of a killed copy are in one of these.
     folders = known.folders.union(os.path.dirname(path) for file in traces.files for path in file.paths)
     if parts := [path for path in second.get(PART, ()) if os.path.dirname(path) in folders]:
         traces.files.append(Archive(PART, parts))
@@ -120,7 +120,7 @@ def _known(ledger: Ledger | None, second_names: SecondNames, store: Store, sessi
 def erase(
     store: Store, lock: StoreLock, ledger: Ledger, run: Run, session_id: str, traces: Traces, keys: int
 ) -> Erased:
-    """Erases a session that is in the index no more; ``keys`` is how many it had there, for the receipt.
+    """Erases a session that is no longer in the index; ``keys`` is how many it had there, for the receipt.
 
     Files that could not be removed are in the result: the next call that takes the store's lock tries again. Raises
     LockLost, Refused, Damaged or Failed; nothing has gone then.
@@ -132,7 +132,7 @@ def erase(
 
 
 def end_erasure(store: Store, ledger: Ledger, attempt: Attempt) -> Failures:
-    """Ends an erasure that was killed. Returns what could not be removed. Raises Damaged, Refused or Failed."""
+    """Ends an erasure that was killed. Returns files that could not be removed. Raises Damaged, Refused or Failed."""
     (receipt,) = attempt.removals
     sessions, names = read_snapshot(store, now_ms()).sessions, listing(store)
     second_names = SecondNames(ledger.state_dir)
@@ -141,9 +141,9 @@ def end_erasure(store: Store, ledger: Ledger, attempt: Attempt) -> Failures:
 
 
 def erase_lost(ledger: Ledger, run: Run, agent_id: str, session_id: str) -> Erased:
-    """Erases what is left of a session of an agent that has no store any more: second names and the ledger's details.
+    """Erases the rest of a session whose agent has no store any more: second names and the ledger's details.
 
-    There is no lock to take and nobody to end it when it is killed: it can be called again. Raises Refused, Damaged or
+    There is no lock to take, and no later call completes it if killed: call it again. Raises Refused, Damaged or
     Failed.
     """
     nowhere = Store(agent_id, "", "", "")
@@ -175,7 +175,7 @@ def _erase(store: Store, ledger: Ledger, attempt: Attempt, traces: Traces, keys:
             ledger.finish_erasure(attempt)
             step("erasure noted")
     except SessionManagerError as error:
-        # What has gone is said all the same; the next call goes on from here.
+        # Report the erased files anyway; the next call continues from here.
         erased.failures.append((session_id, error))
     return erased
 

@@ -1,10 +1,11 @@
-"""The lock that both sides honour.
+"""The lock that this tool and the gateway honour.
 
-Our own processes exclude each other by a kernel lock under a name of our own. The gateway (2026.2.17 to
-2026.4.29) is excluded by its own marker ``sessions.json.lock``, made and judged by its rules.
+Our own processes exclude each other with a kernel lock on a file of ours. The gateway (2026.2.17 to
+2026.4.29) is excluded with its own marker ``sessions.json.lock``, made and judged by its rules.
 
 The marker is made, judged and removed only under the kernel lock, so two of our processes never reclaim the same one.
-Where the file system has no such lock, the marker alone keeps them apart, and whoever lost it is told before a rename.
+If the file system has no such lock, the marker alone keeps them apart, and a process that lost it notices before a
+rename.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from session_manager.live.own_lock import OwnLock, own_lock
 from session_manager.live.volume import Store
 
 KERNEL_LOCK_NAME = OWN_PREFIX + "lock"
-# The gateway retries after 50, 100, 150 … ms: between two of us that queue, it must find the store free.
+# The gateway retries after 50, 100, 150 … ms: it must find the store free between two of our queued processes.
 PAUSE_S = 0.02
 PAUSE_AFTER_WAIT_S = 0.25
 _POLL_S = 0.02
@@ -34,7 +35,7 @@ _released: dict[str, float] = {}
 
 
 class LockLost(Exception):
-    """Somebody else removed or replaced our marker; what was about to be renamed must not be."""
+    """Another process removed or replaced our marker; the next rename must not happen."""
 
 
 def has_dead_marker(store: Store) -> bool:
@@ -48,12 +49,12 @@ def _vouched(store: Store) -> Callable[[], bool]:
 
 
 def lock_of(store: Store, timeout: float) -> StoreLock:
-    """Returns the lock of a store; where its sessions have moved to SQLite, one that no gateway hears of."""
+    """Returns the lock of a store; if its sessions have moved to SQLite, one without the gateway's marker."""
     return OurLock(store, timeout) if store.database else StoreLock(store, timeout)
 
 
 class StoreLock:
-    """Holds one agent's store, against our own processes and against the gateway.
+    """Locks one agent's store against our own processes and against the gateway.
 
     ``timeout`` (seconds) covers the whole wait. Entering raises Locked (``store_locked``, with the holder), or
     Refused when the folder cannot be written.
@@ -94,7 +95,7 @@ class StoreLock:
         return self._marker.is_ours()
 
     def check(self) -> None:
-        """To be called before every rename that the lock covers; renews a marker that grows old.
+        """Checks the lock; renews a marker that grows old. Call it before every rename that the lock covers.
 
         Raises LockLost when the marker is no longer ours.
         """
@@ -133,9 +134,9 @@ class StoreLock:
 
 
 class OurLock(StoreLock):
-    """Holds a moved store against our own processes only: its gateway locks a database, and writes none of its files.
+    """Locks a moved store against our own processes only: its gateway locks a database, and writes none of its files.
 
-    What a killed process left of a marker goes.
+    Removes markers that killed processes left.
     """
 
     def __init__(self, store: Store, timeout: float) -> None:
@@ -164,8 +165,8 @@ class OurLock(StoreLock):
         self._held.__exit__(kind, error, trace)
 
     def is_ours(self) -> bool:
-        """Says that no other process takes the lock."""
+        """Returns True: no other process takes the lock over."""
         return True
 
     def check(self) -> None:
-        """Does nothing: no other process takes the lock."""
+        """Does nothing: no other process takes the lock over."""

@@ -1,9 +1,9 @@
-"""Gateways that can be seen from here, and whose they are.
+"""Gateways that are visible from here, and the stores that they belong to.
 
-Only a gateway of the very store vouches that a pid which is dead here is dead: one of another store says nothing about
+Only a gateway of the same store proves that a pid which is dead here is dead: one of another store proves nothing about
 a run in another container. Facts, measured on gateways 2026.2.17 and 2026.6.11: the process calls itself
 ``openclaw-gateway`` or ``openclaw``, keeps its environment, and holds ``gateway.<hash>.lock`` open, a JSON object that
-names its configuration. Nothing of this can be seen without a /proc, or of another user's process.
+names its configuration. None of this is visible without a /proc, or for another user's process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RUNTIMES = ("node", "nodejs", "bun", "deno")
 _SCRIPTS = ("openclaw", "openclaw.mjs")
 _KIN = re.compile("openclaw|clawdbot|moltbot|moldbot")
 _GATEWAY_LOCK = re.compile(r"gateway\.[0-9a-f]+\.lock")
-# What gateways keep in a state folder: it may be that of the program, too (/app), or somebody's home.
+# Names in a state folder, which may also be the program's folder (/app), or a home.
 _KEPT = frozenset(
     ("agents", "state", "memory", "logs", "cron", "tasks", "flows", "subagents", "credentials", "identity")
 )
@@ -34,7 +34,7 @@ class _GatewayLock(msgspec.Struct, rename="camel"):
 
 
 def vouches(sessions_dir: str, gateway_dir: str = "") -> bool:
-    """Returns True if a gateway of a store runs in our own process namespace, where a dead pid is dead.
+    """Returns True if a gateway of a store runs in our process namespace, so that a dead pid is really dead.
 
     ``gateway_dir`` is its agents directory, in its state folder; left out, it is two levels up.
     """
@@ -53,7 +53,7 @@ def vouches(sessions_dir: str, gateway_dir: str = "") -> bool:
 
 
 def may_be_gateway(pid: int) -> bool:
-    """Returns True if a process might be a gateway, or what starts one; also when that cannot be looked at."""
+    """Returns True if a process might be or start a gateway; also if it cannot be inspected."""
     arguments = _arguments(str(pid))
     return (
         not arguments
@@ -63,7 +63,7 @@ def may_be_gateway(pid: int) -> bool:
 
 
 def program_of(pid: int) -> str | None:
-    """Returns the name of the program that a process runs; None where it cannot be looked at."""
+    """Returns the name of the program that a process runs, or None if it cannot be inspected."""
     arguments = _arguments(str(pid))
     return os.path.basename(arguments[0]) or None if arguments else None
 
@@ -76,7 +76,7 @@ def _pids() -> list[str]:
 
 
 def _arguments(pid: str) -> list[str]:
-    """Returns a process's command line; a title that stands in its place may be padded with blanks."""
+    """Returns a process's command line; a title that replaces it may be padded with blanks."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             text = file.read(4096).decode("utf-8", "replace")
@@ -99,7 +99,7 @@ def _is_gateway(pid: str) -> bool:
 
 
 def _shares_our_pids(pid: str) -> bool:
-    """Returns True if a process has the same pid in its own eyes: seen from a host, a container's has another one."""
+    """Returns True if a process has the same pid in its own namespace, unlike a container's seen from its host."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             return any(line.startswith(b"NSpid:") and len(line.split()) == 2 for line in file)
@@ -108,7 +108,7 @@ def _shares_our_pids(pid: str) -> bool:
 
 
 def _is_of(pid: str, sessions_dir: str, gateway_dir: str) -> bool:
-    """Returns True if a gateway is that of a store: by the files that it holds open, or by its environment."""
+    """Returns True if a gateway belongs to a store, judged by its open files or its environment."""
     state = os.path.dirname(gateway_dir)
     folders = [os.path.realpath(folder) for folder in (sessions_dir, gateway_dir)]
     if any(_lies_in(path, folders, os.path.realpath(state)) for path, _ in _open_files(pid)):
@@ -133,7 +133,7 @@ def _below(path: str, folder: str) -> str | None:
 
 
 def _open_files(pid: str) -> Iterator[tuple[str, str]]:
-    """Yields path and entry in /proc of each file that a process holds open and that is the same file for us."""
+    """Yields path and /proc entry of each open file of a process that is the same file for us."""
     folder = f"/proc/{pid}/fd"
     try:
         numbers = os.listdir(folder)
@@ -150,7 +150,7 @@ def _open_files(pid: str) -> Iterator[tuple[str, str]]:
 
 
 def _gateway_locks(pid: str) -> Iterator[str]:
-    """Yields the path of the configuration that each of a gateway's own locks names, empty where it names none."""
+    """Yields the configuration path named by each of a gateway's own locks, empty if it names none."""
     for path, place in _open_files(pid):
         if _GATEWAY_LOCK.fullmatch(os.path.basename(path)):
             try:
@@ -170,7 +170,7 @@ def _environment(pid: str) -> Mapping[str, str]:
 
 
 def _state_dirs(environ: Mapping[str, str]) -> Iterator[str]:
-    """Yields the state folders that gateways of any version would make of an environment."""
+    """Yields the state folders that gateways of any version would use in an environment."""
     if not named_by(environ, (*EARLY.state_variables, "OPENCLAW_HOME", "HOME")):
         return
     profile = value_of(environ, "OPENCLAW_PROFILE")
@@ -188,7 +188,7 @@ def _is_same(one: str, other: str) -> bool:
 
 
 def _named_by_locks(sessions_dir: str) -> set[int]:
-    """Returns the pids of living processes that the locks in a sessions folder name as their holders."""
+    """Returns the pids of live processes that locks in a sessions folder name as holders."""
     try:
         names = [name for name in os.listdir(sessions_dir) if name.endswith(".lock")]
     except OSError:
@@ -198,7 +198,7 @@ def _named_by_locks(sessions_dir: str) -> set[int]:
 
 
 def _is_its_holder(marker: Marker) -> bool:
-    """Returns True if a lock's pid is that of the process that wrote it: where it names no start, by its age."""
+    """Returns True if the process with a lock's pid wrote it, judged by its age if it names no start time."""
     payload = marker.payload
     if payload is None or marker.ours or not process_lives(payload.pid, payload.starttime):
         return False

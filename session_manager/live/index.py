@@ -1,4 +1,4 @@
-"""sessions.json as ordered (key, raw bytes) entries: what survives an edit keeps every byte."""
+"""sessions.json as ordered (key, raw bytes) entries: entries that survive an edit keep every byte."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class Index:
         return token, bytes(value)
 
     def view(self, key: str) -> tuple[bytes, memoryview]:
-        """Returns what ``raw`` does; the value is no copy, but part of ``data``."""
+        """Returns what ``raw`` does, with the value as a slice of ``data`` instead of a copy."""
         m = self.span(key)
         return self.data[m.key_start : m.key_end], memoryview(self.data)[m.value_start : m.value_end]
 
     def span(self, key: str) -> Member:
-        """Returns where a key's token and its value are in ``data``."""
+        """Returns the position of a key's token and value in ``data``."""
         if self._by_key is None:
             self._by_key = dict(self.members())
         return self._by_key[key]
@@ -88,7 +88,7 @@ class Index:
         return self._members
 
     def _walk(self) -> list[tuple[str, Member]] | None:
-        """Spans along the entries that msgspec found; None when the text holds more than they say (duplicates)."""
+        """Returns the spans of the entries that msgspec found; None if the text has more members (duplicates)."""
         from session_manager.live.jsonscan import Member
 
         key_at, separator_at = re.compile(_KEY).match, re.compile(_SEPARATOR).match
@@ -120,7 +120,7 @@ class Index:
         for m in scan_object(self._shadow):
             meaning = _text(self.data[m.key_start : m.key_end])
             if meaning not in names:
-                # Two keys that differ only in lone surrogates must not be taken for one.
+                # Two keys that differ only in lone surrogates must stay two keys.
                 name = _text(self._shadow[m.key_start : m.key_end])
                 while name in taken:
                     name += "\ufffd"
@@ -153,7 +153,7 @@ class Index:
         put: Mapping[str, tuple[bytes, bytes | memoryview]],
         places: Mapping[str, int],
     ) -> tuple[list[bytes | memoryview], dict[str, int]]:
-        """Returns what ``edited`` does in its parts, none of them a copy, and where the values of ``put`` begin."""
+        """Returns the parts of what ``edited`` returns, without copies, and the offsets of the values of ``put``."""
         members = self.members()
         keep = [(key, m) for key, m in members if key not in remove]
         new = [key for key in put if key not in self.entries or key in remove]
@@ -187,7 +187,7 @@ class Index:
         return start
 
     def _style(self, members: list[tuple[str, Member]]) -> tuple[bytes, bytes, bytes]:
-        """White space before a key, white space before the closing brace, and the colon as written here."""
+        """Returns the white space before a key and before the closing brace, and the colon, as written here."""
         if not members:
             return b"\n  ", b"\n", b": "
         first, last = members[0][1], members[-1][1]
@@ -202,7 +202,7 @@ class Index:
 def _in_place(
     keep: Iterable[tuple[str, Member]], new: Sequence[str], places: Mapping[str, int]
 ) -> Iterator[tuple[str, Member | None]]:
-    """Yields the kept members in order, and each new key where as many stand before it as its place says."""
+    """Yields the kept members in order, and each new key after as many members as its place says."""
     waiting = deque(sorted((key for key in new if key in places), key=places.__getitem__))
     count = 0
     for key, m in keep:

@@ -1,6 +1,6 @@
 """Finds the members of a JSON object as byte spans, at any depth of nesting and in any text that JSON allows.
 
-Slower than msgspec and never the first choice: it reads what strict parsers refuse and JavaScript accepts
+Slower than msgspec and never the first choice: it reads text that strict parsers refuse and JavaScript accepts
 (thousands of levels, invalid UTF-8 inside strings, duplicate keys).
 """
 
@@ -46,7 +46,7 @@ def scan_object(data: bytes) -> list[Member]:
 
 
 def scan_beginning(data: bytes) -> list[Member]:
-    """Returns the members that are whole at the beginning of a damaged object."""
+    """Returns the complete members at the beginning of a damaged object."""
     members: list[Member] = []
     with contextlib.suppress(ValueError):
         for member in _members(data):
@@ -117,7 +117,7 @@ def _skip_key(data: bytes, pos: int) -> int:
 def without_lone_surrogates(data: bytes) -> bytes:
     r"""Returns JSON text of the same length in which every escaped lone surrogate reads ``\ufffd``.
 
-    JavaScript cuts an emoji in half without a word, strict parsers refuse the result. Offsets stay valid.
+    JavaScript silently cuts an emoji in half; strict parsers refuse the result. Offsets stay valid.
     """
     lone: list[int] = []
     high: int | None = None

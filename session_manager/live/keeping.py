@@ -1,7 +1,7 @@
 """Stores which sessions to keep: pinned ones, and those that were restored lately.
 
-One small file in the state directory, ``kept.json``, replaced as a whole under a lock of its own. Whoever decides what
-goes reads it at every call, so it costs neither SQLite nor TOML; the retention policy, which has pins too, is a
+One small file in the state directory, ``kept.json``, replaced as a whole under its own lock. Every call that chooses
+sessions to remove reads it, so it needs neither SQLite nor TOML; the retention policy, which has pins too, is a
 person's file and is never written.
 """
 
@@ -25,7 +25,7 @@ _TEMP_SUFFIX = ".tmp"
 
 
 def edit(settings: Settings, change: Callable[[Kept], bool]) -> None:
-    """Has ``change`` edit the content, durably, when it returns True; the file is made when there is none.
+    """Lets ``change`` edit the content, and writes it durably if that returns True; creates the file if needed.
 
     Raises Damaged (``pins_damaged``), Locked, Refused or Failed; nothing is changed then.
     """
@@ -56,9 +56,9 @@ def _read(path: str) -> Kept:
 
 
 def _replace(path: str, data: bytes) -> None:
-    """Puts a new version in the file's place, for a caller who holds the lock. Raises OSError."""
+    """Replaces the file by a new version, for a caller who holds the lock. Raises OSError."""
     temp = path + _TEMP_SUFFIX
-    # A killed call's.
+    # Left by a killed call.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temp)
     write_new(temp, data, private_in(os.path.dirname(path)))
@@ -80,12 +80,12 @@ def pin(settings: Settings, session_ids: Collection[str], now_ms: int) -> set[st
 
 
 def unpin(settings: Settings, session_id: str) -> bool:
-    """Removes a pin; says whether there was one. Raises as ``edit`` does."""
+    """Removes a pin; returns True if there was one. Raises as ``edit`` does."""
     return _dropped(settings, lambda kept: kept.pins.pop(session_id, None) is not None)
 
 
 def note_restored(settings: Settings, sessions: Collection[tuple[str, str]], now_ms: int) -> None:
-    """Notes that sessions (agent id, session id) come back. Raises as ``edit`` does."""
+    """Records that sessions (agent id, session id) are restored. Raises as ``edit`` does."""
 
     def change(kept: Kept) -> bool:
         spared = kept.spared(now_ms, settings.keep_days)
@@ -107,7 +107,7 @@ def forget(settings: Settings, session_id: str, agent_ids: Collection[str]) -> N
 
 
 def _dropped(settings: Settings, change: Callable[[Kept], bool]) -> bool:
-    """Does ``change``, where there is a file; says whether it changed anything."""
+    """Applies ``change`` if there is a file; returns True if it changed anything."""
     changed = False
 
     def drop(kept: Kept) -> bool:

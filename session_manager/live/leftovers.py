@@ -1,7 +1,7 @@
-"""Leftovers: sidecars and temporary files whose session is gone, and those of writers that are gone.
+"""Leftovers: sidecars and temporary files whose session or writer is gone.
 
-A sidecar (trajectory, checkpoint, ``.bak-…``) goes where its session goes; gateways 2026.4 to 2026.6 leave it behind
-when they remove one. Temporary files stay when their writer is killed; some of their names hold its pid.
+A sidecar (trajectory, checkpoint, ``.bak-…``) belongs to its session; gateways 2026.4 to 2026.6 leave it behind
+when they remove the session. Temporary files stay when their writer is killed; some of their names hold its pid.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _REPAIR = r".+\.jsonl\.repair-(?P<pid>\d+)-\d+\.tmp\Z"
 
 
 def is_index_temp(name: str) -> bool:
-    """Returns True if a gateway's writer of the index made a file, on its way to be the index."""
+    """Returns True if a file is a gateway's temporary file for a new index."""
     return re.match(_WRITER, name) is not None
 
 
 def find_leftovers(
     folder: Folder, names: Iterable[str], kept: Collection[str], live: Collection[str], mentions: Sequence[Mentions]
 ) -> dict[str, str]:
-    """Returns which of ``names`` (sidecars, temporary files) are left over, each with its session's id.
+    """Returns the leftovers among ``names`` (sidecars, temporary files), each with its session's id.
 
-    A writer's temporary file stands for itself. ``kept`` are the ids of sessions that stay, ``live`` their files.
+    A writer's temporary file counts as its own id. ``kept`` are the ids of sessions that stay, ``live`` their files.
     """
     from session_manager.live.orphans import owner_of_sidecar
 
@@ -48,10 +48,10 @@ def find_leftovers(
 
 
 def is_being_written(name: str, mtime: int) -> bool:
-    """Returns True if the process whose pid a temporary file's name holds lives here: it may be writing it.
+    """Returns True if the process with the pid in a temporary file's name lives here: it may be writing it.
 
-    One that began after the file was written (``mtime``, epoch ms) has the pid of another that is gone: in containers
-    each gateway has the same, often 1.
+    A process that began after the file was written (``mtime``, epoch ms) reuses the pid of one that is gone: in
+    containers each gateway has the same, often 1.
     """
     match = re.match(_WRITER, name) or re.match(_REPAIR, name)
     if match is None or match["pid"] is None or not process_lives(int(match["pid"]), None):
@@ -64,5 +64,5 @@ def is_being_written(name: str, mtime: int) -> bool:
 
 
 def written_at(mtime: int, now_ms: int) -> int:
-    """Returns when a leftover was last written; within half an hour its writer may be at work."""
+    """Returns the time of a leftover's last write; within half an hour its writer may still be at work."""
     return now_ms if mtime > now_ms - TRANSCRIPT_STALE_MS else mtime

@@ -1,4 +1,4 @@
-"""Lock files of the gateway's kind: who wrote one, and whether it is still held.
+"""Lock files in the gateway's format: who wrote one, and whether it is still held.
 
 Payload and staleness: gateway 2026.2.17 and 2026.4.14 ``acquireSessionWriteLock``: JSON ``{pid, createdAt,
 starttime?}``. The store's marker is stale after 30 s, a transcript's lock after 30 min.
@@ -22,9 +22,9 @@ OWNER = "session_manager"
 
 
 class Payload(msgspec.Struct, rename="camel", omit_defaults=True):
-    """What a lock file says. ``starttime`` is field 22 of /proc/<pid>/stat, in clock ticks since boot.
+    """The content of a lock file. ``starttime`` is field 22 of /proc/<pid>/stat, in clock ticks since boot.
 
-    ``owner``, ``token`` and ``space``, which names the processes that the pid is one of, are this tool's alone.
+    Only this tool writes ``owner``, ``token`` and ``space`` (the pid namespace that the pid belongs to).
     """
 
     pid: int
@@ -36,7 +36,7 @@ class Payload(msgspec.Struct, rename="camel", omit_defaults=True):
 
 
 class Marker(msgspec.Struct):
-    """A lock file as found: its bytes, its payload (None when it is empty or garbage), its mtime in epoch ms."""
+    """A lock file as found: its bytes, its payload (None if empty or garbage), its mtime in epoch ms."""
 
     content: bytes
     payload: Payload | None
@@ -87,10 +87,10 @@ def _payload(content: bytes) -> Payload | None:
 def is_held(marker: Marker, stale_ms: int, now_ms: int, vouched: Callable[[], bool]) -> bool:
     """Returns True if a lock file must be respected.
 
-    A living process's lock always is. A dead one's is free at once only when its pid means something here:
-    the lock is our own tool's, or a gateway of this very store runs in this process namespace (``vouched``, see
-    ``vouched_in``). Otherwise, and for garbage, the gateway's own staleness time must have passed, because in another
-    container every pid looks dead.
+    A living process's lock always must. A dead one's is free at once only if its pid is meaningful here: this tool
+    wrote the lock, or a gateway of this very store runs in this process namespace (``vouched``, see ``vouched_in``).
+    Otherwise, and for garbage, the gateway's own staleness time must have passed, because a pid of another container
+    looks dead here.
     """
     payload = marker.payload
     if payload is not None:
@@ -102,7 +102,7 @@ def is_held(marker: Marker, stale_ms: int, now_ms: int, vouched: Callable[[], bo
 
 
 def vouched_in(sessions_dir: str, gateway_dir: str = "") -> Callable[[], bool]:
-    """Returns what says whether a gateway of a store can be seen here: it looks once, when it is first asked."""
+    """Returns a function that tells if a gateway of a store is visible here; it looks once, at its first call."""
 
     @functools.cache
     def looked() -> bool:
@@ -116,8 +116,8 @@ def vouched_in(sessions_dir: str, gateway_dir: str = "") -> Callable[[], bool]:
 def owner_lives(payload: Payload) -> bool:
     """Returns True if the process that a lock names lives here.
 
-    Each container has a pid 1, so that one that is no gateway has not written a gateway's lock. Gateway 2026.6.11
-    does the same with any pid, by the process's arguments.
+    Each container has a pid 1: if the one here is no gateway, it has not written a gateway's lock. Gateway 2026.6.11
+    judges any pid like this, by the process's arguments.
     """
     if payload.pid == 1 and payload.starttime is None and process_lives(1, None):
         from session_manager.live.gateways import may_be_gateway
@@ -127,15 +127,15 @@ def owner_lives(payload: Payload) -> bool:
 
 
 def written_at(marker: Marker, now_ms: int) -> int:
-    """Returns when a lock file was written, in epoch milliseconds: what it says itself, else its mtime."""
+    """Returns the time at which a lock file was written (epoch ms): the time in it, else its mtime."""
     created = None if marker.payload is None else epoch_ms(marker.payload.created_at, now_ms)
     return created if created is not None and created <= now_ms else min(marker.mtime_ms, now_ms)
 
 
 def process_lives(pid: int, starttime: int | None) -> bool:
-    """Returns True if a process lives here, and is the one that started at ``starttime`` when that is known.
+    """Returns True if a process lives here, and started at ``starttime`` if that is known.
 
-    A process of another user lives too; a zombie does not, it cannot write any more.
+    Another user's process counts as alive; a zombie does not, as it cannot write any more.
     """
     if pid <= 0:
         return False
@@ -158,7 +158,7 @@ def process_stat(pid: int) -> tuple[str, int] | None:
     """Returns a process's state letter and start time (clock ticks since boot); None without a /proc."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The command's name stands in parentheses and may hold spaces and parentheses itself.
+            # The command's name is in parentheses and may itself contain spaces and parentheses.
             fields = file.read().rpartition(b")")[2].split()
         return fields[0].decode(), int(fields[19])
     except (OSError, IndexError, ValueError):

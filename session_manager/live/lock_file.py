@@ -2,11 +2,11 @@
 
 Invariants:
 
-- It is never visible half written: it is linked, renamed or exchanged into place with its full content. Only where the
-  file system knows neither links nor an exclusive rename it is made as gateway 2026.2.17 makes it, and is empty for a
+- It is never visible half written: it is linked, renamed or exchanged into place with its full content. Only if the
+  file system has neither links nor an exclusive rename it is made as gateway 2026.2.17 makes it, and is empty for a
   moment.
-- A living process's file is never broken. What we take over by exchange is looked at afterwards; a file that came in
-  between goes back to its place.
+- A live process's file is never broken. A file taken over by exchange is checked afterwards; if another one came in
+  between, that is put back.
 - Ours is removed only while its content, with our random token, is still there.
 - It is renewed long before a gateway would call it stale (30 s).
 """
@@ -41,10 +41,10 @@ RENEW_AFTER_S = 8.0
 
 
 class LockFile:
-    """The lock file at ``path``. ``vouched`` says whether a pid that is dead here is dead, see ``liveness``.
+    """The lock file at ``path``. ``vouched`` tells if a pid that is dead here is really dead, see ``liveness``.
 
     ``alone``: no other process of ours judges it meanwhile, so one of ours whose process is dead here is free at once.
-    ``found`` is what the last attempt to take it met in its place. Every method raises OSError.
+    ``found`` is the marker that the last attempt to take it found. Every method raises OSError.
     """
 
     def __init__(self, path: str, vouched: Callable[[], bool]) -> None:
@@ -57,32 +57,32 @@ class LockFile:
         self._made_at = 0.0
 
     def take(self) -> bool:
-        """Tries to take it, without waiting; says whether it is ours now."""
+        """Tries to take the lock without waiting; returns True if it is ours now."""
         found = self.found = read_marker(self.path)
         if found is None:
             return self._place()
         return not self._must_be_respected(found) and self._reclaim(found)
 
     def is_ours(self) -> bool:
-        """Returns True if its content still carries our token (inode numbers are reused at once)."""
+        """Returns True if it still contains our token (inode numbers are reused at once)."""
         found = read_marker(self.path)
         return found is not None and found.payload is not None and found.payload.token == self._token
 
     def renew(self) -> None:
-        """Renews it when it grows old, for a caller who has just looked that it is ours."""
+        """Renews it when it grows old, for a caller who has just checked that it is ours."""
         if time.monotonic() - self._made_at > RENEW_AFTER_S:
-            # Replacing our own by a fresh one leaves no moment without it.
+            # Replacing our file by a fresh one leaves no moment without a lock.
             with self._prepared() as fresh:
                 os.replace(fresh, self.path)
 
     def drop(self) -> None:
-        """Removes it if it is ours, and if that can be."""
+        """Removes it if it is ours and can be removed."""
         with contextlib.suppress(OSError):
             if self.is_ours():
                 os.unlink(self.path)
 
     def sweep(self) -> None:
-        """Removes what killed processes of ours left unfinished; where others may be writing one, what is old."""
+        """Removes unfinished files of our killed processes; only old ones if another process may be writing one."""
         for name in os.listdir(self._folder):
             if name.startswith(OWN_PREFIX) and name.endswith(SUFFIX):
                 path = os.path.join(self._folder, name)
@@ -96,7 +96,7 @@ class LockFile:
             return True
         if self.alone or found.payload is None or not found.ours or found.payload.space == (_space() or ""):
             return False
-        # One of ours that cannot be seen here may live on another machine.
+        # A process of ours that is not visible here may run on another machine.
         return 0 <= now - written_at(found, now) < STORE_STALE_MS
 
     def _place(self) -> bool:
@@ -104,7 +104,7 @@ class LockFile:
             return self._put(fresh) and self.is_ours()
 
     def _put(self, fresh: str) -> bool:
-        """Gives a prepared file the lock's name unless there is one; then False."""
+        """Gives a prepared file the lock's name; returns False if that is taken."""
         try:
             try:
                 os.link(fresh, self.path)
@@ -133,7 +133,7 @@ class LockFile:
             os.close(fd)
 
     def _reclaim(self, dead: Marker) -> bool:
-        """Puts ours in the place of a dead one; False when something else was there by then."""
+        """Replaces a dead lock by ours; returns False if another file was there by then."""
         with self._prepared() as fresh:
             try:
                 if not exchange(fresh, self.path):
@@ -159,12 +159,12 @@ class LockFile:
             self._put(aside)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
-        # Dead and gone: the next round makes ours, if nobody else is faster.
+        # The dead one is gone: the next round makes ours, if nobody else is faster.
         return False
 
     @contextlib.contextmanager
     def _prepared(self) -> Iterator[str]:
-        """A fresh one of ours under a name of its own, which is gone afterwards whatever became of it."""
+        """Writes a fresh lock under a temporary name, which is removed afterwards in any case."""
         stat = process_stat(os.getpid())
         payload = Payload(os.getpid(), iso_ms(now_ms()), stat[1] if stat else None, OWNER, self._token)
         payload.space = None if self.alone else _space()
@@ -188,7 +188,7 @@ class LockFile:
 
 @functools.cache
 def _space() -> str | None:
-    """Names the processes among which a pid of ours is the same one: this kernel since it booted, this namespace."""
+    """Returns a name for the scope of our pids: this boot of the kernel and this pid namespace."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return f"{file.read().strip()}:{os.stat('/proc/self/ns/pid').st_ino}"

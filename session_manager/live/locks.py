@@ -1,4 +1,4 @@
-"""Who holds what in a store: looked at, never taken."""
+"""Lists the locks of a store and their holders, without taking any."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ALIVE, UNSEEN, STALE = "alive", "unseen", "stale"
 
 
 class Lock(msgspec.Struct, frozen=True):
-    """One lock. ``who`` is ``gateway``, ``session_manager`` or ``unknown``; ``age_ms`` None where it cannot be told.
+    """One lock. ``who`` is ``gateway``, ``session_manager`` or ``unknown``; ``age_ms`` is None if unknown.
 
-    ``state`` is ``alive`` (its holder lives here), ``unseen`` (respected, though its holder is not to be seen here:
-    it may live in another container) or ``stale`` (nobody respects it any more). ``store``: it keeps others out of the
-    whole store, not of one transcript. ``program`` is what the pid of a gateway's lock runs here, where that is none.
+    ``state`` is ``alive`` (its holder lives here), ``unseen`` (respected, though its holder is not visible here: it may
+    live in another container) or ``stale`` (nobody respects it any more). ``store``: it locks the whole store, not one
+    transcript. ``program`` is what the pid in a gateway's lock runs here, if that is no gateway.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Lock(msgspec.Struct, frozen=True):
 
 
 def locks(store: Store, names: Iterable[str], now_ms: int) -> list[Lock]:
-    """Returns the locks, held or left over, of a store whose folder holds ``names``; those of the whole store first."""
+    """Returns the locks, held or left over, of a store with ``names`` in its folder; those of the whole store first."""
     found = [_marker(store, store.marker_name, STORE_STALE_MS, now_ms)]
     pid = kernel_lock_holder(os.path.join(store.sessions_dir, KERNEL_LOCK_NAME))
     if pid is not None:
@@ -83,9 +83,9 @@ def _stranger(marker: Marker) -> str | None:
 
 
 def kernel_lock_holder(path: str) -> int | None:
-    """Returns the pid that holds the kernel's lock on a file, by what the kernel says of it; None when none is known.
+    """Returns the pid that holds the kernel's lock on a file, as the kernel lists it; None if none is listed.
 
-    To try the lock would be to take it. Processes in other containers are not to be seen, nor any without a /proc.
+    Trying the lock would take it. Processes in other containers are not visible, and without a /proc none are.
     """
     try:
         status = os.stat(path)
@@ -95,7 +95,7 @@ def kernel_lock_holder(path: str) -> int | None:
         return None
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     for line in lines:
-        # "1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF"; one that waits has "->" in second place.
+        # "1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF"; a waiting one has "->" as its second field.
         if len(line) >= 6 and line[1] == "FLOCK" and line[5] == place and line[4].isdigit():
             return int(line[4]) or None
     return None

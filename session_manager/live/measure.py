@@ -1,4 +1,4 @@
-"""Looks up how large sessions are and which hold no message, for calls that ask for it."""
+"""Looks up the sizes of sessions and which have no message, for calls that ask for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from session_manager.live.whereabouts import paths_inside
 def measure(
     store: Store, sessions: Sequence[Session], names: Sequence[str], only: Selection, *, sizes: bool = False
 ) -> None:
-    """Sets ``size`` and ``empty`` where ``only`` asks for them; with ``sizes`` the size of every session.
+    """Sets ``size`` and ``empty`` if ``only`` asks for them; with ``sizes`` the size of every session.
 
     ``sessions`` are all of the store, ``names`` lie in its folder.
     """

@@ -1,4 +1,4 @@
-"""Three-way merge of an index by key, for gateways that write without asking for the lock."""
+"""Three-way merge of an index by key, for gateways that write without taking the lock."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Merged(msgspec.Struct):
 
 
 def merge(theirs: Index, removals: Sequence[Removal], base: Index, mine: Index) -> Merged:
-    """Brings our removals, and whatever else ``mine`` changed since ``base``, into a version that the gateway wrote.
+    """Merges our removals, and all other changes of ``mine`` since ``base``, into a version that the gateway wrote.
 
-    A removed key that is there unchanged is the gateway's stale copy
-    and goes again. One that changed and still belongs to its session is a sign of life: the session stays, with
-    all its keys. Where both sides changed a key, theirs wins.
+    A removed key that is back unchanged is the gateway's stale copy and is removed again. One that changed and still
+    belongs to its session is a sign of life: the session stays, with all its keys. If both sides changed a key, theirs
+    wins.
     """
     gone = {key: (r.session_id, member) for r in removals for key, member in zip(r.keys, r.members, strict=False)}
-    # An entry without a session id goes by its key.
+    # An entry without a session id is identified by its key.
     session_ids = {key: trimmed_or_none(entry.session_id) or key for key, entry in theirs.decoded() if key in gone}
     alive = {
         session_id
@@ -58,7 +58,7 @@ def _value(side: Index, key: str) -> bytes | None:
 
 
 def living_ids(snapshot: Snapshot, removals: Iterable[Removal]) -> set[str]:
-    """Returns the ids of all sessions in an index; of removed entries without one (``removals``), their keys."""
+    """Returns the ids of all sessions in an index; for removed entries without an id (``removals``), their keys."""
     found = {session.id for session in snapshot.sessions}
     index = snapshot.index
     for removal in removals:
@@ -69,10 +69,10 @@ def living_ids(snapshot: Snapshot, removals: Iterable[Removal]) -> set[str]:
 
 
 def union(current: Index, rescued: Index, removals: Sequence[Removal], now_ms: int) -> bytes | None:
-    """Adds to ``current`` what only ``rescued`` has, and what is newer there; None when that is nothing.
+    """Adds to ``current`` the keys that only ``rescued`` has, or has in a newer version; None if there are none.
 
-    For two versions whose common origin is unknown: rather a deleted key too many than a conversation too few.
-    Removed keys that are there unchanged stay removed.
+    For two versions without a known common base: better restore a deleted key than lose a conversation.
+    Removed keys that are unchanged in ``rescued`` stay removed.
     """
     gone = {key: member[1] for r in removals for key, member in zip(r.keys, r.members, strict=False)}
     put = {}

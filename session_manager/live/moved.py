@@ -1,12 +1,11 @@
-"""Agents that have moved to SQLite: what becomes of that which was archived from their files before.
+"""Agents that have moved to SQLite: how sessions that were archived from their files before are restored.
 
-Nothing of ours writes a gateway's database, and an index beside one keeps the gateway from starting. So a session comes
-back as files: its transcripts under their live names, with no second name, because the gateway's import takes no file
-that has one; and its entries in ``sessions.json.restored``, from where a person lets the gateway import them.
+This tool never writes a gateway's database, and an index beside one keeps the gateway from starting. So a session is
+restored as files: its transcripts under their live names, with no second name, because the gateway's import skips a
+file that has one; and its entries in ``sessions.json.restored``, from where a person lets the gateway import them.
 
 Order, each step durable before the next: the intent in the ledger; the files; the entries; second names; the end in the
-ledger. Killed in between, the next call that takes the lock goes on to the end, as it does with attempts from the time
-of the files.
+ledger. If killed in between, the next call that takes the lock completes it, and also attempts from before the move.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ PUT_ASIDE = "session-sqlite-import-archive"
 
 
 def waiting_path(store: Store) -> str:
-    """Returns where the entries of sessions are that wait to be imported."""
+    """Returns the path of the file with the entries that are still to be imported."""
     return os.path.join(store.sessions_dir, store.index_name + SUFFIX)
 
 
 def how_to_import(store: Store) -> str:
-    """Says how the gateway imports the restored files."""
+    """Returns a sentence on how the gateway imports the restored files."""
     return (
         f"agent {store.agent_id!r} keeps its sessions in SQLite, so only files were restored; to let the gateway "
         f"import them: stop the gateway, rename {waiting_path(store)} to {store.index_name} (the "
@@ -54,7 +53,7 @@ def how_to_import(store: Store) -> str:
 
 
 def put_aside(store: Store, session_id: str) -> list[str]:
-    """Returns the names of a session's files that imports have put aside, beside the sessions folder. Raises OSError.
+    """Returns the names of a session's files that imports have moved beside the sessions folder. Raises OSError.
 
     Gateway 2026.9.6: ``<key>.<id>.jsonl.imported-<time>``.
     """
@@ -66,9 +65,9 @@ def put_aside(store: Store, session_id: str) -> list[str]:
 
 
 def held_keys(snapshot: Snapshot) -> dict[str, str]:
-    """Returns which session has a key, in the database or among those that wait to be imported.
+    """Returns the session of each key, in the database or among the entries still to be imported.
 
-    Raises Refused where the file of these cannot be read.
+    Raises Refused if the file of these entries cannot be read.
     """
     waiting = _waiting(snapshot.store)
     held = {key: str(entry.session_id) for key, entry in waiting.decoded()}
@@ -90,7 +89,7 @@ def _waiting(store: Store) -> Index:
 
 
 def forget_waiting(store: Store, session_ids: Iterable[str]) -> None:
-    """Takes sessions out of those that wait to be imported. Raises Refused or Failed."""
+    """Removes sessions from the entries still to be imported. Raises Refused or Failed."""
     _edit(store, set(session_ids), {})
 
 
@@ -143,7 +142,7 @@ def _execute(
     except LockLost:
         raise
     except BaseException:
-        # What cannot be undone now either, the next call ends.
+        # If this cannot be undone now either, the next call ends it.
         with contextlib.suppress(Exception):
             settle(store, lock, remover.ledger, attempt, forward=False)
         raise
@@ -153,10 +152,11 @@ def _execute(
 def settle(
     store: Store, lock: StoreLock, ledger: Ledger, attempt: Attempt, *, forward: bool = True
 ) -> tuple[set[str], Failures]:
-    """Ends an attempt to remove or to restore; returns the sessions that live, and the files that could not be moved.
+    """Ends an attempt to remove or to restore; returns the live sessions, and the files that could not be moved.
 
-    One to restore goes on, unless ``forward`` is False. Of one to remove, from the time of the files, lives what the
-    gateway has taken into its database; an orphan's files come back. Raises LockLost, Refused, Damaged or Failed.
+    A restore is completed, unless ``forward`` is False. For a removal from before the move, the sessions that the
+    gateway has taken into its database live; an orphan's files are restored. Raises LockLost, Refused, Damaged or
+    Failed.
     """
     second_names = SecondNames(ledger.state_dir)
     snapshot = read_snapshot(store, now_ms())
@@ -171,7 +171,7 @@ def settle(
         alive = {r.session_id for r in attempt.removals if r.session_id in living}
         alive |= {r.session_id for r in back}
         gone = [r for r in attempt.removals if r.session_id not in alive]
-        # One that had come back before stays where it is.
+        # A file that was restored before stays where it is.
         gone = [r for r in gone if ledger.removal(r.removal_id).state == REMOVED]
         spared = _never_brought_back(store, second_names, attempt, gone)
         failures += archive_files(store, lock, ledger, second_names, attempt, gone, spared)
@@ -199,9 +199,9 @@ def _never_brought_back(store: Store, second_names: SecondNames, attempt: Attemp
 def _back(
     store: Store, snapshot: Snapshot, second_names: SecondNames, attempt: Attempt, failures: Failures
 ) -> list[Removal]:
-    """Gives files their live names; returns the removals of sessions that have all of theirs, and may have their keys.
+    """Gives files their live names; returns the removals of complete sessions, whose keys may be restored.
 
-    What the database has by now stays archived.
+    Sessions that the database has by now stay archived.
     """
     held, living = held_keys(snapshot), {session.id for session in snapshot.sessions}
     able = [r for r in attempt.removals if r.session_id not in living and len(r.members) == len(r.keys)]
@@ -216,7 +216,7 @@ def _back(
 
 
 def _without_second_names(store: Store, back: Iterable[Removal]) -> Failures:
-    """Makes sure that files have one name only; returns those where that is impossible."""
+    """Makes sure that files have one name only; returns the failures."""
     failures: Failures = []
     for removal in back:
         for source, _ in removal.files:

@@ -1,4 +1,4 @@
-"""Looks at what lies beside the index: held transcript locks and the times inside transcripts."""
+"""Reads the state beside the index: held transcript locks and the times inside transcripts."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def listing(store: Store) -> list[str]:
 
 
 def observe_locks(store: Store, sessions: Sequence[Session], names: Collection[str], now_ms: int) -> None:
-    """Sets ``busy`` on every session one of whose transcripts' locks (``<file>.jsonl.lock``) is held, and ``elsewhere``
-    on those that may have one where it cannot be looked at. ``sessions`` are all of the store.
+    """Sets ``busy`` on every session with a held transcript lock (``<file>.jsonl.lock``), and ``elsewhere`` on those
+    that may have a transcript in a place that cannot be read. ``sessions`` are all of the store.
 
-    Also on one that is called running and has written into a transcript lately, though nobody holds its lock.
+    Also sets ``busy`` if the entry says running and a transcript was written lately, though nobody holds its lock.
     """
     strange = list(Whereabouts.of(store, sessions, names).strange(sessions))
     others = {session.id: inside(spots) for session, spots in strange}
@@ -72,7 +72,7 @@ def observe_locks(store: Store, sessions: Sequence[Session], names: Collection[s
 
 
 def held_transcripts(store: Store, names: Iterable[str], now_ms: int) -> list[str]:
-    """Returns the transcripts whose lock a living process holds, of names in the store's folder or of paths."""
+    """Returns the transcripts (names in the store's folder, or paths) whose lock a live process holds."""
     vouched = vouched_in(store.sessions_dir, store.gateways)
     held = []
     for name in names:
@@ -86,7 +86,7 @@ def held_transcripts(store: Store, names: Iterable[str], now_ms: int) -> list[st
 def observe_transcripts(
     store: Store, sessions: Sequence[Session], names: Collection[str], cutoff: Cutoff, now_ms: int
 ) -> None:
-    """Sets ``transcript_activity`` on the sessions that look older than ``cutoff`` and whose files may know better.
+    """Sets ``transcript_activity`` on the sessions that look older than ``cutoff`` but may have newer files.
 
     The tail of a transcript is read only when its mtime is newer than the cut-off: an old mtime proves
     that nothing new is inside.
@@ -99,7 +99,7 @@ def observe_transcripts(
                 old.append((session, limit))
     if not old:
         return
-    # All ids take part in the grammar, or a topic-like id would be read as somebody else's topic.
+    # The grammar needs all ids, or it would read a topic-like id as another session's topic.
     files = files_by_session(names, sessions, store.sessions_dir)
     others = paths_inside(store, sessions, names, (session for session, _ in old))
     for session, limit in tracked(old, "looking into transcripts"):
@@ -110,9 +110,9 @@ def observe_transcripts(
 
 
 def transcript_sizes(store: Store, sessions: Sequence[Session], names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Returns the bytes of each transcript by session id and name: one may be of several sessions.
+    """Returns the bytes of each transcript by session id and name; one may belong to several sessions.
 
-    A file that has just gone counts nothing.
+    A file that is gone counts 0.
     """
     return {
         session_id: {name: file_bytes(os.path.join(store.sessions_dir, name)) for name in files if is_transcript(name)}
@@ -121,7 +121,7 @@ def transcript_sizes(store: Store, sessions: Sequence[Session], names: Iterable[
 
 
 def file_bytes(path: str) -> int:
-    """Returns a file's size; one that has just gone, or cannot be looked at, has none."""
+    """Returns a file's size in bytes, 0 if it is gone or cannot be read."""
     try:
         return os.lstat(path).st_size
     except OSError:
@@ -140,15 +140,15 @@ def _newer_than(path: str, cutoff: int, now_ms: int) -> int | None:
     except FileNotFoundError:
         return None
     except OSError:
-        # What cannot be read, a link included, may well be new inside.
+        # A file that cannot be read, or a link, may have new content.
         return mtime_ms
 
 
 def last_timestamp(path: str, now_ms: int, unread_ms: int) -> int | None:
-    """Returns the newest time written at the end of a transcript, in epoch milliseconds, or None when it holds none.
+    """Returns the newest time at the end of a transcript (epoch ms), or None if it holds none.
 
-    The newest of the last lines counts, not that of the very last one, which may be absurd. Reads backwards from the
-    end until there is a plausible time, 16 MiB at most; a transcript without one in there counts as active at
+    The newest time of the last lines counts, because that of the very last line may be absurd. Reads backwards from the
+    end until it finds a plausible time, 16 MiB at most; a transcript without one in this part counts as active at
     ``unread_ms``. Links are not followed. Raises OSError.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -176,7 +176,7 @@ def _line_time(line: bytes, now_ms: int) -> int | None:
     try:
         value = _DECODE_LINE.decode(line).timestamp
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # A line that is being written, or one that only JavaScript reads: its first members still count.
+        # A line still being written, or one that only JavaScript can read: its first members still count.
         head = re.match(_HEAD, line)
         if head is None:
             return None

@@ -1,4 +1,4 @@
-"""What stands in the way of a removed session that is to come back."""
+"""Obstacles to the restore of a removed session."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ENDS = {
 
 
 class Obstacle(msgspec.Struct, frozen=True):
-    """Why a session cannot come back: one of the codes above, and a sentence without its subject's name."""
+    """Why a session cannot be restored: one of the codes above, and a sentence without its subject's name."""
 
     code: str
     reason: str
 
 
 class Place:
-    """A store as it is now (``names`` lie in its folder), and what has been given away in it since."""
+    """A store as it is now (``names`` lie in its folder), with the keys and names claimed since."""
 
     def __init__(self, snapshot: Snapshot, names: Collection[str], second_names: SecondNames, keep_days: int) -> None:
         self._snapshot = snapshot
@@ -45,19 +45,19 @@ class Place:
             self._claimed = held_keys(snapshot)
 
     def obstacle(self, life: Sequence[Removed]) -> Obstacle | None:
-        """Returns what keeps removals of one session from being undone together, or None."""
+        """Returns the obstacle to undoing removals of one session together, or None."""
         half_back = self._is_half_back(life)
         return next((found for removed in life if (found := self._obstacle(removed, half_back)) is not None), None)
 
     def was_taken_back(self, life: Sequence[Removed]) -> bool:
-        """Returns True if removals of one session are no more: they were restored, and not by half."""
+        """Returns True if removals of one session were already restored, and completely."""
         return all(removed.state == "restored" for removed in life) and not self._is_half_back(life)
 
     def _is_half_back(self, life: Sequence[Removed]) -> bool:
         """Returns True if a restored session has its files and no entry.
 
-        A gateway without a lock may write a restored key away that it had not read; whoever deletes a session
-        archives its transcript.
+        A gateway without a lock may overwrite a restored key that it had not read; a delete would have archived the
+        transcript.
         """
         files = [source for removed in life for source, _ in removed.files]
         return (
@@ -108,12 +108,12 @@ class Place:
         return second if os.path.lexists(second) else None
 
     def _goes_on(self, removed: Removed, source: str, archive: str) -> bool:
-        """Returns True if a file that is in the way goes on with the conversation, so that both become one."""
+        """Returns True if a file with the same name continues the conversation, so that both can be joined."""
         live = os.path.join(self._snapshot.store.sessions_dir, source)
         return is_transcript(source) and belongs(live, archive, removed.session_id)
 
     def _holder(self, key: str) -> str | None:
-        """Returns the session that has a key, or None when it is free."""
+        """Returns the session that has a key, or None if it is free."""
         index = self._snapshot.index
         if index is not None and key in index.entries:
             return trimmed_or_none(index.entry(key).session_id) or "(an entry without a session id)"

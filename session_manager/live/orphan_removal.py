@@ -1,8 +1,8 @@
 """Archives orphans: transcripts without an entry, so the index does not change.
 
 Order, each step durable before the next: the intent in the ledger; a second decision from a fresh read; the renames;
-a look at the index, and back with what an entry refers to by now; the end in the ledger. Killed in between, the next
-call gives the files their names back: whether they are orphans still, only a new decision can tell.
+a look at the index, which undoes the rename of files that an entry names by now; the end in the ledger. If killed in
+between, the next call gives the files their names back: only a new decision can tell if they are still orphans.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def archive_orphans(
     *,
     history: bool = True,
 ) -> tuple[list[Removal], set[str], Failures]:
-    """Archives what ``choose`` picks from a fresh read, and picks again right before the act.
+    """Archives the orphans that ``choose`` picks from a fresh read, and again right before the renames.
 
-    Returns what was archived, the ids of chosen orphans that turned out to be none, and files that could not be
+    Returns the archived orphans, the ids of chosen ones that turned out to be none, and files that could not be
     moved; their orphans stay whole. Raises whatever ``choose`` raises, LockLost, Refused, Damaged or Failed; the
-    files then have their names. With ``history`` false they are no sessions, and history hears of none.
+    files then have their names. With ``history`` false they are no sessions, and no marks are recorded.
     """
     names = listing(store)
     chosen = choose(read_snapshot(store, now_ms()), names)

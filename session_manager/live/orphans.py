@@ -1,8 +1,8 @@
-"""What lies in a sessions folder, classed: what belongs to a living session, and what is left over from another.
+"""Classes the files of a sessions folder: those of live sessions, and those left over from others.
 
-Facts: gateway 2026.2.17 resets a session by the clock without archiving its transcript, and leaves those of
+Facts: gateway 2026.2.17 resets a session by the clock without archiving its transcript, and leaves transcripts of
 expired cron runs behind; 2026.6.11 names former ids in ``usageFamilySessionIds`` and ``compactionCheckpoints``; a
-forked transcript names the one it came from in its header (``parentSession``).
+forked transcript names its parent in its header (``parentSession``).
 """
 
 from __future__ import annotations
@@ -81,25 +81,25 @@ class Folder(msgspec.Struct):
         return found
 
     def only(self, names: Collection[str]) -> Folder:
-        """Returns the part of a folder that some names are."""
+        """Returns the folder reduced to ``names``."""
         kept = self.classes.keys() & set(names)
         classes, sizes = {n: self.classes[n] for n in kept}, {n: self.sizes[n] for n in kept}
         return Folder(self.sessions_dir, classes, sizes, {n: self.mtimes[n] for n in kept if n in self.mtimes})
 
     def transcripts(self) -> list[str]:
-        """Returns the names of all transcripts that are no archives and no sidecars, whosever they are."""
+        """Returns the names of all transcripts of any session, without archives and sidecars."""
         kinds = (LIVE, PREVIOUS, TOPIC, ORPHAN)
         return [n for n, k in self.classes.items() if k in kinds and is_transcript(n) and not re.search(_SIDECAR, n)]
 
     def of_class(self, *kinds: str) -> list[str]:
-        """Returns the names of some classes, in order."""
+        """Returns the names of the files of some classes, in order."""
         return sorted(name for name, kind in self.classes.items() if kind in kinds)
 
 
 class Mentions:
-    """What an index mentions, whether it can be parsed or not.
+    """The names that an index mentions, even if it cannot be parsed.
 
-    Every string as a whole, every path's last part, and the run that a key names (``…:run:<id>``).
+    Every whole string, every path's last part, and the run id in a key (``…:run:<id>``).
     """
 
     def __init__(self, text: bytes) -> None:
@@ -118,12 +118,12 @@ class Mentions:
         return found
 
     def any_of(self, *names: str) -> bool:
-        """Returns True if one of some session ids and file names is mentioned."""
+        """Returns True if any of these session ids and file names is mentioned."""
         return not self._found.isdisjoint(map(os.fsencode, names))
 
 
 def session_id_of(name: str) -> str | None:
-    """Returns the session id that a transcript's name holds, or None when the gateway would not accept it as one."""
+    """Returns the session id in a transcript's name, or None if the gateway would not accept it."""
     stem = name.removesuffix(".jsonl")
     for wrapping in (_STAMPED, _TOPIC):
         match = re.match(wrapping, stem)
@@ -167,7 +167,7 @@ def classify(
 
 
 def owner_of_sidecar(name: str) -> str | None:
-    """Returns the id of the session that a sidecar or temporary file is of, by its name; None when it holds none."""
+    """Returns the session id in the name of a sidecar or temporary file, or None if there is none."""
     while (match := re.search(_SIDECAR, name) or re.search(_PARTIAL, name)) is not None:
         name = name[: match.start()] + ".jsonl"
     return session_id_of(name)
@@ -192,7 +192,7 @@ def class_of_name(name: str, live: Collection[str]) -> str:
 
 
 def _find_previous(folder: Folder, living: Collection[str], mentions: Sequence[Mentions]) -> None:
-    """Turns orphans into previous generations where an index or the header of another transcript knows them."""
+    """Turns orphans into previous generations if an index or the header of another transcript names them."""
     orphans = {name: session_id_of(name) or "" for name in folder.of_class(ORPHAN)}
     if not orphans:
         return
@@ -214,7 +214,7 @@ def _find_previous(folder: Folder, living: Collection[str], mentions: Sequence[M
 
 
 def read_header(path: str) -> Header | None:
-    """Returns the header of a transcript, or None when it has none that can be read. Links are not followed."""
+    """Returns the header of a transcript, or None if it has no readable one. Links are not followed."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(fd, "rb", buffering=0) as file:
@@ -229,9 +229,9 @@ def read_header(path: str) -> Header | None:
 
 
 def orphans_in(store: Store, folder: Folder, names: Iterable[str], cutoff: int, now_ms: int) -> list[Orphan]:
-    """Returns a folder's true orphans and leftovers, one a session id.
+    """Returns a folder's true orphans and leftovers, one per session id.
 
-    The times inside transcripts are read where the mtime is old.
+    Reads the times inside transcripts only if the mtime is old.
     """
     grouped: dict[str, list[str]] = {}
     for name in folder.of_class(ORPHAN):
@@ -263,18 +263,18 @@ def _activity(folder: Folder, name: str, cutoff: int, now_ms: int) -> int | None
 
 
 def held_ids(store: Store, names: Iterable[str], ids: Collection[str], now_ms: int) -> set[str]:
-    """Returns which of some session ids have a file whose lock is held."""
+    """Returns those of ``ids`` that have a file whose lock is held."""
     return {whose for name in held_transcripts(store, names, now_ms) if (whose := owner(name, ids)) is not None}
 
 
 def with_traces(
     store: Store, folder: Folder, sessions: Sequence[Session], entries: Mapping[str, Sequence[bytes]]
 ) -> set[str]:
-    """Returns the ids of sessions of which anything is left besides the entry, as far as it can be looked at.
+    """Returns the ids of sessions that have anything besides the entry, as far as it can be seen.
 
-    A transcript, topic file or sidecar, an archive of one, a file of an earlier generation that the entry mentions
-    (``entries``: session id → its raw entries), a ``sessionFile`` in another folder that exists, or what a CLI or ACP
-    backend holds.
+    That is a transcript, topic file or sidecar, an archive of one, a file of an earlier generation that the entry
+    mentions (``entries``: session id → its raw entries), an existing ``sessionFile`` in another folder, or a
+    conversation in a CLI or ACP backend.
     """
     found = set(files_by_session(folder.sizes, sessions, store.sessions_dir))
     originals = {original_name(name) for name in folder.of_class(*ARCHIVES.values())}

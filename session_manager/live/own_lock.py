@@ -1,4 +1,4 @@
-"""Keeps our own processes apart: by the kernel's lock on a file, or where the file system has none by a lock file."""
+"""Excludes our own processes from each other: with the kernel's lock on a file, or if there is none, a lock file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HELD_SUFFIX = ".held"
 
 
 class OwnLock:
-    """The kernel's lock on a file. It is of no use where ``works`` is False after it was taken.
+    """The kernel's lock on a file. If ``works`` is False after ``take``, the file system has no such lock.
 
     A killed process holds nothing. Every method raises OSError.
     """
@@ -32,9 +32,9 @@ class OwnLock:
         self.works = True
 
     def take(self, timeout: float) -> None:
-        """Takes the lock, or finds out that there is none on this file system. Raises Timeout."""
+        """Takes the lock, or detects that the file system has none. Raises Timeout."""
         if make_private(self._path) and not has_flock(self._path):
-            # A file without a lock on it would tell the next call that there is one.
+            # A file without a lock on it would suggest to the next call that locks work.
             os.unlink(self._path)
             self._give_up()
             return
@@ -56,7 +56,7 @@ class OwnLock:
 
 @contextlib.contextmanager
 def own_lock(path: str, timeout: float) -> Iterator[None]:
-    """Holds the lock that ``path`` is the file of, for a moment. Raises Timeout and OSError."""
+    """Holds the lock with the file ``path`` for a moment. Raises Timeout and OSError."""
     kernel = OwnLock(path)
     kernel.take(timeout)
     try:
@@ -82,7 +82,7 @@ def _held(path: str, timeout: float) -> Iterator[None]:
 
 
 def has_flock(path: str) -> bool:
-    """Returns True if a file can be locked by the kernel, whoever holds it now."""
+    """Returns True if the kernel can lock a file, even if another process holds it now."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What a removal will be: keys, raw members, files from → to, and the facts worth keeping."""
+"""Plans removals: keys, raw members, files from → to, and the facts to keep."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plan(
 ) -> list[Removal]:
     """Returns the removals of ``chosen`` (session, reason).
 
-    Files in ``shared``, or of sessions that stay, stay; so do those whose names nobody could write down.
+    Files in ``shared``, or of sessions that stay, are kept; so are files whose names are not UTF-8.
     """
     assert snapshot.index is not None
     index = snapshot.index
@@ -45,7 +45,7 @@ def plan(
 
 
 def facts_of(session: Session, now: int) -> Facts:
-    """Returns what the ledger keeps of a session: counters and names from its entry, nothing from its transcript."""
+    """Returns the facts that the ledger keeps: counters and names from the entry, nothing from the transcript."""
     total, given, written, cost, started, run_started = session.usage
     tokens = count_or_none(total)
     if tokens is None and not (given is None and written is None):

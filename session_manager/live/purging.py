@@ -1,10 +1,10 @@
-"""Deletes archives permanently: those of removals that are old enough, and those that are not in the ledger.
+"""Deletes archives permanently: those of old removals, and old ones that are not in the ledger.
 
 Order: the intent in the ledger, durable; the files; the end in the ledger, where the removals become ``purged`` and
-lose their raw entries. Killed in between, the next call that takes the store's lock removes what is left of them.
-A removal goes as a whole; an archive that belongs to none goes by itself.
+lose their raw entries. If killed in between, the next call that takes the store's lock removes the rest of the files.
+A removal is purged as a whole; an archive that belongs to none is purged alone.
 
-The gateway has no part in any of this: its marker may grow old meanwhile, and its index is never touched.
+The gateway does not matter here: its marker may grow old meanwhile, and its index is never touched.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 
 class Archive(msgspec.Struct):
-    """One archived file by all its names: ``paths`` lie in the sessions folder and among the second names.
+    """One archived file with all its names: ``paths`` lie in the sessions folder and among the second names.
 
-    ``owner`` is the removal that it belongs to, None when no removal of the ledger knows it.
+    ``owner`` is the removal that it belongs to, or None if no removal of the ledger has it.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Archive(msgspec.Struct):
 
 
 class PurgePlan(msgspec.Struct):
-    """What is to go of one agent: archives, and removals (ids) with all that the ledger holds of them.
+    """What to purge of one agent: archives, and removals (ids) with their raw entries in the ledger.
 
-    ``pinned`` and ``living`` count archives that are old enough, too, and stay because the policy pins their session,
-    or because their session lives.
+    ``pinned`` and ``living`` count archives that are also old enough, but stay because their session is pinned by the
+    policy, or live.
     """
 
     archives: list[Archive]
@@ -55,9 +55,9 @@ class PurgePlan(msgspec.Struct):
 
 
 class Purged(msgspec.Struct):
-    """What went: each archive with the bytes that came free, and the removals that went with all their files.
+    """The result: each purged archive with the freed bytes, and the removals purged with all their files.
 
-    ``pinned`` and ``living`` count archives that stay for that.
+    ``pinned`` and ``living`` count archives that stay for these reasons.
     """
 
     archives: list[tuple[Archive, int]]
@@ -68,7 +68,7 @@ class Purged(msgspec.Struct):
 
     @property
     def bytes(self) -> int:
-        """How many bytes came free."""
+        """The number of freed bytes."""
         return sum(size for _, size in self.archives)
 
 
@@ -83,9 +83,9 @@ def plan_purge(
 ) -> PurgePlan:
     """Decides what is older than ``cutoff`` (epoch ms): ``names`` lie in the sessions folder, ``second`` beside it.
 
-    An archive of a removal follows the removal's age, and so do all others of that removal. Any other has its time in
-    its name; one that cannot be read stays. What ``pins`` name stays, and what bears the id of a session in ``living``:
-    that may be the part of its conversation that was not joined to it yet.
+    All archives of a removal have the removal's age. Any other archive has its time in its name; without a readable
+    time it stays. Archives of sessions in ``pins`` stay, and those with the id of a session in ``living``: they may be
+    a part of its conversation that is not joined yet.
     """
     here = {name for name in names if parse_archive(name) is not None}
     owners: dict[str, int] = {}
@@ -94,7 +94,7 @@ def plan_purge(
     awake: set[int] = set()
     for removal in removed:
         owners.update(dict.fromkeys(removal.archives, removal.removal_id))
-        # A store that was copied elsewhere has another id, and the same files.
+        # A copied store has another id, but the same files.
         mine = removal.store_id == store.store_id or not here.isdisjoint(removal.archives)
         if mine and removal.finished and removal.removed_at < cutoff:
             if removal.session_id in living:
@@ -118,13 +118,13 @@ def plan_purge(
 
 
 def _was_removed(name: str, living: Collection[str]) -> bool:
-    """Returns True if an archive is of a living session's removal; a backup, which a compaction made, is of none."""
+    """Returns True if an archive comes from a live session's removal; a compaction's backup does not."""
     parsed = parse_archive(name)
     return parsed is not None and parsed[1] != "bak" and is_of(name, living)
 
 
 def _is_pinned(name: str, pins: Pins | None) -> bool:
-    """Returns True if an archive that the ledger does not know bears the id of a session that is pinned."""
+    """Returns True if an archive that the ledger does not know bears the id of a pinned session."""
     return pins is not None and is_of(name, pins.ids)
 
 
@@ -135,7 +135,7 @@ def _is_old(name: str, cutoff: int) -> bool:
 
 
 def preview_purge(plan: PurgePlan) -> Purged:
-    """Says what would go, and counts what would come free. Raises Refused or Failed."""
+    """Returns what would be purged, and the bytes that it would free. Raises Refused or Failed."""
     left: dict[tuple[int, int], int] = {}
     found = []
     for archive in tracked(plan.archives, "looking at archives"):
@@ -155,10 +155,10 @@ def preview_purge(plan: PurgePlan) -> Purged:
 
 
 def purge(store: Store, ledger: Ledger, run: Run, plan: PurgePlan, purged: Purged) -> None:
-    """Does what ``plan`` says, for a caller who holds the store's lock. Raises Refused, Damaged or Failed.
+    """Carries out ``plan``, for a caller who holds the store's lock. Raises Refused, Damaged or Failed.
 
-    ``purged`` is added to as things go. What cannot be removed stays, with the whole rest of its removal in the
-    ledger, and is in its errors.
+    Adds each purged file to ``purged`` at once. A file that cannot be removed is in its errors, and stays with the
+    rest of its removal in the ledger.
     """
     attempt = ledger.intend_purge(run, store.store_id, store.agent_id, plan.removal_ids)
     step("purge intent written")
@@ -166,7 +166,7 @@ def purge(store: Store, ledger: Ledger, run: Run, plan: PurgePlan, purged: Purge
 
 
 def end_purge(store: Store, ledger: Ledger, attempt: Attempt) -> Failures:
-    """Ends a purge that was killed: removes what is left of its removals. Returns what could not be removed."""
+    """Ends a killed purge: removes the remaining files of its removals. Returns those that could not be removed."""
     second_names = SecondNames(ledger.state_dir)
     archives = []
     for removal in attempt.removals:
@@ -201,14 +201,14 @@ def _purge(store: Store, ledger: Ledger, attempt: Attempt, plan: PurgePlan, purg
         step("purge noted")
         purged.removal_ids += gone
     except SessionManagerError as error:
-        # What has gone is said all the same; the next call ends it in the ledger.
+        # Report the purged files anyway; the next call records the end in the ledger.
         purged.errors.append(error)
 
 
 def unlink_all(paths: Iterable[str]) -> tuple[int, SessionManagerError | None]:
-    """Removes one file by all its names, up to the first that cannot go.
+    """Removes all names of one file, up to the first that cannot be removed.
 
-    Returns the bytes that came free, and why a name is still there. Of a name that is not there nothing is said.
+    Returns the freed bytes, and the error for a name that is still there. Skips names that do not exist.
     """
     freed = 0
     for path in paths:

@@ -1,7 +1,7 @@
-"""Puts entries into an index that lost them; rebuilds an unreadable index, and keeps the damaged file beside it.
+"""Restores entries to an index that lost them; rebuilds an unreadable index, and keeps the damaged file beside it.
 
-An addition goes the way of every edit: intent, swap, look again. A rebuilt index takes the place of the very file that
-was looked at, which has a second name by then; whatever else is there is given its place back.
+An addition takes the steps of every edit: intent, swap, look again. A rebuilt index replaces exactly the file that was
+read, which has a second name by then; any other file there is put back.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Broken(msgspec.Struct):
 
 
 class Readopted(msgspec.Struct):
-    """What happened in one store: the new members, the damaged file's new name, how many entries it gave back.
+    """The result for one store: the new members, the damaged file's new name, the number of entries salvaged from it.
 
-    ``failures`` are what went wrong when the index was in place already.
+    ``failures`` are errors after the index was in place.
     """
 
     members: Members
@@ -58,10 +58,10 @@ class Readopted(msgspec.Struct):
 
 
 def salvage(store: Store, error: Damaged) -> tuple[Snapshot, Broken]:
-    """Returns what an unreadable index still says: all of it inside a byte order mark, another encoding or somebody's
-    comments; else the entries that are whole before the damage.
+    """Returns the readable part of an unreadable index: all of it behind a byte order mark, in another encoding or
+    between comments; else the entries that are complete before the damage.
 
-    Raises ``error`` when even its bytes cannot be had.
+    Raises ``error`` if even its bytes cannot be read.
     """
     try:
         data, identity = read_file(store.index_path)
@@ -74,7 +74,7 @@ def salvage(store: Store, error: Damaged) -> tuple[Snapshot, Broken]:
 
 
 def _most_of(data: bytes) -> Index:
-    """Returns the index that has most of the sessions in ``data``; where it is whole, as it stands there."""
+    """Returns the index with the most sessions in ``data``; a complete one byte for byte."""
     best, most = _EMPTY, 0
     for text in texts_inside(data):
         try:
@@ -88,7 +88,7 @@ def _most_of(data: bytes) -> Index:
 
 
 def _beginning_of(text: bytes) -> Index:
-    """Returns an index of the sessions whose entries are whole at the beginning of a damaged text."""
+    """Returns an index of the sessions with complete entries at the beginning of a damaged text."""
     put = {}
     for m in scan_beginning(text):
         token, value = text[m.key_start : m.key_end], text[m.value_start : m.value_end]
@@ -100,9 +100,9 @@ def _beginning_of(text: bytes) -> Index:
 
 
 def readopt(remover: Remover, store: Store, lock: StoreLock, choose: ChooseMembers, *, rebuild: bool) -> Readopted:
-    """Adds the members that ``choose`` picks from a fresh read; with ``rebuild`` to an unreadable index, too.
+    """Adds the members that ``choose`` picks from a fresh read; with ``rebuild`` also to an unreadable index.
 
-    What a killed process left half done is ended first, or last when only a rebuilt index makes it possible. Raises
+    Recovers killed runs first, or last if that is only possible with the rebuilt index. Raises
     Damaged, Locked, LockLost, Refused or Failed, and whatever ``choose`` raises.
     """
     recovered: list[dict[str, object]] = []
@@ -144,7 +144,7 @@ def readopt(remover: Remover, store: Store, lock: StoreLock, choose: ChooseMembe
 
 
 def _add(remover: Remover, snapshot: Snapshot, lock: StoreLock, members: Members) -> list[SessionManagerError]:
-    """Adds members to a readable index. Returns what went wrong after that; raises when nothing was added."""
+    """Adds members to a readable index. Returns errors after that; raises if nothing was added."""
     store, index, identity = snapshot.store, snapshot.index, snapshot.identity
     assert index is not None
     assert identity is not None
@@ -184,7 +184,7 @@ def _is_added(store: Store, members: Members) -> bool:
 
 
 def _replace(store: Store, lock: StoreLock, broken: Broken, text: bytes) -> str | None:
-    """Puts ``text`` in the place of an unreadable index; returns the name under which that is kept."""
+    """Replaces an unreadable index by ``text``; returns the name under which the old file is kept."""
     folder = os.path.dirname(store.index_path)
     with clear_errors("rebuild the index in", folder):
         written = write_temp(store, text, like=None if broken.identity else private_in(folder))
@@ -204,7 +204,7 @@ def _replace(store: Store, lock: StoreLock, broken: Broken, text: bytes) -> str 
                 _take_place(temp, store.index_path, broken.identity)
             step("index rebuilt")
         finally:
-            # What is neither ours nor the damaged one was written by a gateway: recovery keeps it in plain sight.
+            # A file that is neither ours nor the damaged one is a gateway's: recovery keeps it under a visible name.
             with contextlib.suppress(FileNotFoundError):
                 if identity_of(temp) in (written.identity, broken.identity):
                     os.unlink(temp)
@@ -212,7 +212,7 @@ def _replace(store: Store, lock: StoreLock, broken: Broken, text: bytes) -> str 
 
 
 def _take_place(temp: str, index_path: str, expected: Identity) -> None:
-    """Swaps ``temp`` with the index. Raises IndexChanged when that is not the expected one any more."""
+    """Swaps ``temp`` with the index. Raises IndexChanged if that is no longer the expected one."""
     if identity_of(index_path) != expected:
         raise IndexChanged
     if not exchange(temp, index_path):
@@ -223,7 +223,7 @@ def _take_place(temp: str, index_path: str, expected: Identity) -> None:
 
 
 def _keep_beside(store: Store, broken: Broken) -> str:
-    """Gives the damaged index a second name, or a copy where the file system has no links; never over another file."""
+    """Gives the damaged index a second name, or a copy if the file system has no links; never over another file."""
     folder, name = os.path.split(store.index_path)
     moment = now_ms()
     while True:
@@ -238,7 +238,7 @@ def _keep_beside(store: Store, broken: Broken) -> str:
             write_new(path, broken.data or b"", os.stat(store.index_path))
         else:
             if identity_of(path) != broken.identity:
-                # A newer version by now, which needs no second name.
+                # By now it is a newer version, which needs no second name.
                 os.unlink(path)
                 raise IndexChanged
         sync_folder(folder)

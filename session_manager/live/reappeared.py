@@ -1,8 +1,8 @@
 """Sessions that a gateway wrote back from its cache after we removed them.
 
 Such a ghost has a key that we removed within the last minutes, no transcript, and no sign of life that is newer than
-its removal. A session that was restored is none; nor is one in an index that is older than the removal: that is a
-backup, and whoever put it back means it.
+its removal. A restored session is no ghost; nor is one in an index that is older than the removal: that is a backup
+which somebody restored on purpose.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ REASON = "reappeared"
 def ghosts(
     ledger: Ledger, snapshot: Snapshot, names: Sequence[str], current: Set[str], chosen: Collection[str]
 ) -> list[Session]:
-    """Returns the sessions of a store that came back without a life of their own, and that nothing protects.
+    """Returns the sessions of a store that came back without new activity and are not protected.
 
-    ``current`` are the ids and keys that call; ``chosen``, the session ids that go anyway, need no protection.
+    ``current`` are the callers' ids and keys; ``chosen`` are session ids that are removed even if protected.
     """
     store, now = snapshot.store, now_ms()
     live = {s.id: s for s in snapshot.sessions}

@@ -1,8 +1,8 @@
-"""Transcripts that several sessions have. They are archived with the last of these, and restored with the first.
+"""Transcripts that several sessions share. They are archived with the last of these, and restored with the first.
 
-In the ledger one removal holds the archive, and the others name it (``shares``). Before a session comes back, and
-before what holds the archive is erased, the archive is handed over: to the one that comes back, or to one that still
-can. Each of these steps leaves the archive with exactly one removal, so that a killed call leaves nothing to mend.
+In the ledger one removal holds the archive, and the others name it (``shares``). Before a session is restored, and
+before the holder of the archive is erased, the archive is handed over: to the restored session, or to one that can
+still be restored. Each step leaves the archive with exactly one removal, so a killed call leaves nothing to repair.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ REASON = "shared file"
 
 
 def gather(remover: Remover, store: Store, going: Iterable[Removed]) -> None:
-    """Hands over to removals that are to be taken back what others hold of their files. Raises Refused or Failed.
+    """Hands over to removals about to be undone their files that others hold. Raises Refused or Failed.
 
-    For a caller who holds the store's lock. What is there already, or nowhere, is passed over.
+    For a caller who holds the store's lock. Skips files that are live, or archived nowhere.
     """
     going, names = list(going), set(listing(store))
     names.update(source for removed in going for source, _ in removed.files)
@@ -47,10 +47,10 @@ def gather(remover: Remover, store: Store, going: Iterable[Removed]) -> None:
 
 
 def give_back(remover: Remover, store: Store, lock: StoreLock, names: Iterable[str]) -> Failures:
-    """Brings files of a store back for a session of another agent, whatever removals hold them.
+    """Restores files of a store for a session of another agent, whichever removals hold them.
 
-    For a caller who holds the store's lock, before the session itself comes back. Killed in between, the next call that
-    takes the lock brings them back. Returns what could not be moved. Raises Damaged, LockLost, Refused or Failed.
+    For a caller who holds the store's lock, before the session itself is restored. If killed in between, the next call
+    that takes the lock restores them. Returns failed moves. Raises Damaged, LockLost, Refused or Failed.
     """
     remover.end_earlier(store, lock)
     here, ledger = set(listing(store)), remover.ledger
@@ -76,7 +76,7 @@ def give_back(remover: Remover, store: Store, lock: StoreLock, names: Iterable[s
 
 
 def pass_on(remover: Remover, store: Store, session_id: str) -> None:
-    """Hands over what a session's removals hold and others, which can still be taken back, name: it is to be erased.
+    """Hands over the files of a session about to be erased to removals that name them and can still be undone.
 
     For a caller who holds the store's lock. Raises Refused or Failed.
     """
@@ -91,7 +91,7 @@ def pass_on(remover: Remover, store: Store, session_id: str) -> None:
                 continue
             taker = others[0]
             if any("/" in shared and shared.endswith(f"/{name}") for shared in taker.shares):
-                # A removal of its own keeps it in this folder; history is not to hear of it.
+                # It is kept in this folder by a removal of its own, which is not reported to history.
                 removal = Removal(taker.session_id, REASON, [], [], [])
                 silent = msgspec.structs.replace(remover.run, history=False)
                 attempt = ledger.intend(silent, store.store_id, store.agent_id, [], [], [removal])
@@ -101,7 +101,7 @@ def pass_on(remover: Remover, store: Store, session_id: str) -> None:
 
 
 def others_too(remover: Remover, store: Store, session_id: str) -> list[tuple[str, str]]:
-    """Returns (agent id, name) of files that removals of a session had and did not take along, by their present names.
+    """Returns (agent id, present name) of the shared files that a session's removals name but do not hold.
 
     Raises Refused or Failed.
     """
@@ -124,12 +124,12 @@ def archive_last(
     names: Mapping[str, str],
     referred_to: Callable[[], Collection[str]],
 ) -> tuple[list[Removal], Failures]:
-    """Archives files of a store, which the last session that had them, of another agent, has left.
+    """Archives files of a store whose last session, one of another agent, was removed.
 
-    ``names`` says of each who that was. Only what a session of this agent has left before goes, not what was never
-    anybody's here; and not what ``referred_to`` says that others name. For a caller who holds the lock.
+    ``names`` maps each file to that session. Archives only files that a removed session of this agent had, and skips
+    those that others name (``referred_to``). For a caller who holds the lock.
 
-    Returns what was archived, and what could not be moved. Raises Damaged, LockLost, Refused or Failed.
+    Returns the archived files, and failed moves. Raises Damaged, LockLost, Refused or Failed.
     """
     failures = remover.end_earlier(store, lock)[2]
     whose = {name: owner for name, last in names.items() if (owner := _heir(remover, store, name, last)) is not None}
@@ -150,7 +150,7 @@ def archive_last(
 
 
 def _heir(remover: Remover, store: Store, name: str, last: str) -> str | None:
-    """Returns the session in whose name a file is archived: one that can be taken back, else the last that had it."""
+    """Returns the session to archive a file for: one that can be restored, else the last that had it."""
     ledger = remover.ledger
     sharers = [s for s in ledger.sharers(store.agent_id).get(name, ()) if s.agent_id == store.agent_id]
     if sharers:
@@ -160,7 +160,7 @@ def _heir(remover: Remover, store: Store, name: str, last: str) -> str | None:
 
 
 def _common(store: Store) -> str:
-    """Returns the inode number of a folder that several agents have; nothing for any other."""
+    """Returns the inode number of a folder that several agents share, "" for any other."""
     return store.store_id.rpartition(":")[2] if store.mates else ""
 
 
@@ -171,7 +171,7 @@ def _is_there(remover: Remover, store: Store, holder: Removed, name: str) -> boo
 
 
 def _hand_over(remover: Remover, name: str, holder: Removed, taker: Removed) -> None:
-    """Gives an archive to another removal."""
+    """Hands an archive over to another removal."""
     target, second_names = dict(holder.files)[name], remover.second_names
     old, new = ((removed.run_id, removed.agent_id) for removed in (holder, taker))
     with clear_errors("keep a second name in", second_names.root):

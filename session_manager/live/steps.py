@@ -1,4 +1,4 @@
-"""Named steps of an edit: the places between which a process may die. Tests watch them, nothing else does."""
+"""Named steps of an edit, between which a process may die. Only tests watch them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ watcher: Callable[[str], None] | None = None
 
 
 def step(name: str) -> None:
-    """Says that the step ``name`` has just been completed."""
+    """Reports that the step ``name`` is complete."""
     if watcher is not None:
         watcher(name)

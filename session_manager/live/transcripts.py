@@ -30,12 +30,12 @@ _TRAJECTORY_POINTER = ".trajectory-path.json"
 
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
-    """Compiles when first asked: most calls need none of the patterns."""
+    """Compiles a pattern at its first use: most calls need none of them."""
     return re.compile(pattern)
 
 
 def parse_archive(name: str) -> tuple[str, str, str] | None:
-    """Takes an archive's name apart: (original name, reason, timestamp), or None when it is no archive."""
+    """Splits an archive's name into (original name, reason, timestamp); None if it is no archive."""
     match = _compiled(_ARCHIVE).match(name)
     return (match["path"], match["reason"], match["at"]) if match else None
 
@@ -48,7 +48,7 @@ def original_name(name: str) -> str:
 
 
 def archive_time(timestamp: str) -> int | None:
-    """Returns the time (epoch ms) in an archive's name, or None when there is no such moment, or an absurd one."""
+    """Returns the time (epoch ms) in an archive's name, or None if it is invalid or absurd."""
     date, _, time = timestamp.partition("T")
     try:
         moment = int(datetime.fromisoformat(f"{date}T{time.replace('-', ':')}").timestamp() * 1000)
@@ -65,7 +65,7 @@ def archive_timestamp(epoch_ms: int) -> str:
 
 
 def archive_names(names: Iterable[str], taken: Collection[str], now_ms: int) -> list[tuple[str, str]]:
-    """Returns each name with the one under which it is archived as deleted; never one of ``taken``."""
+    """Returns each name with its archive name (reason ``deleted``), which is never one of ``taken``."""
     suffix = f".deleted.{archive_timestamp(now_ms)}"
     return [(n, n + suffix) if n + suffix not in taken else (n, _free(n, taken, now_ms)) for n in names]
 
@@ -77,7 +77,7 @@ def _free(name: str, taken: Collection[str], moment: int) -> str:
 
 
 def is_text(name: str) -> bool:
-    """Returns True if a file's name can be written down, in the ledger and in an index: whether it is UTF-8."""
+    """Returns True if a file's name is UTF-8, so that the ledger and an index can hold it."""
     if name.isascii():
         return True
     try:
@@ -88,9 +88,9 @@ def is_text(name: str) -> bool:
 
 
 def no_texts_of(ids: Collection[str], sessions_dir: str) -> list[str]:
-    """Returns the files of some sessions that no removal moves, because their names are no text.
+    """Returns the files of some sessions that no removal moves, because their names are not UTF-8.
 
-    Of a folder that cannot be listed by now there is nothing to tell: the removal itself has said so, or is done.
+    Returns none if the folder cannot be listed by now: the removal itself has reported that, or is done.
     """
     try:
         names = os.listdir(sessions_dir)
@@ -100,7 +100,7 @@ def no_texts_of(ids: Collection[str], sessions_dir: str) -> list[str]:
 
 
 def owner(name: str, ids: Collection[str]) -> str | None:
-    """Returns which of ``ids`` a live file belongs to, or None.
+    """Returns the one of ``ids`` that a live file belongs to, or None.
 
     Covers ``<id>.jsonl``, ``<id>-topic-<t>.jsonl``, ``<timestamp>_<id>.jsonl`` and the sidecars. Ids may
     themselves look like a topic or sidecar name, so the longest reading wins.
@@ -114,7 +114,7 @@ def owner(name: str, ids: Collection[str]) -> str | None:
 
 
 def is_of(archive: str, ids: Collection[str]) -> bool:
-    """Returns True if an archive's name is that of a file of one of ``ids``."""
+    """Returns True if an archive's name belongs to a file of one of ``ids``."""
     return owner(original_name(archive), ids) is not None
 
 
@@ -142,7 +142,7 @@ def files_by_session(names: Iterable[str], sessions: Iterable[Session], sessions
     whereabouts = Whereabouts(sessions_dir, known, present)
     for session in known:
         for session_file in session.session_files:
-            # The usual case, told by the name alone: asking the file system about every session would be slow.
+            # The usual case, decided by the name alone: asking the file system about every session would be slow.
             if session_file.rpartition("/")[2] == session.id + ".jsonl":
                 continue
             file_name = whereabouts.own_name(session_file)
@@ -154,7 +154,7 @@ def files_by_session(names: Iterable[str], sessions: Iterable[Session], sessions
         if (stem := owner(name, stems)) is None:
             continue
         found.setdefault(stems[stem], []).append(name)
-        # Another session's topic file that this session's entry refers to stays the other's, too.
+        # Another session's topic file that this session's entry names also stays with the other.
         if stem not in ids and (named := owner(name, ids)) is not None and named != stems[stem]:
             found.setdefault(named, []).append(name)
     for session_id, name in referred:

@@ -17,13 +17,13 @@ from session_manager.live.lock_file import SUFFIX as LOCK_FILE
 from session_manager.live.own_lock import has_flock
 
 SUFFIX = ".trial"
-# What a killed process left is older than any trial is long.
+# Files of a killed process are older than any trial takes.
 _LEFT_S = 3600
 _MODE = 0o640
 
 
 def lacks(folder: str) -> set[str]:
-    """Returns what the file system of a folder cannot do, of what is said in ``weaker``. Raises OSError."""
+    """Returns those capabilities named in ``weaker`` that a folder's file system lacks. Raises OSError."""
     sweep(folder)
     with _trial(folder) as place:
         one, other = (_made(os.path.join(place, name), name.encode()) for name in ("one", "other"))
@@ -60,7 +60,7 @@ def can_exchange(folder: str) -> bool:
 
 
 def sweep(folder: str) -> None:
-    """Removes what a killed process left there long ago. Raises OSError."""
+    """Removes old files that killed processes left there. Raises OSError."""
     for name in os.listdir(folder):
         if name.startswith(OWN_PREFIX) and name.endswith(SUFFIX):
             left = os.path.join(folder, name)

@@ -1,8 +1,8 @@
-"""Whether an index may be changed where two files cannot be swapped in one step.
+"""Decides if an index may be changed on a file system that cannot swap two files in one step.
 
-There what a gateway writes between our last look and our rename is overwritten. A gateway that takes the store's lock
-(up to 2026.4.29) does not write then, nor does one that is stopped; but one that runs elsewhere cannot be seen from
-here. So a change is refused when a gateway of the store is seen, and when something says that one may be elsewhere.
+There our rename overwrites anything that a gateway writes after our last look. A gateway that takes the store's lock
+(up to 2026.4.29) does not write then, nor does a stopped one; but one that runs elsewhere is not visible from here.
+So a change is refused if a gateway of the store is visible, and if there are signs that one may run elsewhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ADVICE = (
     "stop the gateway and call with force: true, or set ARIA_ALLOW_NO_EXCHANGE=1 for a gateway that takes the lock "
     "(2026.4.29 or older)"
 )
-# What other machines may write, too.
+# File systems that other machines may write, too.
 _SHARES = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "afs", "vboxsf", "fuse.sshfs", "fuse.glusterfs",
      "fuse.ceph", "fuse.rclone", "fuse.s3fs", "fuse.grpcfuse", "fuse.osxfs", "fuse.vmhgfs-fuse", "fakeowner")
@@ -33,7 +33,7 @@ _SHARES = frozenset(
 def refuse_unguarded(store: Store, names: Iterable[str], sessions: Iterable[Session], *, allowed: bool) -> None:
     """Raises Refused (``no_exchange``) where an edit of the index could overwrite what a gateway writes.
 
-    ``names`` lie in the folder. ``allowed`` says that somebody has seen to it that nothing does. Raises OSError.
+    ``names`` lie in the folder. ``allowed``: the user has made sure that no gateway writes. Raises OSError.
     """
     folder = os.path.dirname(store.index_path)
     if can_exchange(folder):
@@ -50,7 +50,7 @@ def refuse_unguarded(store: Store, names: Iterable[str], sessions: Iterable[Sess
 
 
 def writer(store: Store, names: Iterable[str], sessions: Iterable[Session]) -> str | None:
-    """Says what may write a store now, as part of a sentence; None when nothing speaks for that."""
+    """Returns what may write a store now, as part of a sentence; None without a sign of any."""
     if vouches(store.sessions_dir, store.gateways):
         return "a gateway of this store runs here"
     if (kind := kind_of(store.sessions_dir)) in _SHARES:
@@ -65,7 +65,7 @@ def writer(store: Store, names: Iterable[str], sessions: Iterable[Session]) -> s
 
 
 def kind_of(folder: str) -> str | None:
-    """Returns the type of a folder's file system, None where it cannot be told."""
+    """Returns the type of a folder's file system, or None if unknown."""
     try:
         device = os.stat(folder).st_dev
         place = f"{os.major(device)}:{os.minor(device)}"
@@ -81,7 +81,7 @@ def kind_of(folder: str) -> str | None:
 
 
 def _is_elsewhere(session_file: str) -> bool:
-    """Returns True if a path is one of another machine's or container's."""
+    """Returns True if a path belongs to another machine or container."""
     if "\0" in session_file:
         return False
     if "\\" in session_file:

@@ -1,8 +1,8 @@
-"""Sessions whose files cannot be archived, told before anything of them is touched.
+"""Finds sessions whose files cannot be archived, before any of them is touched.
 
-An archive's name is the transcript's with an ending, and that must fit into what file systems take. On one that takes
-two spellings for one name (macOS, SMB, a case-folding ext4) two sessions may mean one file: which of them it belongs
-to cannot be told.
+An archive's name is the transcript's with a suffix, and must not exceed the file system's limit. On a file system that
+treats two spellings as one name (macOS, SMB, a case-folding ext4) two sessions may mean one file, and its owner is
+unknown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Chosen = Sequence[tuple[Session, str]]
 def set_aside(
     snapshot: Snapshot, names: Sequence[str], chosen: Chosen
 ) -> tuple[Chosen, list[tuple[str | None, SessionManagerError]]]:
-    """Returns those of ``chosen`` that can go, and (session id, why not) of the others; ``names`` lie in the folder."""
+    """Returns the removable ones of ``chosen``, and (session id, error) of the others; ``names`` lie in the folder."""
     found = _too_long(snapshot, names)
     found |= {session_id: _ambiguous(session_id) for session_id in _ambiguous_ids(snapshot, names)}
     if not found:
@@ -48,7 +48,7 @@ def _too_long(snapshot: Snapshot, names: Sequence[str]) -> dict[str, SessionMana
 
 
 def _ambiguous_ids(snapshot: Snapshot, names: Sequence[str]) -> set[str]:
-    """Returns the sessions whose transcript is there, but listed under another spelling, and those listed so."""
+    """Returns the sessions whose transcript exists but is listed in another spelling, and those with that spelling."""
     unusual = [s.id for s in snapshot.sessions if not s.id.isascii() or s.id != s.id.lower()]
     if not unusual:
         return set()
@@ -66,7 +66,7 @@ def _exists(snapshot: Snapshot, name: str) -> bool:
         os.lstat(os.path.join(folder, name))
     except (OSError, ValueError):
         return False
-    # A gateway may have made it since.
+    # A gateway may have created it since.
     return name not in os.listdir(folder)
 
 

@@ -1,4 +1,4 @@
-"""The agents directory: which agents there are, where their stores lie, and which paths are safe."""
+"""The agents directory: its agents, the paths of their stores, and which paths are safe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INDEX_NAME = "sessions.json"
 SQLITE_NAME = "openclaw-agent.sqlite"
 UNSUPPORTED = "store_unsupported"
 _SQLITE_HEADER = b"SQLite format 3\0"
-# Gateways 2026.2.17 to 2026.4.26 in enforce mode rename the index away before they write the new one.
+# Gateways 2026.2.17 to 2026.4.26 in enforce mode rename the old index away before they write the new one.
 MISSING_INDEX_PATIENCE_S = 1.0
 _POLL_S = 0.02
 # Gateway 2026.2.17 ``normalizeAgentId``.
@@ -28,7 +28,7 @@ AGENT_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """What tells one version of a file from the next: every writer of the index renames a new file into place."""
+    """Distinguishes one version of a file from the next: every writer of the index renames a new file into place."""
 
     inode: int
     size: int
@@ -36,7 +36,7 @@ class Identity(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Identity:
-        """Reads the identity off a stat result."""
+        """Returns the identity in a stat result."""
         return cls(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
@@ -44,11 +44,11 @@ class Store(msgspec.Struct, frozen=True):
     """One agent's sessions folder. ``index_path`` is the index itself, links resolved.
 
     ``store_id`` names the folder in the ledger however it is mounted: its inode number. ``agents_dir`` holds the other
-    agents' folders; left out, it is two levels up. ``main_key`` is what a main session's key ends with, beside
-    ``main``. Where all agents share one index, ``shared_as`` tells its keys apart. Where several agents have one folder
-    each has ``mates``, and one of them, the ``keeper``, answers for files that are nobody's. ``gateway_dir`` is the
-    gateway's own agents directory, where that is another one than ``agents_dir``. ``database`` is where the sessions
-    have moved, when they have: the folder has no index then, and nothing but what was archived before.
+    agents' folders; left out, it is two levels up. ``main_key`` is, beside ``main``, the end of a main session's key.
+    If all agents share one index, ``shared_as`` assigns its keys to agents. If several agents share one folder, each
+    has ``mates``, and one of them, the ``keeper``, handles files without an owner. ``gateway_dir`` is the gateway's
+    own agents directory, if that is not ``agents_dir``. ``database`` is the path that the sessions have moved to, if
+    they have: the folder then has no index, only earlier archives.
     """
 
     agent_id: str
@@ -66,7 +66,7 @@ class Store(msgspec.Struct, frozen=True):
 
     @property
     def gateways(self) -> str:
-        """The gateway's own agents directory; the folder that it is in is the gateway's state folder."""
+        """The gateway's own agents directory; its parent is the gateway's state folder."""
         return self.gateway_dir or self.agents_dir or os.path.dirname(os.path.dirname(self.sessions_dir))
 
     @property
@@ -93,7 +93,7 @@ class Snapshot(msgspec.Struct):
 
 
 def open_volume(settings: Settings) -> Volume:
-    """Returns the volume that the settings mean."""
+    """Returns the volume that the settings name."""
     layout, agents_dir = settings.place.layout, settings.place.agents_dir
     if layout.root is None or layout.pattern == USUAL:
         return Volume(layout.root or agents_dir, layout.main_key, agents_dir)
@@ -105,8 +105,8 @@ def open_volume(settings: Settings) -> Volume:
 class Volume:
     """The agents directory (``<root>/<agent>/sessions/sessions.json``).
 
-    ``agents_dir`` is the gateway's own, where that is another folder: its databases are there. Where all agents have
-    one ``shared`` index an agent is there as long as that is.
+    ``agents_dir`` is the gateway's own, if that is another folder: its databases are there. With one ``shared`` index
+    for all agents, an agent exists as long as the index does.
     """
 
     shared = False
@@ -114,12 +114,12 @@ class Volume:
     def __init__(self, root: str, main_key: str | None = None, agents_dir: str | None = None) -> None:
         self.root = os.path.realpath(root)
         self._main_key = main_key
-        # As it was named: what lies beside it lies beside a link, too.
+        # Links unresolved: files beside it lie beside a link, too.
         self._gateway_dir = self.root if agents_dir is None else agents_dir
         self._agents_dir = os.path.realpath(self._gateway_dir)
 
     def agent_ids(self) -> list[str]:
-        """Returns the agents that have a store, in order of name; a link to a folder inside is none.
+        """Returns the agents that have a store, in order of name; a link to a folder inside does not count.
 
         Raises Refused (``not_readable``) or Failed (``io_error``) when the directory cannot be read.
         """
@@ -139,7 +139,7 @@ class Volume:
         try:
             os.lstat(os.path.join(entry.path, "sessions"))
         except PermissionError:
-            # It cannot be looked into, which must be said; but not of every closed folder, such as lost+found.
+            # Report that it cannot be read; but not for every closed folder, such as lost+found.
             return re.fullmatch(AGENT_ID, entry.name) is not None
         except OSError:
             return os.path.exists(_sqlite_path(os.path.join(self._agents_dir, entry.name)))
@@ -165,7 +165,7 @@ class Volume:
         raise unknown_agent(agent, known)
 
     def _owner(self, name: str, known: list[str]) -> str:
-        """Returns whose sessions folder an agent has: another's, where its own is a link to that."""
+        """Returns the agent that owns an agent's sessions folder: another one if the folder is a link to that one's."""
         if name not in known and os.path.islink(folder := self._folder(name)):
             real = os.path.realpath(folder)
             return next((each for each in known if os.path.realpath(self._folder(each)) == real), name)
@@ -184,9 +184,9 @@ class Volume:
         return self._store_in(self._folder(agent_id), agent_id)
 
     def archive_store(self, agent_id: str) -> Store | None:
-        """Does what ``store`` does; of an agent whose sessions have moved to SQLite it returns the folder they left.
+        """Does what ``store`` does, but if the sessions have moved to SQLite, returns the folder that they left.
 
-        Only what was archived in there is anybody's business then. Where several agents have that folder it raises.
+        Use only the archives in it then. Raises if several agents share that folder.
         """
         try:
             return self.store(agent_id)
@@ -239,11 +239,11 @@ class Volume:
         return real
 
     def stores(self, agent: str | None) -> Iterator[tuple[str, Store | SessionManagerError | None]]:
-        """Does ``stores_of`` for all agents or the named one."""
+        """Yields what ``stores_of`` does, for all agents or the named one."""
         return self.stores_of(self.agent_ids() if agent is None else [self.resolve_agent(agent)])
 
     def stores_of(self, agent_ids: Iterable[str]) -> Iterator[tuple[str, Store | SessionManagerError | None]]:
-        """Yields (agent id, its store, or why it has none)."""
+        """Yields (agent id, its store; or the error or None if it has none)."""
         for agent_id in agent_ids:
             try:
                 yield agent_id, self.store(agent_id)
@@ -252,7 +252,7 @@ class Volume:
 
 
 def unlistable(what: str, path: str, error: OSError) -> SessionManagerError:
-    """Returns the error for a folder of many agents that the system will not show."""
+    """Returns the error for a folder of many agents that cannot be listed."""
     sentence = f"{what} {path} cannot be read: {error.strerror}"
     if isinstance(error, PermissionError):
         return _not_readable(sentence, path)
@@ -260,7 +260,7 @@ def unlistable(what: str, path: str, error: OSError) -> SessionManagerError:
 
 
 def unknown_agent(agent: str, known: list[str]) -> NotFound:
-    """Returns the error for a name that no agent has."""
+    """Returns the error for an unknown agent."""
     from difflib import get_close_matches
 
     near = get_close_matches(agent, known, n=1)
@@ -269,7 +269,7 @@ def unknown_agent(agent: str, known: list[str]) -> NotFound:
 
 
 def without_twins(folders: Mapping[str, str]) -> Iterator[str]:
-    """Yields the agents (name -> sessions folder) without those whose folder is but a link to another's."""
+    """Yields the agents (name -> sessions folder), except those whose folder is only a link to another's."""
     real = {name: os.path.realpath(folder) for name, folder in folders.items()}
     seen: set[str] = set()
     for name in sorted(folders, key=lambda n: (real[n] != folders[n], n)):
@@ -285,7 +285,7 @@ def _sqlite_path(agent_dir: str) -> str:
 def _moved_to_sqlite(agent_dir: str) -> bool:
     """Returns True if sessions live in the agent's database (gateway 2026.7.2-beta.1 and later).
 
-    The same file existed before, without these tables, beside a living sessions.json.
+    Earlier gateways have the same file without these tables, beside a live sessions.json.
     """
     path = _sqlite_path(agent_dir)
     if not os.path.isfile(path):
@@ -296,7 +296,7 @@ def _moved_to_sqlite(agent_dir: str) -> bool:
     except OSError:
         return True
     if header != _SQLITE_HEADER:
-        # SQLite itself would take a file that was cut off within its first page for an empty one.
+        # SQLite itself would treat a file that was cut off within its first page as an empty one.
         return bool(header)
     import sqlite3
     from urllib.parse import quote
@@ -312,13 +312,13 @@ def _moved_to_sqlite(agent_dir: str) -> bool:
         finally:
             connection.close()
     except sqlite3.Error:
-        # A database that cannot be read may well hold the sessions: better refused than edited behind its back.
+        # A database that cannot be read may hold the sessions: better refuse than edit the files beside it.
         return True
     return row is not None or _log_creates(path + "-wal", names)
 
 
 def _log_creates(path: str, names: tuple[str, ...]) -> bool:
-    """Looks for tables that exist only in a write-ahead log so far."""
+    """Returns True if a write-ahead log creates one of these tables, which may exist only there so far."""
     try:
         with open(path, "rb") as log:
             overlap = b""
@@ -335,7 +335,7 @@ def _log_creates(path: str, names: tuple[str, ...]) -> bool:
 def read_snapshot(store: Store, now_ms: int, known: tuple[bytes, Identity] | None = None) -> Snapshot:
     """Reads a store's index once, or a moved store's database.
 
-    A version of the index whose text is ``known``, and that is in place, is not read again.
+    If the version in place is ``known``, its text is not read again.
 
     Raises Damaged (``index_damaged``) when it cannot be read, is no JSON object, or is missing although
     transcripts lie beside it; Refused (``not_readable``) when this user may not read it.
@@ -365,7 +365,7 @@ def _entries(store: Store, index: Index) -> Iterator[tuple[str, Entry]]:
 
 
 def sessions_of(store: Store, index: Index, now_ms: int) -> list[Session]:
-    """Returns the sessions that an index holds of a store's agent."""
+    """Returns the sessions of a store's agent in an index."""
     sessions = build_sessions(store.agent_id, _entries(store, index), now_ms)
     if store.main_key is not None:
         tell_main(sessions, store.main_key)
@@ -414,7 +414,7 @@ def _read_patiently(store: Store) -> tuple[bytes, Identity] | None:
 
 
 def folder_unreadable(agent_id: str, path: str, error: OSError) -> SessionManagerError:
-    """Returns the error for a sessions folder that the system will not show: Refused (``not_readable``) or Damaged."""
+    """Returns the error for a sessions folder that cannot be listed: Refused (``not_readable``) or Damaged."""
     what = f"the sessions folder of agent {agent_id!r} cannot be read: {error.strerror}"
     if isinstance(error, PermissionError):
         return _not_readable(what, path, agentId=agent_id)
@@ -437,8 +437,8 @@ def _damaged(store: Store, what: str, advice: str = _REBUILD) -> Damaged:
 
 
 def read_file(path: str) -> tuple[bytes, Identity]:
-    """Reads a regular file whole, with the identity of the version that was read. Raises OSError."""
-    # O_NONBLOCK: a FIFO in place of the file must be an error, not a wait.
+    """Reads a whole regular file; returns its text and the identity of that version. Raises OSError."""
+    # O_NONBLOCK: a FIFO in place of the file must be an error, not block.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(fd, "rb", buffering=0) as file:
         status = os.fstat(fd)

@@ -1,4 +1,4 @@
-"""What a file system cannot do, noted where something weaker is done instead, so that a result can say so."""
+"""Records what a file system cannot do, wherever a weaker way is used instead, for the call's result."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _noted: ContextVar[set[str] | None] = ContextVar("noted", default=None)
 
 
 def note(lack: str) -> None:
-    """Says that something weaker is done, because there is no ``lack``."""
+    """Records that a weaker way is used, because ``lack`` is missing."""
     found = _noted.get()
     if found is not None:
         found.add(lack)
 
 
 def begin(found: set[str]) -> Token[set[str] | None]:
-    """Collects what is recorded from now on in ``found``."""
+    """Collects in ``found`` all that is recorded from now on."""
     return _noted.set(found)
 
 

@@ -1,7 +1,7 @@
-"""Where a session's transcript is: one answer for locks, times, sizes, emptiness, orphans, references and archives.
+"""Finds a session's transcript: one answer for locks, times, sizes, emptiness, orphans, references and archives.
 
-A ``sessionFile`` is a path as some gateway sees it: relative, absolute, of a mount that is not here, of Windows.
-How gateways resolve it: 2026.2.17 and 2026.6.11 ``resolveSessionFilePath``, told in references/store-format.md.
+A ``sessionFile`` is a path as some gateway sees it: relative, absolute, below a mount that is not here, or Windows.
+How gateways resolve it: 2026.2.17 and 2026.6.11 ``resolveSessionFilePath``, see references/store-format.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from session_manager.core.session import Session, safe_name
 from session_manager.live.volume import INDEX_NAME, Store
 
-# In the agent's own folder; elsewhere in the agents directory; where it cannot be looked at; where no gateway keeps it.
+# In the agent's own folder; elsewhere in the agents directory; in an unreadable place; where no gateway keeps it.
 OWN, INSIDE, ELSEWHERE, REFUSED = "own", "inside", "elsewhere", "refused"
 _ABSENT, _OUTSIDE = "absent", "outside"
 _FOLDER = "sessions"
@@ -36,9 +36,9 @@ class Spot(msgspec.Struct, frozen=True):
 class _Folder(msgspec.Struct):
     """A folder as a ``sessionFile`` names it. ``path`` is the real one when INSIDE or OUTSIDE.
 
-    An OUTSIDE one is here, and some gateway keeps sessions in it. An ABSENT one is not here. Where that names an agent,
-    ``mount`` is what would be the agents directory, and ``path`` that agent's folder here; it is empty when that is the
-    agent's own, and ``usual`` says that gateways keep it so.
+    An OUTSIDE one is here, and some gateway keeps sessions in it. An ABSENT one is not here. If its path names an
+    agent, ``mount`` is its part for the agents directory, and ``path`` that agent's folder here, empty if that is the
+    agent's own; ``usual``: gateways write such paths.
     """
 
     kind: str
@@ -48,14 +48,14 @@ class _Folder(msgspec.Struct):
 
     @property
     def is_own(self) -> bool:
-        """Returns True if a name in it is one in the agent's own folder, if there is such a file."""
+        """Returns True if a name in it stands for a file of that name in the agent's own folder."""
         return self.kind in (OWN, _ABSENT) and not self.path
 
 
 class Whereabouts:
     """Looks for the transcripts of one store's ``sessions``; ``names`` lie in its folder.
 
-    ``agents_dir`` may be left out where only names in the agent's own folder are asked for.
+    ``agents_dir`` may be left out if only names in the agent's own folder are needed.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class Whereabouts:
 
     @classmethod
     def of(cls, store: Store, sessions: Iterable[Session], names: Collection[str]) -> Self:
-        """Returns them for a store: ``sessions`` are all that it has, ``names`` all that lie in its folder."""
+        """Returns an instance for a store: ``sessions`` are all of its sessions, ``names`` all files in its folder."""
         return cls(store.sessions_dir, sessions, names, store.agents_dir)
 
     def own_name(self, session_file: str) -> str | None:
-        """Returns the name under which a ``sessionFile`` lies in the agent's own folder, if it does.
+        """Returns the name of a ``sessionFile`` in the agent's own folder, if it lies there.
 
-        One whose folder is not here lies there when a file of that name does: the same volume, mounted elsewhere.
+        If its folder is not here, a file of that name in the own folder counts: the same volume, mounted elsewhere.
         """
         if not session_file.isprintable():
             return None
@@ -87,11 +87,11 @@ class Whereabouts:
         return name if is_here and folder.kind in (OWN, _ABSENT, _OUTSIDE) else None
 
     def strange(self, sessions: Iterable[Session]) -> Iterator[tuple[Session, list[Spot]]]:
-        """Yields those of ``sessions`` that have a transcript outside the agent's own folder, with all its spots."""
+        """Yields the sessions with a transcript outside the agent's own folder, each with all its spots."""
         folders, names = self._folders, self._names
         for session in sessions:
             for file in session.session_files:
-                # The usual case, told by the name alone: asking the file system about every session would be slow.
+                # The usual case, decided by the name alone: asking the file system about every session would be slow.
                 cut = file.rfind("/") + 1
                 folder, name = folders.get(file[:cut]), file[cut:]
                 if folder is not None and folder.is_own and name in names and is_transcript(name):
@@ -102,11 +102,11 @@ class Whereabouts:
                 break
 
     def spots(self, session: Session) -> list[Spot]:
-        """Returns where all that a session's entries name is, or would be."""
+        """Returns the spots of all files that a session's entries name."""
         return list(dict.fromkeys(spot for file in session.session_files for spot in self.spots_of(session.id, file)))
 
     def spots_of(self, session_id: str, session_file: str) -> list[Spot]:
-        """Returns where one ``sessionFile`` of a session is, or would be: in two places where that cannot be told."""
+        """Returns the spots of one ``sessionFile`` of a session: two if it is unclear which applies."""
         if not session_file.isprintable():
             return [Spot(ELSEWHERE)]
         if "\\" in session_file and is_transcript(session_file) and session_file in self._names:
@@ -124,7 +124,7 @@ class Whereabouts:
         return [Spot(REFUSED) if name in ("", INDEX_NAME) or os.path.isdir(path) else Spot(INSIDE, path)]
 
     def _spots_of_absent(self, folder: _Folder, name: str, session_id: str) -> list[Spot]:
-        """Looks for a file of a folder that is not here, as if it were the agents directory, mounted elsewhere."""
+        """Looks for a file whose folder is not here, as if the agents directory were mounted elsewhere."""
         if not is_transcript(name):
             return [Spot(ELSEWHERE)]
         found = [Spot(OWN, name)] if name in self._names else []
@@ -136,12 +136,12 @@ class Whereabouts:
             return found
         if folder.mount and folder.mount in self._mounts:
             return [Spot(INSIDE, os.path.join(folder.path, name)) if folder.path else Spot(OWN, name)]
-        # What a gateway writes for a session of its own, as long as nothing says that its folder is another one.
+        # The usual path of a gateway for its own session, unless there are signs that its folder is another one.
         mine = folder.usual and not folder.path and _stem_is_of(name, session_id)
         return [Spot(OWN, name) if mine and not self._mounts else Spot(ELSEWHERE)]
 
     def _spots_outside(self, folder: _Folder, name: str) -> list[Spot]:
-        """Tells an older state folder, which a gateway may go on writing into, from what this one is a copy of."""
+        """Distinguishes an older state folder, still in use by a gateway, from the original of which this is a copy."""
         theirs, ours = os.path.join(folder.path, name), os.path.join(self._dir, name)
         if not is_transcript(name):
             return [Spot(ELSEWHERE)]
@@ -151,7 +151,7 @@ class Whereabouts:
 
     @functools.cached_property
     def _mounts(self) -> set[str]:
-        """What the agents directory is called where the gateway runs: where files that are here are said to be."""
+        """The paths of the agents directory where the gateway runs, as entries name them for files that are here."""
         found = set()
         for session in self._sessions:
             for file in session.session_files:
@@ -189,7 +189,7 @@ class Whereabouts:
                 return _Folder(INSIDE, path)
             return self._absent(path, windows=windows) if absolute else _outside(text, path)
         real = os.path.realpath(path)
-        # One folder may be mounted in two places.
+        # One folder may be mounted twice.
         theirs = os.path.join(self._root, os.path.basename(os.path.dirname(real)), _FOLDER)
         if _is_same(real, self._dir):
             return _Folder(OWN)
@@ -218,14 +218,14 @@ class Whereabouts:
 
 
 def inside(spots: Iterable[Spot]) -> list[str]:
-    """Returns the paths of those spots that lie in the agents directory and not in the agent's own folder."""
+    """Returns the paths of the spots that lie in the agents directory but outside the agent's own folder."""
     return [spot.at for spot in spots if spot.kind == INSIDE]
 
 
 def paths_inside(
     store: Store, sessions: Iterable[Session], names: Collection[str], asked: Iterable[Session]
 ) -> dict[str, list[str]]:
-    """Returns the paths of transcripts that lie in other folders of the agents directory, by session id.
+    """Returns the paths of transcripts in other folders of the agents directory, by session id.
 
     ``sessions`` are all of the store, ``names`` lie in its folder, ``asked`` are those in question.
     """
@@ -250,10 +250,10 @@ def files_abroad(
 def outside_files(
     store: Store, everyone: Iterable[Session], gone: Sequence[Session], archived: Iterable[str]
 ) -> dict[str, list[str]]:
-    """Returns the ``sessionFile`` values of removed sessions that lie outside the agent's own folder, and stay there.
+    """Returns the ``sessionFile`` values of removed sessions that stay outside the agent's own folder.
 
-    Each with its paths, as far as they lie in the agents directory. ``everyone`` is whoever the store had before,
-    ``archived`` are names of files that have been archived since.
+    Each comes with its paths inside the agents directory. ``everyone`` are all sessions of the store before the
+    removal, ``archived`` are names of files that have been archived since.
     """
     if next(Whereabouts.of(store, everyone, ()).strange(gone), None) is None:
         return {}
@@ -263,17 +263,17 @@ def outside_files(
 
 
 def still_outside(files: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns what of ``outside_files`` has not been archived since with the other sessions that had it."""
+    """Returns the ``outside_files`` that were not archived since with the other sessions that had them."""
     return [file for file, paths in files.items() if not paths or any(map(os.path.lexists, paths))]
 
 
 def is_transcript(name: str) -> bool:
-    """Returns True if a name is that of a live transcript (not an archive, lock, sidecar or index)."""
+    """Returns True if a name belongs to a live transcript (not an archive, lock, sidecar or index)."""
     return name.endswith(".jsonl") and not name.startswith(".") and len(name) > len(".jsonl")
 
 
 def _mtime(path: str) -> float | None:
-    """Returns when a file was written, links not followed; None when it is not there, for ever new when unknown."""
+    """Returns a file's mtime, links not followed; None if it does not exist, infinity if unknown."""
     try:
         return os.lstat(path).st_mtime
     except FileNotFoundError:
@@ -298,8 +298,8 @@ def _is_open(folder: str) -> bool:
 
 
 def _outside(text: str, *paths: str) -> _Folder:
-    """Judges a folder outside the agents directory: no gateway goes up from its own folder by a relative path, or takes
-    an absolute one that is not ``…/agents/<agent>/sessions/…``; it goes on with ``<session id>.jsonl`` instead.
+    """Judges a folder outside the agents directory. No gateway accepts a relative path that leaves its own folder, or
+    an absolute one that is not ``…/agents/<agent>/sessions/…``; it uses ``<session id>.jsonl`` instead.
     """
     taken = (
         any(_is_kept_by_gateways(path.split(os.sep)) for path in paths) if text.startswith("/") else text[:2] != ".."

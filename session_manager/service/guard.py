@@ -1,7 +1,7 @@
-"""Who may ask at all: no web page of somebody else's drives this service, and no request is larger than it must be.
+"""Refuses requests from foreign web pages, and oversized requests.
 
-A browser sends requests to loopback on behalf of any page. Two things give such a page away. Its own name in ``Host``,
-when it had its name resolve to 127.0.0.1 (DNS rebinding); and its origin in ``Origin`` or ``Sec-Fetch-Site``, which
+A browser sends requests to loopback on behalf of any page. Two things reveal such a page: its own name in ``Host``,
+when it made that name resolve to 127.0.0.1 (DNS rebinding), and its origin in ``Origin`` or ``Sec-Fetch-Site``, which
 scripts cannot forge.
 """
 
@@ -29,11 +29,11 @@ class Guard:
         self._config = config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers 403 or 413, or hands the request on."""
+        """Answers 403 or 413, or passes the request on."""
         if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
-        # Whoever probes its health goes by an address, and learns nothing else.
+        # Health probes use an IP address, and learn nothing else.
         if scope["path"] not in PROBES and not self._host_is_ours(headers):
             return await refuse(
                 scope, receive, send, 403, "this service does not accept that host name; see ARIA_ALLOWED_HOSTS", "host"

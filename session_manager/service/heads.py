@@ -1,4 +1,4 @@
-"""HEAD, wherever GET is: the same answer without its body."""
+"""HEAD for every GET route: the same answer without its body."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Heads:
-    """ASGI middleware that asks what is behind it for a GET, and leaves out the body."""
+    """ASGI middleware that passes a HEAD on as a GET, and drops the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hands the request on."""
+        """Passes the request on."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
             return await self._app(scope, receive, send)
-        # A copy: the server writes no body because of the method that it sees.
+        # A copy: the server omits the body by the method in its own scope.
         asked = {**scope, "method": "GET"}
 
         async def without_body(message: Message) -> None:

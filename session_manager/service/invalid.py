@@ -1,4 +1,4 @@
-"""What is wrong with a request, field by field, in words for its sender."""
+"""Describes the errors in a request, field by field, for its sender."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 LIMIT = 20
-# Where pydantic's own words are about pydantic, by its names of errors.
+# Replacements for messages that speak of pydantic's internals, by pydantic's error type.
 _WORDS = {
     "extra_forbidden": "there is no such field",
     "missing": "is missing",
@@ -17,9 +17,9 @@ _WORDS = {
 
 
 def found(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Returns the first of pydantic's errors as ``{"field", "error"}``; where something is begins with what holds it.
+    """Returns the first of pydantic's errors as ``{"field", "error"}``; a field's path starts with its container.
 
-    What is wrong with a body as a whole is in the field ``body``.
+    An error of the whole body is in the field ``body``.
     """
     return [{"field": _field(error["loc"]), "error": _sentence(error)} for error in errors[:LIMIT]]
 

@@ -1,4 +1,4 @@
-"""Log lines: what was asked, by whom, and how it went. No token, no message text, ids cut to 8 characters."""
+"""Log lines: request, sender and result. No token, no message text, ids cut to 8 characters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = logging.getLogger("session_manager.access")
 
 
 def short(identifier: str) -> str:
-    """Returns an id as it may stand in a log line."""
+    """Returns an id in the form for log lines."""
     return identifier if len(identifier) <= 8 else f"{identifier[:8]}…"
 
 
@@ -38,9 +38,9 @@ def configure() -> None:
 
 
 class _NoRefusals(logging.Filter):
-    """Leaves out what uvicorn logs as errors of its own.
+    """Drops two events that uvicorn logs as its own errors.
 
-    These are a WebSocket's handshake that is refused with an answer, and one's text that is no UTF-8.
+    These are a WebSocket handshake refused with an answer, and WebSocket text that is not UTF-8.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -57,10 +57,10 @@ class AccessLog:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hands the request on and notes its status."""
+        """Passes the request on and records its status."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        # Whoever raises gets this answer from the server.
+        # The server gives this answer to an exception.
         status = 500
         began = time.perf_counter()
 
@@ -83,7 +83,7 @@ class AccessLog:
 
 
 def _template(scope: Scope) -> str | None:
-    """Returns the path as its route writes it, None when no route has been found."""
+    """Returns the path's route template, None when no route matched."""
     path = getattr(scope.get("route"), "path", None)
     return path if isinstance(path, str) else None
 

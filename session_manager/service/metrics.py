@@ -1,6 +1,6 @@
-"""What is measured, for Prometheus at /metrics. Each process counts for itself, from its start; labels are few.
+"""Prometheus metrics at /metrics. Each process counts for itself, from its start; labels are few.
 
-Others tell what happened by calling these functions.
+Other modules report events by calling these functions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def answered(method: str, route: str | None, status: int, seconds: float) -> Non
 def job_ran(name: str, seconds: float, *, failed: bool) -> None:
     """Counts a run of a job."""
     _runs.labels(name).observe(seconds)
-    # A counter that is there from the first run on shows its first failure as a change.
+    # A counter that exists from the first run on shows its first failure as a change.
     _failures.labels(name).inc(int(failed))
 
 
@@ -52,12 +52,12 @@ def synced(seconds: float, rows: Mapping[str, int], unreadable: int) -> None:
 
 
 def marks_pending(count: float) -> None:
-    """Says how many marks wait in the ledger; NaN when nobody knows."""
+    """Sets the number of pending marks in the ledger; NaN when unknown."""
     _marks.set(count)
 
 
 def embedded_database(up: bool, restarts: int) -> None:
-    """Says whether the embedded PostgreSQL answers, and how often it was started again since this was last said."""
+    """Records whether the embedded PostgreSQL answers, and how often it was restarted since the last call."""
     _embedded.set(int(up))
     _revived.inc(restarts)
 
@@ -68,12 +68,12 @@ def ghosts_purged(count: int) -> None:
 
 
 def session_created() -> None:
-    """Counts a chat session that came into being, with or without a message."""
+    """Counts a new chat session, with or without a message."""
     _created.inc()
 
 
 def messages_added(session: Mapping[str, Any], count: int) -> None:
-    """Counts a chat session's first use, when the ``count`` messages that it has got just now are all it has."""
+    """Counts a chat session's first use: when the ``count`` messages just added are its only ones."""
     if session["message_count"] == count:
         _used.inc()
         _first.observe((session["last_message_at"] - session["created_at"]).total_seconds())

@@ -33,14 +33,14 @@ class BadId(SessionManagerError):
 
 
 class Forbidden(SessionManagerError):
-    """The sender is known, and may not do this."""
+    """The sender is known, but not authorized."""
 
     http_status = 403
     default_code = "forbidden"
 
 
 class Unavailable(SessionManagerError):
-    """The service cannot answer now; ``Retry-After`` says when to ask again."""
+    """The service cannot answer now; ``Retry-After`` says when to retry."""
 
     http_status = 503
     default_code = "database_unavailable"
@@ -54,7 +54,7 @@ def problem(status: int, error: str, code: str, headers: dict[str, str] | None =
 def readable(
     scope: Scope, status: int, error: str, code: str, headers: dict[str, str] | None = None, **details: Any
 ) -> Response:
-    """Returns a problem as the client can read it: a page for a browser that asked for one."""
+    """Returns a problem in the client's format: a page for a browser that asked for one."""
     if "text/html" not in Headers(scope=scope).get("accept", "") or scope["path"].startswith("/api/"):
         return problem(status, error, code, headers, **details)
     page = render("problem.html", status, error=error, login=status == 401)
@@ -99,7 +99,7 @@ def _refused(request: Request, found: list[dict[str, str]]) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 400:
-        # FastAPI's answer to a body that no JSON parser takes (depth, digits, encoding).
+        # FastAPI's answer to a body that no JSON parser accepts (depth, digits, encoding).
         return _refused(request, [{"field": "body", "error": "not readable as JSON"}])
     code = _CODES.get(error.status_code, "http_error")
     sentence = {
@@ -113,7 +113,7 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> list[str]:
-    """Returns the methods that the address knows; what the router says of it is one route's alone.
+    """Returns the methods of an address; the router reports those of a single route only.
 
     To the router an address such as ``stats`` may also be an ``{id}``, whose methods are not its own.
     """

@@ -38,7 +38,7 @@ def serve(environ: Mapping[str, str], host: str, port: int, announce: Callable[[
     watch = Watch()
     with _listening(host, port) as listener, running_database(environ, config, watch.hear) as url:
         migrate(url)
-        # What was bound counts, not the name that led there.
+        # The bound address counts, not the name that resolved to it.
         config = msgspec.structs.replace(config, host=listener.getsockname()[0])
         _need_a_token(config, url)
         app = create_app(config, url, watch)
@@ -65,11 +65,11 @@ class _Server(uvicorn.Server):
         self._on_started = on_started
 
     def leave(self) -> None:
-        """Has it end as a signal would."""
+        """Ends the server as a signal would."""
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # Two signals at once are no wish to cut the end short, which has its own limit.
+        # Two signals at once do not abort the shutdown, which has its own time limit.
         self.leave()
 
     async def main_loop(self) -> None:
@@ -78,13 +78,13 @@ class _Server(uvicorn.Server):
         await super().main_loop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Before uvicorn closes what is open: replies under way are finished or called off while they can be heard.
+        # Before uvicorn closes connections: replies in progress are finished or cancelled while clients still listen.
         await self._app.state.talks.finish()
         await super().shutdown(sockets)
 
 
 def _stop_by_signals(server: uvicorn.Server) -> None:
-    """Takes SIGTERM and SIGINT for the ordinary end; also before uvicorn listens, and while the database stops."""
+    """Treats SIGTERM and SIGINT as the ordinary end, also before uvicorn listens and while the database stops."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
 
@@ -112,9 +112,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def running_database(environ: Mapping[str, str], config: Config, told: Told = lambda standing: None) -> Iterator[str]:
-    """Gives the URL of the database: the configured one, or the embedded PostgreSQL's, which runs while this does.
+    """Yields the URL of the database: the configured one, or that of the embedded PostgreSQL, which it runs.
 
-    ``told`` hears how the embedded one is, whenever that changes.
+    ``told`` is called whenever the state of the embedded one changes.
     """
     if config.database_url is not None:
         yield config.database_url
@@ -125,7 +125,7 @@ def running_database(environ: Mapping[str, str], config: Config, told: Told = la
 
 @contextlib.contextmanager
 def reachable_database(environ: Mapping[str, str]) -> Iterator[str]:
-    """Gives the URL of the database to a tool, which may run beside a service on the embedded PostgreSQL."""
+    """Yields the URL of the database for a tool, which may run beside a service on the embedded PostgreSQL."""
     running = None if database_url(environ) else attach(default_base(environ))
     if running is not None:
         yield running

@@ -1,4 +1,4 @@
-"""What the agents directory says, as rows for history. Reads only; takes no lock."""
+"""Reads the agents directory as rows for history. Read-only; takes no lock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from session_manager.live.liveness import now_ms
 from session_manager.live.volume import Identity, Store, Volume, read_snapshot
 
 ID_LIMIT = 256
-# Changes whenever a row says more, or something else, about the same entry.
+# Change this whenever the same entry gives a different row.
 _FORMAT = "2"
 _ABSENT = f"{_FORMAT}:absent"
 
@@ -36,7 +36,7 @@ _COUNTERS = msgspec.json.Decoder(_Counters)
 
 
 class VolumeRead(msgspec.Struct):
-    """One look at all indexes.
+    """One read of all indexes.
 
     ``versions`` maps each agent whose index is new to history to the version that was read, and ``rows`` are all
     their sessions; ``unchanged`` counts indexes that were not opened; ``skipped`` counts sessions whose id no database
@@ -53,14 +53,14 @@ class VolumeRead(msgspec.Struct):
 def read_volume(volume: Volume, known: Mapping[str, str]) -> VolumeRead:
     """Reads every index whose version is not the ``known`` one of its agent.
 
-    An index that cannot be read is an error of that agent, and says nothing about its sessions. Raises Failed when
-    the directory itself cannot be read.
+    An unreadable index is an error of that agent, and says nothing about its sessions. Raises Failed when the directory
+    itself cannot be read.
     """
     read = VolumeRead({}, [], 0, 0, [])
     agents = volume.agent_ids()
     absent = set(known).difference(agents)
     if volume.shared:
-        # Whose keys have all left the index has a part in it still, and that is empty.
+        # An agent without a key left in a shared index still has an empty part in it.
         agents, absent = [*agents, *sorted(absent)], set()
     for agent_id, store in volume.stores_of(agents):
         try:

@@ -1,4 +1,4 @@
-"""What the service knows about its embedded database, for readiness checks and for the caller of the service."""
+"""The state of the embedded database, for readiness checks and for the caller of the service."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from session_manager.service.embedded.keeper import Standing
 
 
 class Watch:
-    """``standing`` is how the embedded PostgreSQL is, None where the service has none."""
+    """``standing`` is the state of the embedded PostgreSQL, None when the service has none."""
 
     def __init__(self) -> None:
         self.standing: Standing | None = None
         self._then: Callable[[], object] | None = None
 
     def hear(self, standing: Standing) -> None:
-        """Takes in how it is now; from whichever thread."""
+        """Records its current state; callable from any thread."""
         before = self.standing.restarts if self.standing else 0
         self.standing = standing
         metrics.embedded_database(standing.up, standing.restarts - before)
         self._act()
 
     def when_lost(self, then: Callable[[], object]) -> None:
-        """Has something done when it cannot be brought back."""
+        """Registers a callback for when it cannot be restarted."""
         self._then = then
         self._act()
 
     def raise_lost(self) -> None:
-        """Raises why it could not be brought back, if it could not."""
+        """Raises the reason if it could not be restarted."""
         if self.standing is not None and self.standing.lost is not None:
             raise self.standing.lost
 

@@ -1,4 +1,4 @@
-"""Whose conversations somebody may see: a condition in SQL, so that what is not theirs does not exist for them."""
+"""The conversations that a viewer may see, as an SQL condition: for the viewer, no others exist."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from sqlalchemy import ColumnElement, FromClause, and_, or_
 
 
 class Viewer(msgspec.Struct, frozen=True):
-    """Who asks for conversations.
+    """The viewer of conversations.
 
-    Their own are those of their user that belong to no organisation; without a user, those that belong to nobody. A
-    conversation of an organisation is its members', whoever began it.
+    A viewer's own conversations are those of its user without an organisation; without a user, those without an owner.
+    A conversation of an organisation belongs to all its members, whoever started it.
     """
 
     user_id: str | None = None
@@ -25,7 +25,7 @@ class Viewer(msgspec.Struct, frozen=True):
         return [or_(own, table.c.org_id.in_(sorted(self.orgs))) if self.orgs else own]
 
     def may_create_for(self, org_id: str | None) -> bool:
-        """Says whether a session may be created in an organisation."""
+        """Returns whether a session may be created in an organisation."""
         return org_id is None or self.sees_all or org_id in self.orgs
 
 

@@ -1,4 +1,4 @@
-"""Queries over ``agent_sessions``. Each takes a connection inside a transaction that its caller owns."""
+"""Queries over ``agent_sessions``. Each runs on a connection in its caller's transaction."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """Which rows; None is any. ``search`` is looked for, whatever its case, in ids, types, keys and labels."""
+    """Selects rows; None matches any. ``search`` is a part of ids, types, keys and labels, ignoring case."""
 
     status: str | None = None
     agent_id: str | None = None
@@ -74,11 +74,11 @@ class Filter(msgspec.Struct, frozen=True):
 def page_query(wanted: Filter, order: Literal["asc", "desc"], limit: int, offset: int) -> Select[Any]:
     """Returns the query of one page.
 
-    Oldest first by default: rows that come while somebody pages through are added behind the last page, so none is
-    seen twice or missed.
+    Oldest first by default: rows inserted while a client pages through come after the last page, so none is seen twice
+    or missed.
     """
     by = t.c.seq.asc() if order == "asc" else t.c.seq.desc()
-    # A deep page counts its way through an index; only the rows of the page itself are fetched.
+    # A deep page skips rows in an index; only the rows of the page itself are fetched.
     there = select(t.c.seq).where(*wanted.conditions()).order_by(by).limit(limit).offset(offset)
     return select(*ITEM).where(t.c.seq.in_(there)).order_by(by)
 
@@ -97,12 +97,12 @@ async def page(
 
 
 async def lock_writers(connection: AsyncConnection) -> None:
-    """Waits until this transaction is the only one that inserts or marks many."""
+    """Waits until this transaction is the only one that inserts rows or marks many."""
     await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITERS})
 
 
 async def create(connection: AsyncConnection, values: Row) -> tuple[uuid.UUID, bool]:
-    """Inserts a row, unless its agent and session id have one: returns the row's id, and whether it is new."""
+    """Inserts a row unless its agent and session id have one; returns the row's id, and whether it is new."""
     await lock_writers(connection)
     sid = values["metadata"].get("aria_session_id")
     if sid is not None:
@@ -122,7 +122,8 @@ async def create(connection: AsyncConnection, values: Row) -> tuple[uuid.UUID, b
 async def change(connection: AsyncConnection, row_id: uuid.UUID, changes: Row) -> bool:
     """Updates one row; False when there is none. ``metadata`` is merged; a status keeps the times in order.
 
-    A row that is active afterwards was active just now; of one that is not, later activity in the volume decides.
+    If the row is active afterwards, its last activity is now; after an end, only later activity in the volume revives
+    it.
     """
     values: Row = dict(changes)
     if "metadata" in values:
@@ -174,8 +175,8 @@ _MARK = text(
     )
 )
 
-# Duplicates are what the migration found of an older aria-api. last_activity_at: the sync takes in only what happened
-# after it.
+# Duplicates are rows of an older aria-api that the migration found. last_activity_at: the sync applies only later
+# activity.
 _ERASE = text(
     _MANY
     % (
@@ -205,8 +206,8 @@ async def mark_many(
 ) -> tuple[int, list[tuple[str, str]]]:
     """Gives many sessions (agent id, session id) a status in one statement.
 
-    Returns how many rows there were, and which sessions have none. A row that has the status already keeps its
-    ``ended_at``; that somebody asked again is noted all the same, so that an older snapshot cannot revive it.
+    Returns the number of rows, and the sessions without one. A row that already has the status keeps its ``ended_at``;
+    the repeated request is recorded all the same, so that an older snapshot cannot revive it.
     """
     return await _change_many(connection, _MARK, sessions, {"status": status, "ended": status == "ended"})
 
@@ -214,9 +215,9 @@ async def mark_many(
 async def erase_many(
     connection: AsyncConnection, sessions: Sequence[tuple[str, str]]
 ) -> tuple[int, list[tuple[str, str]]]:
-    """Ends many sessions (agent id, session id) and forgets their metadata, in one statement.
+    """Ends many sessions (agent id, session id) and deletes their metadata, in one statement.
 
-    Returns how many rows there were, and which sessions have none. The time of the first erasure stays.
+    Returns the number of rows, and the sessions without one. The time of the first erasure stays.
     """
     return await _change_many(connection, _ERASE, sessions, {})
 
@@ -247,7 +248,7 @@ _STATS = text("""
 async def stats(connection: AsyncConnection) -> Row:
     """Returns totals: sessions, messages, tokens, cost, and counts by agent, status and type."""
     document: Row = {"by_agent": {}, "by_status": {}, "by_type": {}}
-    # grouping() has a bit for each column that is NOT grouped by.
+    # grouping() sets a bit for each column that is NOT in the grouping.
     places = {0b011: ("by_agent", 0), 0b101: ("by_status", 1), 0b110: ("by_type", 2)}
     for row in (await connection.execute(_STATS)).all():
         if row.grouped in places:

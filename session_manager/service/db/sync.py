@@ -1,4 +1,4 @@
-"""Queries of the volume sync: what was read when, and one statement that brings history up to date."""
+"""Queries of the volume sync: the versions of indexes read, and one statement that updates history."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 async def lock(connection: AsyncConnection, *, wait: bool) -> bool:
-    """Makes this transaction the one that syncs; False when another replica is at it and ``wait`` is not asked."""
+    """Locks the sync for this transaction; False when another replica is syncing and ``wait`` is not set."""
     if wait:
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SYNC})
         return True
@@ -34,24 +34,23 @@ async def lock(connection: AsyncConnection, *, wait: bool) -> bool:
 
 
 async def database_time(connection: AsyncConnection) -> datetime:
-    """Returns the database's clock: every replica's snapshots and every mark are ordered by it."""
+    """Returns the database's time, which orders every replica's snapshots and every mark."""
     moment = await connection.scalar(text("SELECT clock_timestamp()"))
     assert isinstance(moment, datetime)
     return moment
 
 
 async def identities(connection: AsyncConnection, volume: str) -> dict[str, str]:
-    """Returns, by agent, the version of each index that history has taken in."""
+    """Returns, by agent, the version of each index that history has synced."""
     found = await connection.execute(select(known.c.agent_id, known.c.identity).where(known.c.volume == volume))
     return {row.agent_id: row.identity for row in found.all()}
 
 
-# A row may change while this statement runs, by a request for that one row: PostgreSQL then looks at the newest version
-# again, which is why what the row itself must fulfil stands in the UPDATE, and not in the CTEs before it.
-#
-# When is an ended row active again? A snapshot never speaks about what happened after it was taken (status_at). Ended
-# by the sync, the session was only gone from its index. Ended by a request, it has to have done something since. Of an
-# erased row nothing at all is filled in before that.
+# A request may change a row while this statement runs: PostgreSQL then rechecks the newest version, so the conditions
+# on the row itself are in the UPDATE, not in the CTEs before it.
+# When is an ended row active again? A snapshot says nothing about changes after it (status_at). A session ended by the
+# sync was only absent from its index. One ended by a request needs activity since then. Until then, nothing is filled
+# in on an erased row.
 _APPLY = text("""
     WITH incoming AS MATERIALIZED (
       SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r (
@@ -122,7 +121,7 @@ async def apply(
     versions: Mapping[str, str],
     sessions: Sequence[Mapping[str, Any]],
 ) -> Applied:
-    """Brings history up to date with what was read of some agents' indexes, in one statement.
+    """Updates history from some agents' indexes, in one statement.
 
     ``versions`` maps each of these agents to the version that was read; ``sessions`` are all their sessions, with the
     names of the statement's ``incoming`` columns; ``read_at`` is the database's time before the reading began.

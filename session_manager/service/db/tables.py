@@ -1,4 +1,4 @@
-"""The tables as SQLAlchemy sees them; the migrations make them."""
+"""The tables for SQLAlchemy; the migrations create them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ STATUSES = ("active", "completed", "ended", "error")
 
 metadata = MetaData()
 
-# ``seq`` numbers rows in the order in which they became visible. ``status_at`` is when somebody last said what the
-# status is, and ``ended_by`` who: a request, the volume sync, or the job that closes what is idle; of an active row
-# it names a request or nobody. ``volume`` is the volume in which the sync saw it.
+# ``seq`` numbers rows in the order in which they became visible. ``status_at`` is when the status was last set, and
+# ``ended_by`` by whom: a request, the volume sync, or the job that closes idle rows; for an active row it is a request
+# or NULL. ``volume`` is the volume in which the sync saw it.
 agent_sessions = Table(
     "agent_sessions",
     metadata,
@@ -121,8 +121,8 @@ def _chat_message_columns(sessions: str) -> list[Column[Any]]:
     ]
 
 
-# ``expires_at`` follows from the ``ttl_minutes`` of the metadata; it is of no use in the archive. ``creation_key`` is
-# the idempotency key of the exchange that made the session.
+# ``expires_at`` is generated from the ``ttl_minutes`` of the metadata; the archive does not need it. ``creation_key``
+# is the idempotency key of the exchange that created the session.
 chat_sessions = Table(
     "chat_sessions",
     metadata,
@@ -130,7 +130,7 @@ chat_sessions = Table(
     Column("expires_at", DateTime(timezone=True), Computed("", persisted=True)),
 )
 
-# Positions count from 1, in the order in which the messages were committed.
+# Positions count from 1, in commit order.
 chat_messages = Table(
     "chat_messages", metadata, *_chat_message_columns("chat_sessions"), UniqueConstraint("session_id", "position")
 )
@@ -142,7 +142,7 @@ chat_sessions_archive = Table(
     Column("archived_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
 )
 
-# Empty sessions that were deleted on purpose, for as long as a message to them may be under way.
+# Deliberately deleted empty sessions, kept while a message to them may be in flight.
 chat_sessions_deleted = Table(
     "chat_sessions_deleted",
     metadata,

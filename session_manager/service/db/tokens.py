@@ -20,12 +20,12 @@ PREFIX = "smt"
 
 
 def digest(token: str) -> bytes:
-    """Returns what is stored of a token. Tokens have 256 random bits, so a plain hash cannot be searched."""
+    """Returns the stored hash of a token. Tokens have 256 random bits, so a plain hash withstands a search."""
     return hashlib.sha256(token.encode()).digest()
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who holds a token: its name, what it may do, and whose conversations it may see."""
+    """A token's holder: its name, its scopes, and the owners whose conversations it may see."""
 
     name: str
     scopes: frozenset[str]
@@ -36,7 +36,7 @@ class Holder(msgspec.Struct, frozen=True):
 def create(
     connection: Connection, name: str, scopes: Iterable[str], user_id: str | None = None, orgs: Iterable[str] = ()
 ) -> str:
-    """Makes a token and returns it: ``smt_<id>_<secret>``, the only time that it can be seen."""
+    """Creates a token and returns it, ``smt_<id>_<secret>``; it cannot be shown again."""
     token_id = secrets.token_hex(4)
     token = f"{PREFIX}_{token_id}_{secrets.token_urlsafe(32)}"
     connection.execute(
@@ -60,7 +60,7 @@ def listed(connection: Connection) -> list[dict[str, Any]]:
 
 
 def revoke(connection: Connection, token_id: str) -> bool:
-    """Revokes a token from now on; False when it was revoked before. Raises NotFound (``token_not_found``)."""
+    """Revokes a token; False when it was revoked before. Raises NotFound (``token_not_found``)."""
     if connection.scalar(select(t.c.id).where(t.c.id == token_id)) is None:
         raise NotFound(f"there is no token {token_id!r}; session-manager token list shows them", code="token_not_found")
     query = update(t).where(t.c.id == token_id, t.c.revoked_at.is_(None)).values(revoked_at=func.now())
@@ -68,17 +68,17 @@ def revoke(connection: Connection, token_id: str) -> bool:
 
 
 def any_valid(connection: Connection) -> bool:
-    """Says whether a token exists that is not revoked."""
+    """Returns whether there is a token that is not revoked."""
     return connection.scalar(select(t.c.id).where(t.c.revoked_at.is_(None)).limit(1)) is not None
 
 
 async def any_made(connection: AsyncConnection) -> bool:
-    """Says whether a token was ever made: revoking the last one must not open the service to everybody."""
+    """Returns whether a token was ever created: revoking the last one must not open the service to everybody."""
     return bool(await connection.scalar(text("SELECT EXISTS (SELECT FROM api_tokens)")))
 
 
 async def holder(connection: AsyncConnection, token: str) -> Holder | None:
-    """Returns who holds a valid token, None for any other."""
+    """Returns the holder of a valid token, None for an invalid one."""
     prefix, _, rest = token.partition("_")
     token_id = rest.partition("_")[0]
     if prefix != PREFIX or not (token_id.isascii() and token_id.isalnum()):
@@ -91,7 +91,7 @@ async def holder(connection: AsyncConnection, token: str) -> Holder | None:
 
 
 def _names(values: Iterable[Any]) -> Iterator[str]:
-    """Gives the texts of an array of any dimensions, without its NULLs: PostgreSQL calls all of them ``text[]``."""
+    """Returns the texts of an array, without NULLs: in PostgreSQL, ``text[]`` can have any number of dimensions."""
     for value in values:
         if isinstance(value, str):
             yield value

@@ -1,4 +1,4 @@
-"""Values that PostgreSQL holds and Python, or JSON, does not: other programs may write them, and all are read."""
+"""Reads values that PostgreSQL can store but Python or JSON cannot: other programs may write them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from psycopg.adapt import AdaptersMap, Buffer, Loader
 from psycopg.pq import Format
 from psycopg.types.json import set_json_dumps, set_json_loads
 
-# What goes in is nested no deeper (orjson), nor can be what goes out (pydantic).
+# The deepest nesting that input (orjson) and output (pydantic) allow.
 DEPTH = 254
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 _LATEST = datetime.max.replace(tzinfo=UTC)
@@ -26,7 +26,7 @@ _EXACT = psycopg.adapters.get_loader(_MOMENT, Format.TEXT)
 
 
 class _Moment(Loader):
-    """Reads ``timestamptz`` in UTC; a time that no calendar of Python's has becomes the nearest that it has."""
+    """Reads ``timestamptz`` in UTC; a time outside Python's range becomes the nearest one within it."""
 
     def __init__(self, oid: int, context: psycopg.abc.AdaptContext | None = None) -> None:
         super().__init__(oid, context)
@@ -44,7 +44,7 @@ class _Moment(Loader):
 
 
 def adapters() -> AdaptersMap:
-    """Returns how a connection reads and writes values (psycopg's ``context``)."""
+    """Returns a connection's adapters for reading and writing values (psycopg's ``context``)."""
     found = AdaptersMap(psycopg.adapters)
     found.register_loader("timestamptz", _Moment)
     set_json_loads(load_json, found)
@@ -53,12 +53,12 @@ def adapters() -> AdaptersMap:
 
 
 def dump_json(value: Any) -> str:
-    """Writes JSON for a ``jsonb`` parameter; raises TypeError for what JSON cannot hold."""
+    """Writes JSON for a ``jsonb`` parameter. Raises TypeError for values that JSON cannot hold."""
     return orjson.dumps(value).decode()
 
 
 def load_json(data: str | bytes) -> Any:
-    """Reads ``jsonb``. What is nested too deep ends with an ellipsis; a number that nothing here holds is None."""
+    """Reads ``jsonb``. Nesting that is too deep ends with an ellipsis; a number that Python cannot hold is None."""
     text = data.encode() if isinstance(data, str) else data
     if text.count(b"[") + text.count(b"{") > DEPTH:
         text = _cut(text)
@@ -91,5 +91,5 @@ def _whole(text: str) -> int | None:
     try:
         return int(text)
     except ValueError:
-        # Longer than Python's limit.
+        # More digits than Python's limit.
         return None

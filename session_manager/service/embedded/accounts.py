@@ -1,4 +1,4 @@
-"""Whom the database runs as, and how a program is started as that account."""
+"""The account that the database runs as, and how to start a program as that account."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _CREATE = (
     ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/", "--shell", "/bin/false"],
     ["adduser", "--system", "--group", "--no-create-home", "--home", "/", "--shell", "/bin/false"],
 )
-# Two services that start at once both try to create the account; one finds the password file locked.
+# When two services start at once, both try to create the account, and one finds the password file locked.
 _PATIENCE_S = 5.0
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 @dataclass(frozen=True)
 class Account:
-    """``other`` says that it is not this process's own: only root can run programs as another."""
+    """``other``: it is not this process's own account; only root can run programs as another."""
 
     name: str
     uid: int
@@ -37,12 +37,12 @@ class Account:
 
     @property
     def ids(self) -> tuple[int, int] | None:
-        """What a new process must become, None when it is that already."""
+        """The ids that a new process must change to, None when it already has them."""
         return (self.uid, self.gid) if self.other else None
 
 
 def database_account() -> Account:
-    """Returns this process's own account, or for root the system user, which is created when it does not exist.
+    """Returns this process's own account, or for root the system user, creating it if necessary.
 
     Raises Refused (``database_account``).
     """
@@ -104,11 +104,11 @@ def start_as(
     signal: int = 0,
     keep: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
-    """Starts a program as ``account``: no setting in our environment reaches it, and no open file but ``keep``.
+    """Starts a program as ``account``: it inherits nothing of our environment, and no open file but ``keep``.
 
     Standard error goes where ``output`` goes. ``reads`` and ``signal``: see ``become.order``. Raises OSError.
     """
-    # Pythons outside the system's folders may need it to find their own library.
+    # A Python outside the system's folders may need it to find its own library.
     libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     order = become.order(argv, cwd=cwd, ids=account.ids, reads=reads, signal=signal)
     return subprocess.Popen(

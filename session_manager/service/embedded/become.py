@@ -1,8 +1,8 @@
-"""Run as a script: becomes an account, ties its life to its parent, and then becomes a program.
+"""Run as a script: changes to an account, ties its life to its parent, and then executes a program.
 
-It is a process of its own because a service with threads must not run Python between fork and exec. It uses nothing
-but the standard library, and everything comes in one JSON argument (see ``order``). Exit code 111: it could not, and
-standard error says why.
+It is a separate process because a service with threads must not run Python between fork and exec. It uses only the
+standard library, and gets all its input in one JSON argument (see ``order``). Exit code 111: it could not, and standard
+error says why.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _follow(order: dict[str, Any]) -> None:
         os.setgroups([])
         os.setgid(group)
         os.setuid(user)
-    # The kernel forgets this wish when the user changes, so it comes after that.
+    # The kernel clears this setting when the user changes, so set it after that.
     if order["signal"] and sys.platform == "linux":
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, order["signal"], 0, 0, 0):
             raise OSError(ctypes.get_errno(), "the kernel cannot stop the server together with its service")

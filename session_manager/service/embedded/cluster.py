@@ -1,4 +1,4 @@
-"""The data of the embedded server: how it is made, who may connect, and the server's settings."""
+"""The data of the embedded server: creation, access, and the server's settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from session_manager.service.embedded import places
 from session_manager.service.embedded.accounts import Account, run_as
 from session_manager.service.embedded.programs import MAJOR, Programs, for_initdb
 
-# The name of the database, and of the role that owns it. The role is no superuser, and nobody can log in as one.
+# The name of the database, and of the role that owns it. The role is no superuser, and no superuser can log in.
 NAME = "session_manager"
 _SUPERUSER = "postgres"
 _KEPT_LOGS = 5
@@ -45,7 +45,7 @@ _SETTINGS = {
     "log_checkpoints": "off",
     "log_min_messages": "warning",
 }
-# The kernel says the same of a file system and of its table of shared memory.
+# The kernel uses the same error for a file system and for its table of shared memory.
 _FULL = re.compile(
     r"^(?!.*could not create (?:shared memory|semaphore))"
     r".*(?:No space left on device|Disk quota exceeded|free disk space)",
@@ -58,7 +58,7 @@ CREATE DATABASE {name} OWNER {name}
 
 
 def check_reach(base: str, account: Account) -> None:
-    """Sees whether ``account`` gets into the base, or to where it will be made, by going there.
+    """Checks, by trying, that ``account`` can enter the base or the folder in which it will be created.
 
     Raises Refused (``database_unreachable``).
     """
@@ -75,9 +75,9 @@ def check_reach(base: str, account: Account) -> None:
 
 
 def data_folder(base: str, account: Account, programs: Programs, keep: int, *, durable: bool) -> str:
-    """Returns the folder with the data, which is made when there is none.
+    """Returns the data folder, creating it if necessary.
 
-    ``keep`` is a lock that the programs inherit; what is made is on disk on return when ``durable``. Raises OSError,
+    ``keep`` is a lock that the programs inherit; with ``durable``, new data is on disk on return. Raises OSError,
     Refused (``database_version``, ``database_not_owned``, ``database_unreachable``, ``disk_full``) and Failed
     (``database_failed``).
     """
@@ -101,7 +101,7 @@ def data_folder(base: str, account: Account, programs: Programs, keep: int, *, d
 
 
 def check_data(base: str, account: Account) -> None:
-    """Sees whether there is data that this version of PostgreSQL can work on.
+    """Checks that there is data that this version of PostgreSQL can use.
 
     Raises OSError and Refused (``database_version``, ``database_not_owned``).
     """
@@ -138,7 +138,7 @@ def _create(base: str, fresh: str, account: Account, programs: Programs, keep: i
 
 
 def failure(base: str, what: str, said: str) -> SessionManagerError:
-    """Returns the error for a program that failed, with the end of what it said."""
+    """Returns the error for a program that failed, with the end of its output."""
     if _FULL.search(said):
         return places.full_disk(base)
     return Failed(
@@ -149,7 +149,7 @@ def failure(base: str, what: str, said: str) -> SessionManagerError:
 
 
 def server_arguments(base: str, data: str, folder: str, account: Account, settings: Mapping[str, str]) -> list[str]:
-    """Writes who may connect, and returns the server's arguments. ``settings`` go on top of ours, except for access.
+    """Writes the access rules, and returns the server's arguments. ``settings`` override ours, except for access.
 
     Raises OSError.
     """

@@ -1,8 +1,8 @@
-"""Keeps the embedded server running: it is started again when it ends before its service does.
+"""Keeps the embedded server running: restarts it when it ends before its service.
 
-The kernel ends the server with the thread that started it (see ``become``). So all starts are made by one thread, which
-lives as long as the service. What a server that was killed leaves behind, PostgreSQL recovers when it starts: nothing
-that was committed is lost. A new one starts only when no process of the old one is left.
+The kernel ends the server with the thread that started it (see ``become``). So one thread, which lives as long as the
+service, starts all servers. After a kill, PostgreSQL recovers at its next start: no committed data is lost. A new
+server starts only when no process of the old one is left.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ IMMEDIATE_SHUTDOWN_S = 10.0
 _POLL_S = 0.01
 _LOOK_S = 0.25
 _LOG_CHECK_S = 60.0
-# Before each attempt to bring it back; after the last one it is lost.
+# Pauses before each restart; after the last attempt the server is lost.
 _PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-# A server that ran for so long starts with the first pause again.
+# After running this long, a server starts with the first pause again.
 _STEADY_S = 300.0
-# The processes of a server that was killed notice that when they next wait for something.
+# The processes of a killed server notice that at their next wait.
 _REST_PATIENCE_S = 10.0
 _log = logging.getLogger(__name__)
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """How the server is: whether it answers, and how often it was started again.
+    """The server's state: whether it answers, and how often it was restarted.
 
-    While it does not answer, ``reason`` says how it ended. ``lost`` is why it cannot be brought back.
+    While it does not answer, ``reason`` says how it ended. ``lost`` is why it cannot be restarted.
     """
 
     up: bool
@@ -59,7 +59,7 @@ Told = Callable[[Standing], None]
 
 
 class Server(msgspec.Struct, frozen=True):
-    """What starts a server: its program with arguments, as which account, on which base, with which lock inherited."""
+    """A server's start: the program with arguments, the account, the base, and the inherited lock."""
 
     base: str
     data: str
@@ -70,22 +70,22 @@ class Server(msgspec.Struct, frozen=True):
 
     @property
     def conninfo(self) -> str:
-        """Where it answers, for psycopg."""
+        """Its connection string for psycopg."""
         return conninfo(self.folder)
 
 
 class _Stopped(Exception):
-    """The service ends; there is nothing to start any more."""
+    """The service is stopping; there is nothing more to start."""
 
 
 class Keeper:
-    """The thread that starts a server, again and again; ``told`` hears from it how the server is."""
+    """The thread that starts and restarts a server; it calls ``told`` with the server's state."""
 
     def __init__(self, server: Server, told: Told) -> None:
         self._server = server
         self._told = told
         self._stopping = threading.Event()
-        # Held while a process is started, so that none is started behind ``stop``.
+        # Held while a process is started, so that none starts after ``stop``.
         self._starting = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._restarts = 0
@@ -94,7 +94,7 @@ class Keeper:
         self._thread = threading.Thread(target=self._live, name="embedded PostgreSQL", daemon=True)
 
     def start(self) -> None:
-        """Starts the server, and waits until it answers. Raises OSError, and what ``cluster.failure`` returns."""
+        """Starts the server, and waits until it answers. Raises OSError, and the errors of ``cluster.failure``."""
         self._thread.start()
         error = self._first.get()
         if error is not None:
@@ -170,7 +170,7 @@ class Keeper:
         return self._process
 
     def _bring_back(self, ended: subprocess.Popen[bytes]) -> None:
-        """Starts the server again, after longer and longer pauses. Raises _Stopped, also when it is lost."""
+        """Restarts the server, after growing pauses. Raises _Stopped, also when it is lost."""
         reason, began = _ending(ended), time.monotonic()
         self._told(Standing(up=False, restarts=self._restarts, reason=reason))
         _log.warning("the embedded PostgreSQL %s; it is being restarted", reason)
@@ -200,7 +200,7 @@ class Keeper:
         raise _Stopped
 
     def _missing(self) -> Exception | None:
-        """Returns why no attempt can help, None where one may."""
+        """Returns why no attempt can help, None if one may."""
         try:
             cluster.check_data(self._server.base, self._server.account)
         except (SessionManagerError, FileNotFoundError, NotADirectoryError) as error:
@@ -216,7 +216,7 @@ class Keeper:
 
 
 def conninfo(folder: str) -> str:
-    """Returns where a server with its socket in ``folder`` answers, for psycopg."""
+    """Returns the psycopg connection string of a server with its socket in ``folder``."""
     return psycopg.conninfo.make_conninfo(host=folder, port=places.PORT, user=cluster.NAME, dbname=cluster.NAME)
 
 
@@ -247,7 +247,7 @@ def _lost(base: str, what: str, error: Exception | None) -> Failed:
 
 
 def _scratch() -> IO[bytes]:
-    """A file for what the server says before its log begins; in memory where that exists, the disk may be full."""
+    """A file for the server's output before its log starts; in memory if possible, since the disk may be full."""
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("server output"), "w+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)

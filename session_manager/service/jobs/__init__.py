@@ -1,1 +1,1 @@
-"""Background work: each job is one step, and a loop that repeats it."""
+"""Background jobs: each is one step, and a loop that repeats it."""

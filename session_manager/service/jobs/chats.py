@@ -1,6 +1,6 @@
-"""Cleanups of conversations: empty ones go when their time is up, idle ones into the archive.
+"""Cleanups of conversations: expired empty ones are deleted, idle ones archived.
 
-What goes is decided row by row in the database, so a run that is killed has done a part of the work, and nothing else.
+The database decides row by row, so a killed run has done a part of the work, and nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Purged(Result, frozen=True):
 
     @property
     def wrote(self) -> bool:
-        """Says whether there were any."""
+        """Whether there were any."""
         return self.deleted > 0
 
 
@@ -31,12 +31,12 @@ class Archived(Result, frozen=True):
 
     @property
     def wrote(self) -> bool:
-        """Says whether there were any."""
+        """Whether there were any."""
         return self.archived > 0
 
 
 async def purge_ghosts(engine: AsyncEngine, config: Config) -> Purged:
-    """Deletes what is empty for a quarter of an hour and carries no time to live."""
+    """Deletes sessions that are empty for a quarter of an hour and have no time to live."""
     ghosts = chat_cleanup.ghosts(chat_cleanup.GHOST_MINUTES, whatever_ttl=False)
     purged = Purged(await chat_cleanup.purge(engine, ghosts))
     await chat_cleanup.forget_deleted(engine)
@@ -44,7 +44,7 @@ async def purge_ghosts(engine: AsyncEngine, config: Config) -> Purged:
 
 
 async def purge_expired(engine: AsyncEngine, config: Config) -> Purged:
-    """Deletes what is still empty when its time to live has passed."""
+    """Deletes sessions that are still empty after their time to live."""
     return Purged(await chat_cleanup.purge(engine, chat_cleanup.expired()))
 
 

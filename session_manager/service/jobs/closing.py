@@ -1,7 +1,7 @@
-"""Closing: cron runs and delegations that stopped without a word end in history, too.
+"""Closing: cron runs and delegations that stopped without reporting it end in history, too.
 
-A gateway keeps their entries for days, so the volume sync alone would show them as active all that time. One that was
-only silent is revived by the sync when its entry shows newer activity.
+A gateway keeps their entries for days, so the volume sync alone would show them as active all that time. The sync
+revives a session that was only idle when its entry shows newer activity.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Closed(Result, frozen=True):
 
     @property
     def wrote(self) -> bool:
-        """Says whether there were any."""
+        """Whether there were any."""
         return self.closed > 0
 
 
 async def close_idle(engine: AsyncEngine, config: Config) -> Closed:
-    """Ends the rows of cron and sub-agent sessions without activity for two hours, a transaction a batch."""
+    """Ends the rows of cron and sub-agent sessions without activity for two hours, one transaction per batch."""
     total = after = 0
     while True:
         async with engine.begin() as connection:

@@ -1,7 +1,7 @@
-"""Delivery: the volume's service takes the marks that the skill could not deliver because no service answered.
+"""Delivery: the volume's service delivers the marks that the skill could not, because no service answered.
 
-The marks wait in the ledger beside the agents directory. History's rows are committed first, and then the ledger hears
-of it: killed in between, the same is told again, which changes nothing but the time at which it was last said.
+The marks are pending in the ledger beside the agents directory. History's rows are committed first, then the ledger:
+after a kill in between, the marks are delivered again, which changes only the time of the last report.
 """
 
 from __future__ import annotations
@@ -44,18 +44,17 @@ class Delivered(Result, frozen=True):
 
     @property
     def wrote(self) -> bool:
-        """Says whether anything was delivered or recorded."""
+        """Whether anything was delivered or recorded."""
         return bool(self.delivered or self.superseded or self.given_up)
 
 
 async def deliver_marks(engine: AsyncEngine, config: Config) -> Delivered:
-    """Delivers the pending marks in the volume's ledger; nothing where there is none.
+    """Delivers the pending marks in the volume's ledger, if there is one.
 
-    Raises Refused (``no_volume``), what the ledger raises, and what the database raises. What had arrived by then is
-    noted.
+    Raises Refused (``no_volume``), and the ledger's and the database's errors. Marks delivered by then are recorded.
     """
     settings, history = config.volume_settings(), _Here(engine)
-    # The ledger and its locks keep a thread waiting, and neither the service nor a transaction.
+    # The ledger and its locks block a thread, but neither the service nor a transaction.
     done = await asyncio.to_thread(_deliver, settings, history.tell)
     if done.failure is not None:
         raise done.failure
@@ -86,7 +85,7 @@ def _deliver(settings: Settings, tell: Tell) -> Delivery:
 
 
 class _Here:
-    """The history in this service's own database; ``failure`` is what the database raised."""
+    """The history in this service's own database; ``failure`` is the database's error."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -94,7 +93,7 @@ class _Here:
         self.failure: SQLAlchemyError | None = None
 
     def tell(self, marks: dict[Name, Status]) -> Heard:
-        """Delivers the marks from the thread that holds the ledger."""
+        """Delivers the marks from the thread that has the ledger open."""
         refused = {name: REFUSED for name in marks if not _possible(name)}
         heard = Heard(set(), set(), refused, error=None, reached=False)
         told = {name: status for name, status in marks.items() if name not in refused}
@@ -106,7 +105,7 @@ class _Here:
 
 
 def _possible(name: Name) -> bool:
-    """Says whether the API would take such a mark."""
+    """Returns whether the API would accept such a mark."""
     try:
         _REF.validate_python({"agent_id": name[0], "aria_session_id": name[1]})
     except ValidationError:

@@ -1,8 +1,7 @@
 """Runs jobs: each in one replica at a time, when it is due by the database's clock, and again after failures.
 
-Whoever runs a job holds its lock in a transaction of its own, and writes the run down in that same transaction, unless
-it changed nothing (see ``quiet``). A replica that dies in the middle leaves no trace of the run, and the others take
-over.
+A replica that runs a job holds its lock in a separate transaction, and records the run in that same transaction, unless
+it changed nothing (see ``quiet``). A replica that dies during a run leaves no trace of it, and the others take over.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from session_manager.service.jobs.quiet import QuietRuns
 from session_manager.service.jobs.registry import Job, Step
 from session_manager.service.volume_reader import storable_text
 
-# A run takes two connections, its own and its step's: together they must not take all that a small pooler has.
+# A run uses two connections, its own and its step's: all runs together must not exhaust a small pooler.
 AT_ONCE = 2
 GRACE_S = 30.0
 LONGEST_PAUSE_S = 300.0
@@ -36,9 +35,9 @@ _log = logging.getLogger(__name__)
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """What came of one look at a job: ``busy`` when another replica is at it, ``failed`` why its run failed.
+    """The outcome of one check of a job: ``busy`` when another replica runs it, ``failed`` why its run failed.
 
-    ``wait_s`` is when to look again, in seconds. ``result`` is what the step returned, ``error`` what it raised.
+    ``wait_s`` is the time to the next check, in seconds. ``result`` is the step's result, ``error`` its exception.
     """
 
     wait_s: float
@@ -58,7 +57,7 @@ class Runner:
         self._config = config
         self._stop = asyncio.Event()
         self._turns = asyncio.Semaphore(AT_ONCE)
-        # A volume that hangs keeps whoever reads it, one after the other: never all turns.
+        # A hanging volume blocks each of its readers: they must not take all turns.
         self._turn_on_volume = asyncio.Semaphore(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._quiet = QuietRuns()
@@ -70,7 +69,7 @@ class Runner:
                 self._tasks.add(asyncio.create_task(self._repeat(job)))
 
     async def stop(self) -> None:
-        """Ends the loops; a step in hand is finished, unless it hangs: then its transaction is rolled back."""
+        """Ends the loops; the current step is finished, unless it hangs: then its transaction is rolled back."""
         self._stop.set()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=GRACE_S)
@@ -105,9 +104,9 @@ class Runner:
         return job
 
     async def run_after(self, name: str, step: Step) -> Any:
-        """Runs ``step`` as a run of a job, after the one that is under way in any replica; returns its result.
+        """Runs ``step`` as a run of a job, after the one in progress in any replica; returns its result.
 
-        Raises what the step raises, and what the database raises.
+        Raises the step's and the database's errors.
         """
         job = next(job for job in self.jobs if job.name == name)
         turn = await self._asked_for(msgspec.structs.replace(job, step=step), wait=True)
@@ -116,7 +115,7 @@ class Runner:
         return turn.result
 
     async def _asked_for(self, job: Job, *, wait: bool) -> Turn:
-        # Who asked may go away; the run goes on, and the end of the service waits for it.
+        # The client may disconnect; the run continues, and the end of the service waits for it.
         task = asyncio.create_task(self._turn(job, asked=True, wait=wait))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -151,14 +150,14 @@ async def take_turn(
     asked: bool = False,
     wait: bool = False,
 ) -> Turn:
-    """Runs a job once if it is due, or somebody ``asked``, and no other replica is at it; or, to ``wait``, after that.
+    """Runs a job once if it is due or ``asked`` for, and no other replica runs it; with ``wait``, after that one.
 
-    ``quiet`` is this process's memory of runs that are noted nowhere else. A step that fails is noted and logged.
-    Raises what the database raises when it cannot be asked, or told.
+    ``quiet`` is this process's memory of runs that are recorded nowhere else. A failed step is recorded and logged.
+    Raises the database's errors of reading or recording.
     """
     quiet = quiet or QuietRuns()
     async with engine.begin() as connection:
-        # Looked at before the lock is taken, too: a lock says that the job is running.
+        # Also checked before the lock is taken: a held lock shows the job as running.
         wait_s = due_in_s(job, await _last_run(connection, job, quiet))
         if wait_s > 0 and not asked:
             return Turn(wait_s)
@@ -206,14 +205,14 @@ async def _last_run(connection: AsyncConnection, job: Job, quiet: QuietRuns) -> 
 
 
 def pause_s(interval_s: float, failures: int) -> float:
-    """Returns the seconds between two runs: after each failure in a row twice as long, up to five minutes."""
+    """Returns the seconds between two runs: doubled for each consecutive failure, up to five minutes."""
     return min(interval_s * 2.0 ** min(failures, 10), max(LONGEST_PAUSE_S, interval_s))
 
 
 def due_in_s(job: Job, run: queries.Run) -> float:
-    """Returns in how many seconds to look at a job again, 0 when it is due.
+    """Returns the seconds until the next check of a job, 0 when it is due.
 
-    A next run that lies further ahead than this service's interval was noted under another setting.
+    A next run further ahead than this service's interval was recorded under another setting.
     """
     if run.next_run_at is None:
         return 0.0
@@ -222,7 +221,7 @@ def due_in_s(job: Job, run: queries.Run) -> float:
 
 
 def describe(error: BaseException) -> str:
-    """Returns an error in one line that holds no statement and no values."""
+    """Returns an error as one line without statement or values."""
     said = server_message(error) if isinstance(error, SQLAlchemyError) else str(error)
     return f"{type(error).__name__}: {said}"
 

@@ -1,7 +1,7 @@
-"""Runs that changed nothing, of which a process keeps the last in its memory.
+"""Runs that changed nothing: a process keeps only the last of each job, in memory.
 
-Nothing is written when nothing has changed: so neither is that a job has looked again and found what it found before. A
-replica that does not know of such a run looks for itself.
+A run without a change or a new finding writes nothing, not even its own record. A replica that does not know of such a
+run checks for itself.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from session_manager.service.db.jobs import Key, Run
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a step of a job did."""
+    """The result of a job's step."""
 
     @property
     def wrote(self) -> bool:
-        """Says whether it changed anything."""
+        """Whether it changed anything."""
         return True
 
 
@@ -30,7 +30,7 @@ class QuietRuns:
         self._runs: dict[Key, Run] = {}
 
     def latest(self, key: Key, noted: Run) -> Run:
-        """Returns a job's last run: the one that the database knows, or a later one that is kept here."""
+        """Returns a job's last run: the database's, or a later one kept here."""
         own = self._runs.get(key)
         if own is None or own.ended_at is None or noted.ended_at is None or own.ended_at <= noted.ended_at:
             return noted
@@ -39,9 +39,9 @@ class QuietRuns:
     def keep(
         self, key: Key, before: Run, result: Any, told: dict[str, Any], took_s: float, pause_s: float | None
     ) -> bool:
-        """Keeps a run that ends now, after ``took_s`` seconds, if it is quiet; else False, and it is to be noted.
+        """Keeps a run that ends now, after ``took_s`` seconds, if it is quiet; else returns False: record it.
 
-        It changed nothing, and ``told`` says what the run before said, but for how long it took.
+        A quiet run changed nothing, and its ``told`` equals that of the run before, except for the duration.
         """
         quiet = isinstance(result, Result) and not result.wrote and before.outcome == "ok"
         if not quiet or _said(before.result) != _said(told):

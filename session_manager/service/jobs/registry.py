@@ -1,4 +1,4 @@
-"""Which jobs there are. One more is a line in ``jobs``, and its interval's in ``config.INTERVALS``."""
+"""The list of jobs. To add one, add a line in ``jobs`` and its interval in ``config.INTERVALS``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Step = Callable[[AsyncEngine, Config], Awaitable[msgspec.Struct]]
 
 
 class Job(msgspec.Struct, frozen=True):
-    """Work that is done again and again, in one replica at a time.
+    """Repeated work, in one replica at a time.
 
-    ``step`` does it once, in transactions of its own, and returns what it did. ``interval_s`` 0 means only on request.
-    ``volume`` is the volume that it is about, empty when it is about the database; ``possible`` False means that this
-    service lacks what the step needs, or is set not to do it.
+    ``step`` does it once, in transactions of its own, and returns its result. ``interval_s`` 0 means only on request.
+    ``volume`` is the job's volume, empty for a job of the database; ``possible`` False means that this service lacks
+    something that the step needs, or has it disabled.
     """
 
     name: str
@@ -32,12 +32,12 @@ class Job(msgspec.Struct, frozen=True):
 
     @property
     def enabled(self) -> bool:
-        """Says whether this service runs it on a schedule."""
+        """Whether this service runs it on a schedule."""
         return self.possible and self.interval_s > 0
 
     @property
     def key(self) -> tuple[str, str]:
-        """What its lock and its row go by."""
+        """The key of its lock and its row."""
         return self.name, self.volume
 
 

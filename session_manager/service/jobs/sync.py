@@ -1,4 +1,4 @@
-"""The volume sync: one step that brings history up to date with the agents directory."""
+"""The volume sync: one step that updates history from the agents directory."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ class SyncResult(Result, frozen=True):
 
     @property
     def wrote(self) -> bool:
-        """Says whether anything was written, be it that an index has a new version."""
+        """Whether anything was written, even if only an index's new version."""
         return bool(self.changed or self.rows)
 
     @property
     def rows(self) -> int:
-        """How many rows were written."""
+        """The number of rows written."""
         return self.created + self.updated + self.ended
 
 
 async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> SyncResult:
     """Syncs once, in one transaction, in one replica at a time.
 
-    With ``wait`` a sync that another replica runs is waited for, and then this one runs, too. Raises Refused
-    (``no_volume``) when the service has no agents directory, Failed when that directory cannot be read, and what the
-    database raises; history is then as it was.
+    With ``wait`` it waits for another replica's sync, and then runs, too. Raises Refused (``no_volume``) when the
+    service has no agents directory, Failed when that directory cannot be read, and the database's errors; history is
+    then unchanged.
     """
     volume = open_volume(config.volume_settings())
     began = time.monotonic()
@@ -88,13 +88,13 @@ async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> Syn
 
 
 class VolumeSync:
-    """The job's step: says in the log what was written, and of each agent once what is wrong with it."""
+    """The job's step: logs the changes, and each agent's problem once."""
 
     def __init__(self) -> None:
         self._known: set[tuple[str | None, str]] = set()
 
     async def __call__(self, engine: AsyncEngine, config: Config) -> SyncResult:
-        """Syncs, unless somebody else is at it."""
+        """Syncs, unless another replica does."""
         result = await sync_volume(engine, config, wait=False)
         if result.ran:
             found = {(error["agentId"], error["code"]) for error in result.errors}

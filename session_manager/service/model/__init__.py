@@ -1,1 +1,1 @@
-"""What replies in a conversation: a model behind an OpenAI-compatible endpoint, or an echo."""
+"""The replier in a conversation: a model behind an OpenAI-compatible endpoint, or an echo."""

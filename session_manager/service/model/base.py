@@ -1,4 +1,4 @@
-"""What a conversation knows of the model that replies in it."""
+"""The interface of the model that replies in a conversation."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ ECHO = "echo"
 
 
 class ModelError(SessionManagerError):
-    """The model did not reply, or not to the end. Whoever reads the sentence may be anybody: it holds no secret."""
+    """The model did not reply, or not to the end. Anybody may read the message: it holds no secret."""
 
     http_status = 502
     default_code = "model_failed"
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """One message that the model is shown."""
+    """One message of the model's input."""
 
     role: str
     content: str
 
 
 class End(msgspec.Struct, frozen=True):
-    """The end of a complete reply: why it ended, and the tokens of question and reply where the endpoint says so."""
+    """The end of a complete reply: its reason, and the tokens of prompt and reply if the endpoint reports them."""
 
     reason: str | None = None
     prompt_tokens: int | None = None
@@ -40,7 +40,7 @@ class Model(Protocol):
     longest_s: float
 
     def named(self, asked: str | None, kept: str | None) -> str:
-        """Returns which model replies: the one that a request asks for, the one that a session keeps, or the usual."""
+        """Returns the model that replies: the one in the request, the session's, or the default."""
         ...
 
     def reply(self, name: str, turns: Sequence[Turn]) -> AsyncGenerator[str | End, None]:

@@ -1,4 +1,4 @@
-"""The model of a service that has none: it says so, and echoes the message."""
+"""The model of a service without one: it states this, and echoes the message."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LONGEST = 2000
 
 
 class Echo:
-    """Replies with the beginning of the message itself, a word at a time."""
+    """Replies with the beginning of the message itself, word by word."""
 
     longest_s = 60.0
 
     def named(self, asked: str | None, kept: str | None) -> str:
-        """Returns ``echo``, whatever was asked for."""
+        """Returns ``echo`` for any request."""
         return ECHO
 
     async def reply(self, name: str, turns: Sequence[Turn]) -> AsyncGenerator[str | End, None]:

@@ -23,7 +23,7 @@ _SAID_LIMIT = 65_536
 
 @contextlib.asynccontextmanager
 async def open_model(settings: ModelSettings) -> AsyncIterator[Model]:
-    """Gives the model that the settings name, with one pool of connections; an echo where they name none."""
+    """Yields the model that the settings name, with one connection pool; an echo when they name none."""
     if settings.base_url is None or settings.model is None:
         yield Echo()
         return
@@ -34,9 +34,9 @@ async def open_model(settings: ModelSettings) -> AsyncIterator[Model]:
     async with httpx.AsyncClient(
         headers=headers,
         timeout=httpx.Timeout(settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s)),
-        # How many talk at once is limited where the conversations are.
+        # ``talk.talks`` limits the number of concurrent exchanges.
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
-        # A proxy of the environment knows neither this machine nor names of the inner network.
+        # A proxy from the environment can reach neither this machine nor names of the internal network.
         trust_env=not is_loopback(host) and ("." in host or ":" in host),
     ) as client:
         yield Endpoint(client, settings)
@@ -55,7 +55,7 @@ class Endpoint:
         self.longest_s = _REPLIES * settings.timeout_s
 
     def named(self, asked: str | None, kept: str | None) -> str:
-        """Returns the model to ask; a session that an echo began has none of its own."""
+        """Returns the model to call; a session that an echo started has none of its own."""
         return asked or (kept if kept != ECHO else None) or self._usual
 
     async def reply(self, name: str, turns: Sequence[Turn]) -> AsyncGenerator[str | End, None]:
@@ -81,7 +81,7 @@ class Endpoint:
             raise ModelError("the connection to the model was lost; try again", code="model_broke_off") from error
 
     async def _ask(self, name: str, turns: Sequence[Turn]) -> httpx.Response:
-        """Returns an answer that is a stream; whoever takes it closes it."""
+        """Returns a streaming answer; the caller closes it."""
         while True:
             body: dict[str, Any] = {
                 "model": name,
@@ -100,7 +100,7 @@ class Endpoint:
                 await answer.aclose()
             if not (asks_usage and answer.status_code in (400, 422) and "stream_options" in said):
                 raise _refusal(answer.status_code, said)
-            # An endpoint that does not know it need not count for us.
+            # Retry without token counts, which this endpoint does not support.
             self._asks_usage = False
 
     def _late(self, error: httpx.TimeoutException) -> ModelError:
@@ -112,7 +112,7 @@ class Endpoint:
 
 
 async def _said(answer: httpx.Response, key: str | None) -> str:
-    """Returns what an endpoint says about a failure."""
+    """Returns an endpoint's message about a failure."""
     data = b""
     async for chunk in answer.aiter_bytes():
         data += chunk
@@ -127,7 +127,7 @@ async def _said(answer: httpx.Response, key: str | None) -> str:
 
 def _refusal(status: int, said: str) -> ModelError:
     if status in (401, 403):
-        # What such an answer says may repeat the key.
+        # Such an answer may repeat the key.
         return ModelError(f"the model's endpoint refuses the service's key ({status}); see ARIA_LLM_API_KEY")
     if status == 429:
         return ModelError("the model is busy (429); try again in a moment", code="model_busy")

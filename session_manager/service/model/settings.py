@@ -1,4 +1,4 @@
-"""Where the model is: three variables, and how patient the service is with it."""
+"""The model's settings: three variables and a timeout."""
 
 from __future__ import annotations
 

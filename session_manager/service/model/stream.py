@@ -1,4 +1,4 @@
-"""A streamed answer of an OpenAI-compatible endpoint, read as different programs write it."""
+"""Reads a streamed answer of an OpenAI-compatible endpoint, in the variants of different programs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from session_manager.service.model.base import End, ModelError
 LINE_LIMIT = 2**20
 _MOST_TOKENS = 2**31 - 1
 _DONE = b"[DONE]"
-# Endpoints have words of their own for an ordinary end (eos, stop_sequence, end_turn …), and new ones come: a word that
-# nobody knows ends a reply. The words for a failure are few, and what came before one of them is no reply.
+# Endpoints have their own words for an ordinary end (eos, stop_sequence, end_turn …), and new ones appear: an unknown
+# word ends a reply. The words for a failure are few, and the text before one of them is no reply.
 _FAILURES = frozenset(
     (
         "abort",
@@ -32,7 +32,7 @@ _FAILURES = frozenset(
 
 
 async def data_of(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """Yields what stands behind ``data:`` on each line. Raises ModelError when a line has no end.
+    """Yields the text after ``data:`` on each line. Raises ModelError when a line has no end.
 
     Only a line feed ends a line: U+2028 and its like may stand in a text.
     """
@@ -51,9 +51,8 @@ async def data_of(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
 async def pieces(data: AsyncIterator[bytes], key: str | None = None) -> AsyncGenerator[str | End, None]:
     """Yields the reply's text in pieces that can be stored, and its End. Raises ModelError when it is not complete.
 
-    It is complete when the endpoint says why it ended, or that it has; a connection that just ends says neither, and
-    some reasons are failures.
-    ``key`` is what no error may repeat.
+    It is complete when the endpoint reports a reason or the end; a connection that just ends reports neither, and some
+    reasons are failures. No error may repeat ``key``.
     """
     joined = _Joined()
     reason: str | None = None
@@ -95,7 +94,7 @@ def _reason(choice: dict[str, Any]) -> str | None:
 
 
 def said_in(document: dict[str, Any], key: str | None) -> str:
-    """Returns what an endpoint says about its failure, in one short line, without the key that it was given."""
+    """Returns an endpoint's message about its failure, as one short line, without the key."""
     error = document.get("error")
     said = error.get("message") if isinstance(error, dict) else error
     text = said if isinstance(said, str) and said.strip() else "it gives no reason"
@@ -113,7 +112,7 @@ def garbled() -> ModelError:
 
 
 class _Joined:
-    """Makes texts that any database can hold: halves of a character that come one by one are put together."""
+    """Makes texts that any database can store: joins the halves of a surrogate pair that arrive separately."""
 
     def __init__(self) -> None:
         self._half = ""
@@ -137,7 +136,7 @@ def _storable(text: str) -> str:
 
 def _read(data: bytes) -> dict[str, Any]:
     try:
-        # Not a stricter parser: half a character is escaped as a lone surrogate.
+        # Not a stricter parser: half a character arrives as an escaped lone surrogate.
         document = json.loads(data)
     except (ValueError, RecursionError):
         raise garbled() from None

@@ -1,4 +1,4 @@
-"""Charts, as places of bars: the templates draw them as SVG."""
+"""Charts as positions of bars: the templates draw them as SVG."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Bar(msgspec.Struct, frozen=True):
 
 
 class Share(msgspec.Struct, frozen=True):
-    """One bar of a chart by name; ``percent`` is its length beside the longest. ``name`` None stands for the rest."""
+    """One bar of a chart by name; ``percent`` is its length relative to the longest. ``name`` None is the rest."""
 
     name: str | None
     n: int
@@ -34,7 +34,7 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class Chart(msgspec.Struct, frozen=True):
-    """Sessions over time; ``ticks`` are times to write below, with their places."""
+    """Sessions over time; ``ticks`` are the times to write below, with their positions."""
 
     bars: list[Bar]
     most: int
@@ -49,7 +49,7 @@ def over_time(counted: Sequence[tuple[datetime, int]], unit: Literal["hour", "da
     step = WIDTH / max(len(counted), 1)
     bars = []
     for place, (at, n) in enumerate(counted):
-        # What is there can be seen, however few it is beside the most.
+        # Any bar above zero stays visible, however short beside the longest.
         height = max(HEIGHT * n / most, 2.0) if n else 0.0
         bars.append(
             Bar(

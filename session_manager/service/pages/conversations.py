@@ -1,4 +1,4 @@
-"""/conversations: what the service holds itself, newest first; those without a message can be looked at alone."""
+"""/conversations: the service's own, newest first; those without a message can be listed alone."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _words(place: queries.Place) -> str:
 
 
 def _place(name: str, text: str) -> queries.Place | None:
-    """Reads where a page begins, as a link of the page beside it says. Raises UsageError."""
+    """Reads a page's start from the link of an adjacent page. Raises UsageError."""
     if not text:
         return None
     at, _, session_id = text.partition("~")

@@ -1,4 +1,4 @@
-"""/sessions: history a person can look at, and what the jobs and the ledger say."""
+"""/sessions: the dashboard of history, the jobs and the ledger."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from session_manager.service.pages.render import is_part, part, render, script_f
 from session_manager.service.problems import Forbidden
 
 ROWS = 50
-# What reads more than a page of rows is at most so old.
+# Results that read more than a page of rows are cached for this long.
 DRAWN_AGE_S = 10.0
 PATH = "/sessions"
-# By what is chosen: how many bars, of what.
+# For each choice: the number of bars, and their unit.
 _SPANS: dict[str, tuple[int, Literal["hour", "day"], str]] = {
     "24h": (24, "hour", "24 hours"),
     "7d": (168, "hour", "7 days"),
@@ -37,14 +37,14 @@ _SPANS: dict[str, tuple[int, Literal["hour", "day"], str]] = {
 
 Span = Literal["24h", "7d", "30d"]
 Chosen = Annotated[str, Query(max_length=queries.LONGEST)]
-# A place is a row's number, which is a bigint.
+# A position is a row's number, a bigint.
 PlaceIn = Annotated[int | None, Query(ge=-(2**63), lt=2**63)]
 
 router = APIRouter(include_in_schema=False)
 
 
 class Drawn(msgspec.Struct, frozen=True):
-    """What is drawn of all sessions, and ``at`` which time of this process."""
+    """The data of the charts over all sessions, and their time ``at`` by this process's clock."""
 
     at: float
     chart: Chart
@@ -65,7 +65,7 @@ async def dashboard(
     after: PlaceIn = None,
 ) -> Response:
     """One page of history, newest first; a script that asks for that part alone gets it alone."""
-    # A form sends what was left empty, too; NUL can be in no row.
+    # A form also sends empty fields; no row can contain NUL.
     given = {"search": search, "status": status, "agent_id": agent_id, "session_type": session_type}
     chosen = {name: value.replace("\0", "").strip() for name, value in given.items()}
     chosen["span"] = "" if span == "24h" else span
@@ -131,7 +131,7 @@ def _totals_links() -> dict[str, str]:
 
 async def _drawn(request: Request, database: AsyncConnection, span: Span) -> Drawn:
     known: dict[str, Drawn] = request.app.state.drawn
-    # Of many who ask at once, one counts, and the others wait for it.
+    # Of many concurrent requests, one counts, and the others wait for it.
     async with request.app.state.drawing:
         found = known.get(span)
         if found is None or time.monotonic() - found.at > DRAWN_AGE_S:
@@ -145,7 +145,7 @@ async def _drawn(request: Request, database: AsyncConnection, span: Span) -> Dra
 
 
 async def _ledger(request: Request) -> LedgerView | None:
-    """Returns what the ledger says, None where this service has no volume."""
+    """Returns the ledger's summary, None when this service has no volume."""
     live = request.app.state.config.live
     return None if live is None else await asyncio.to_thread(read_ledger, live)
 

@@ -1,4 +1,4 @@
-"""What the volume's ledger says, for the dashboard. Reads only."""
+"""A summary of the volume's ledger for the dashboard. Read-only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from session_manager.live.ledger.runs import RunSummary, recent_runs
 from session_manager.settings import Settings
 
 RUNS = 10
-# A page does not wait long for a ledger that somebody writes to.
+# A page does not wait long for a ledger that is being written.
 _PATIENCE_S = 1.0
 
 
@@ -25,7 +25,7 @@ class LedgerView(msgspec.Struct, frozen=True):
 
 
 def read_ledger(settings: Settings) -> LedgerView:
-    """Reads the ledger; where there is none, nothing was ever removed."""
+    """Reads the ledger; without one, nothing was ever removed."""
     root = settings.place.layout.root or settings.agents_dir
     if not os.path.isdir(root):
         return LedgerView(problem=printable(f"the agents directory {root} does not exist"))
@@ -35,7 +35,7 @@ def read_ledger(settings: Settings) -> LedgerView:
             return LedgerView()
         with ledger:
             view = LedgerView(recent_runs(ledger, RUNS), ledger.pending_count())
-            # SQLite keeps whatever was written, of any type.
+            # SQLite stores values of any type in any column.
             return msgspec.convert(msgspec.to_builtins(view), LedgerView)
     except SessionManagerError as error:
         return LedgerView(problem=error.message)

@@ -1,4 +1,4 @@
-"""Turns a template into an answer."""
+"""Renders a template to an answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def number(n: float) -> str:
 
 
 def moment(at: datetime | float | None) -> datetime | None:
-    """Returns a time, or epoch milliseconds, as a time in UTC; None for what no calendar has."""
+    """Returns a time, or epoch milliseconds, as a time in UTC; None for an impossible time."""
     try:
         return datetime.fromtimestamp(at / 1000, UTC) if isinstance(at, int | float) else at and at.astimezone(UTC)
     except (ValueError, OverflowError, OSError):
@@ -37,13 +37,13 @@ def moment(at: datetime | float | None) -> datetime | None:
 
 
 def short(value: object) -> str:
-    """Writes a text that somebody else chose, of which no more is shown than a table can hold."""
+    """Writes an untrusted text, cut to fit a table."""
     text = str(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def prose(text: str) -> Markup:
-    """Writes a text of ours in which code stands between backticks."""
+    """Writes a text of ours that has code between backticks."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
@@ -52,7 +52,7 @@ _templates.globals["htmx"] = HTMX
 
 
 def render(template: str, status: int = 200, *, scripts: bool = False, **values: Any) -> HTMLResponse:
-    """Returns a page that loads nothing from elsewhere and is kept by nobody; it runs no script, or only our own."""
+    """Returns a page that loads nothing from elsewhere and is never cached; it runs no script, or only our own."""
     return HTMLResponse(
         _templates.get_template(template).render(**values),
         status,
@@ -66,19 +66,19 @@ def render(template: str, status: int = 200, *, scripts: bool = False, **values:
 
 
 def is_part(request: Request) -> bool:
-    """Says whether a script asks for the rows alone, to put them in the place of those that it has."""
+    """Returns whether a script requests only the rows, to replace those on its page."""
     return request.headers.get("hx-target") == "history"
 
 
 def part(template: str, *, here: str, **values: Any) -> HTMLResponse:
-    """Returns part of a page; ``here`` is the address of the page that it becomes."""
+    """Returns part of a page; ``here`` is the address of the resulting page."""
     answer = render(template, scripts=True, here=here, **values)
     answer.headers["HX-Push-Url"] = here
     return answer
 
 
 def script_file(name: str, cache: str) -> Response:
-    """Returns a script of this folder; ``cache`` says how long it may be kept."""
+    """Returns a script of this folder; ``cache`` is how long clients may cache it."""
     with open(os.path.join(FOLDER, name), encoding="utf-8") as file:
         headers = {"Cache-Control": cache, "X-Content-Type-Options": "nosniff"}
         return Response(file.read(), media_type="text/javascript", headers=headers)

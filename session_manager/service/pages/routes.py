@@ -1,4 +1,4 @@
-"""/login, /docs, and what pages are made of."""
+"""/login, /docs, and the style sheet and script of the pages."""
 
 from __future__ import annotations
 

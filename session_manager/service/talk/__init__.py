@@ -1,1 +1,1 @@
-"""Talking with a model: an exchange is opened, runs, and is stored when the reply is complete, whoever asked how."""
+"""Exchanges with a model: each is opened, runs, and is stored when the reply is complete, on any transport."""

@@ -1,4 +1,4 @@
-"""A failure as the data of an ``error`` event, in the words that an answer over HTTP would have."""
+"""A failure as the data of an ``error`` event, in the words of an HTTP answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 def document(error: Exception) -> dict[str, Any]:
-    """Returns ``{"error", "code", ...}``; what nobody foresaw is logged, and its text kept back."""
+    """Returns ``{"error", "code", ...}``; an unexpected error is logged, and its text withheld."""
     if isinstance(error, SessionManagerError):
         return error.document()
     if not isinstance(error, SQLAlchemyError):

@@ -1,6 +1,6 @@
-"""How an exchange begins: whose session it is in, what was said there before, and whether it has been stored already.
+"""Opens an exchange: finds its session, the earlier messages, and whether it has already been stored.
 
-Nothing is written, and no connection to the database is kept while the model replies.
+Writes nothing, and keeps no database connection while the model replies.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from session_manager.service.model.base import Model, Turn
 
 HISTORY_MESSAGES = 50
 HISTORY_CHARACTERS = 100_000
-# What a tool said cannot be understood without the call, which is not stored.
+# A tool's output makes no sense without the call, which is not stored.
 _SHOWN = ("user", "assistant", "system")
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """What somebody says, and where; without ``session_id`` it begins a session."""
+    """A message and its session; without ``session_id`` it starts a session."""
 
     message: str
     session_id: uuid.UUID | None = None
@@ -38,7 +38,7 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """An exchange that can run: ``turns`` are what the model is shown, ``stored`` is what a retry need only be told."""
+    """An exchange ready to run: ``turns`` are the model's input, ``stored`` is the stored answer for a retry."""
 
     viewer: Viewer
     session: NewSession | Row
@@ -49,7 +49,7 @@ class Opened(msgspec.Struct, frozen=True):
 
     @property
     def session_id(self) -> uuid.UUID:
-        """The session's id; one that is new names nothing before the exchange is stored."""
+        """The session's id; a new one names nothing before the exchange is stored."""
         found: uuid.UUID = self.session.id if isinstance(self.session, NewSession) else self.session["id"]
         return found
 
@@ -57,8 +57,8 @@ class Opened(msgspec.Struct, frozen=True):
 async def open_exchange(engine: AsyncEngine, viewer: Viewer, ask: Ask, model: Model) -> Opened:
     """Looks up what an exchange needs.
 
-    Raises NotFound for a session that is not there or somebody else's, Refused (``session_ended``,
-    ``idempotency_conflict``), and what the database raises.
+    Raises NotFound for a session that does not exist or is another user's, Refused (``session_ended``,
+    ``idempotency_conflict``), and the database's errors.
     """
     user = NewMessage("user", ask.message, idempotency_key=ask.idempotency_key)
     async with snapshot(engine) as connection:
@@ -79,7 +79,7 @@ async def open_exchange(engine: AsyncEngine, viewer: Viewer, ask: Ask, model: Mo
 
 
 def _turns(before: Sequence[Row], message: str) -> list[Turn]:
-    """Returns the last turns that fit, oldest first; what is encrypted nobody here can read, so it is left out."""
+    """Returns the last turns that fit, oldest first; skips encrypted ones, which the service cannot read."""
     turns = [Turn("user", message)]
     left = HISTORY_CHARACTERS
     for row in reversed(before):

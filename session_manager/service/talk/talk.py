@@ -1,6 +1,6 @@
-"""One exchange under way: a task that asks the model and stores the exchange, and what there is to tell meanwhile.
+"""One exchange in progress: a task that calls the model and stores the exchange, and its events.
 
-Until the reply is complete, whoever leaves ends it without a trace. From then on nobody does: it is stored whole.
+Until the reply is complete, a client that disconnects ends it without a trace. After that it is always stored whole.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Talk:
-    """Starts at once. ``task`` ends when nothing more will be told, and raises nothing.
+    """Starts at once. ``task`` ends after the last event, and raises nothing.
 
-    ``turns`` says who may use the database next.
+    ``turns`` limits concurrent use of the database.
     """
 
     def __init__(self, engine: AsyncEngine, turns: asyncio.Semaphore, model: Model, opened: Opened) -> None:
@@ -54,14 +54,14 @@ class Talk:
         self._storing = False
         self._stopped = False
         self._untold: list[Event] = []
-        # What comes behind them. A slow reader gets it in one; the reply's limit is the limit of what waits.
+        # Text after those events. A slow reader gets it in one piece; the reply's limit bounds its size.
         self._pieces: list[str] = []
         self._news = asyncio.Event()
         self.task = asyncio.create_task(self._run())
         self.task.add_done_callback(lambda _: self._news.set())
 
     async def events(self, heartbeat_s: float) -> AsyncGenerator[Event | None, None]:
-        """Yields all events, to the end; None when there was none for ``heartbeat_s`` seconds."""
+        """Yields all events to the end; None after ``heartbeat_s`` seconds without one."""
         while True:
             while self._untold or self._pieces:
                 if not self._untold:
@@ -77,12 +77,12 @@ class Talk:
                 yield None
 
     def leave(self) -> None:
-        """Says that nobody listens any more."""
+        """Records that the client no longer listens."""
         if not self._storing:
             self.task.cancel()
 
     def stop(self) -> None:
-        """Ends it because the service ends; its listeners get an error."""
+        """Ends it because the service is stopping; its listeners get an error."""
         self._stopped = True
         self.leave()
 
@@ -168,7 +168,7 @@ class Talk:
         opened = self._opened
         user = msgspec.structs.replace(opened.user, tokens=end.prompt_tokens or 0)
         reply = NewMessage("assistant", text, tokens=end.completion_tokens or 0)
-        # What was under way when a connection broke is found again by the messages' ids, or stored now.
+        # An exchange in flight when a connection broke is found by its messages' ids, or stored now.
         cut_off = False
         for pause_s in (*PAUSES_S, None):
             try:

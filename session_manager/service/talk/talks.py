@@ -1,4 +1,4 @@
-"""All exchanges that are under way in this process: how many there may be, and how they end with the service."""
+"""All exchanges in progress in this process: their limit, and their end with the service."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from session_manager.service.talk.talk import Talk
 
 MOST_AT_ONCE = 500
 LAST_WORDS_S = 5.0
-# Fewer than the pool has connections: a complete reply waits for its turn, not for a connection that may not come.
+# Fewer than the pool's connections: a complete reply waits for its turn, not for a connection it may never get.
 DATABASE_TURNS = 8
 
 
 class Talks:
-    """Starts exchanges until it is asked to finish."""
+    """Starts exchanges until it is stopped."""
 
     def __init__(self, engine: AsyncEngine, model: Model) -> None:
         self._engine = engine
@@ -33,9 +33,9 @@ class Talks:
         self._finishing = False
 
     async def begin(self, viewer: Viewer, ask: Ask) -> Talk:
-        """Returns an exchange that has begun.
+        """Starts an exchange and returns it.
 
-        Raises what ``open_exchange`` raises, and Unavailable (``shutting_down``, ``too_many_talks``).
+        Raises as ``open_exchange`` does, and Unavailable (``shutting_down``, ``too_many_talks``).
         """
         self._need_room()
         async with self._turns:
@@ -69,7 +69,7 @@ class Talks:
 
 @contextlib.asynccontextmanager
 async def talking(app: FastAPI) -> AsyncIterator[None]:
-    """Makes ``app.state.talks`` while the service runs."""
+    """Provides ``app.state.talks`` while the service runs."""
     async with open_model(app.state.config.llm) as model:
         app.state.talks = Talks(app.state.engine, model)
         try:

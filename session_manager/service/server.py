@@ -29,9 +29,9 @@ _GRACE_S = 10
 def serve(environ: Mapping[str, str], host: str, port: int, announce: Callable[[str], None]) -> None:
     """Runs until SIGINT or SIGTERM. ``announce`` gets the base URL once requests are answered.
 
-    Raises UsageError, Refused (``token_needed`` for an address that is not loopback, and what the database says) or
+    Raises UsageError, Refused (``token_needed`` for an address that is not loopback, and the database's refusals) or
     Failed (``address_unusable``) before anything is served; and later Failed or Refused when the embedded PostgreSQL
-    has ended and cannot be brought back.
+    has ended and cannot be restarted.
     """
     config = read_config(environ, host)
     logs.configure()

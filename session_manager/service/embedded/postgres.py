@@ -109,7 +109,7 @@ def attach(base: str) -> str | None:
     """Returns the URL of the server that runs on ``base`` now, None when none answers.
 
     Like ``EmbeddedPostgres.start`` it removes client settings from the environment. Raises Refused (``not_writable``:
-    the base is somebody else's) and Failed (``io_error``).
+    the base belongs to another user) and Failed (``io_error``).
     """
     forget_client_settings()
     base = os.path.realpath(base)

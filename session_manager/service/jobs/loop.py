@@ -86,7 +86,7 @@ class Runner:
         """Runs a job, due or not, and returns it when it is done.
 
         Raises NotFound (``job_not_found``), Refused (``job_not_possible``, ``job_running``), Failed (``job_failed``),
-        and what the database raises.
+        and the database's errors.
         """
         job = next((job for job in self.jobs if job.name == name), None)
         if job is None:

@@ -51,7 +51,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Result(msgspec.Struct):
-    """The findings and results so far, over all agents. ``gone`` holds (agent id, session id)."""
+    """What was found and done so far, over all agents. ``gone`` holds (agent id, session id)."""
 
     classes: dict[str, tuple[int, int]] = msgspec.field(
         default_factory=lambda: dict.fromkeys((*CLASSES, DEAD_ENTRY), (0, 0))

@@ -53,7 +53,7 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Result(msgspec.Struct):
-    """The results of a delete, over all agents; ``left`` comes from ``left_by``."""
+    """What a delete did, over all agents; ``left`` is what ``left_by`` says."""
 
     removed: list[tuple[str, str]]
     keys: list[str]

@@ -25,10 +25,10 @@ from session_manager.live.volume import UNSUPPORTED, Snapshot, Store, read_snaps
 
 
 class Result(msgspec.Struct):
-    """The results of an erasure, over all agents.
+    """What was erased, over all agents.
 
     ``done`` are the agents where nothing is left, by this call (``changed``) or since an earlier one; ``begun`` are
-    agents where something could not be erased yet. ``spared`` are (agent id, file) of files that other sessions share.
+    those where something could not go yet. ``spared`` are (agent id, file) of files that belong to others, too.
     """
 
     done: list[str] = msgspec.field(default_factory=list)

@@ -84,7 +84,7 @@ class Unfit(Exception):
 
 
 class Result(msgspec.Struct):
-    """The transcripts readopted so far, over all agents, and the others with their reasons."""
+    """What was readopted so far, over all agents, and what was not, with its reason."""
 
     adopted: list[Adoption] = msgspec.field(default_factory=list)
     skipped: list[dict[str, str]] = msgspec.field(default_factory=list)

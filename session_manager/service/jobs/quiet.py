@@ -15,7 +15,7 @@ from session_manager.service.db.jobs import Key, Run
 
 
 class Result(msgspec.Struct, frozen=True):
-    """The result of a job's step."""
+    """What a step of a job did."""
 
     @property
     def wrote(self) -> bool:

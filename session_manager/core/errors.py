@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 
 
 def printable(text: str) -> str:
-    """Returns text that every encoder takes: U+FFFD stands for what is no character, such as bytes of a file's name."""
+    """Returns text that every encoder accepts: U+FFFD replaces invalid characters, such as bytes of a file's name."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class SessionManagerError(Exception):
     """An error with a sentence for people and a slug for programs.
 
-    ``details`` are extra members of the failure document (JSON values only). What names a path may name one that is
-    no UTF-8.
+    ``details`` are extra members of the failure document (JSON values only). Paths in the message or the details may
+    not be UTF-8.
     """
 
     exit_code: ClassVar[int] = 70
@@ -42,7 +42,7 @@ class UsageError(SessionManagerError):
 
 
 class Refused(SessionManagerError):
-    """The call is understood, and will not be done: protected, busy, unsupported, not writable."""
+    """The call is understood but refused: protected, busy, unsupported, not writable."""
 
     exit_code = 4
     http_status = 409
@@ -50,7 +50,7 @@ class Refused(SessionManagerError):
 
 
 class NotFound(SessionManagerError):
-    """What was named exists in no layer."""
+    """The named object exists in no layer."""
 
     exit_code = 5
     http_status = 404
@@ -58,7 +58,7 @@ class NotFound(SessionManagerError):
 
 
 class Locked(SessionManagerError):
-    """The lock was not released in time; ``details["holder"]`` says who holds it."""
+    """The lock was not released in time; ``details["holder"]`` describes the holder."""
 
     exit_code = 6
     http_status = 423
@@ -66,7 +66,7 @@ class Locked(SessionManagerError):
 
 
 class Damaged(SessionManagerError):
-    """A file that holds the truth cannot be read. Nothing was written to it."""
+    """A file that the call depends on cannot be read. Nothing was written to it."""
 
     exit_code = 7
     http_status = 500
@@ -94,7 +94,7 @@ def failure(error: SessionManagerError, agent_id: str | None = None, session_id:
 
 
 def with_errors(document: dict[str, Any], errors: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Marks a function's own document as done in part, when there are errors to tell.
+    """Marks a function's own document as partial if there are errors to report.
 
     The runner turns ``"code": "partial"`` into exit code 3 (mission: exit codes).
     """

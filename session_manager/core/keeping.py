@@ -1,6 +1,6 @@
-"""What is kept in addition to a policy's pins: sessions pinned one by one, and those that were brought back lately.
+"""Sessions kept in addition to a policy's pins: those pinned one by one, and those restored lately.
 
-A prune leaves what was brought back alone for some days: whoever took a removal back did not mean the next one.
+A prune skips restored sessions for some days: the person who undid a removal does not want it repeated.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class Pin(msgspec.Struct, frozen=True):
 
 
 class Kept(msgspec.Struct):
-    """Pins by session id, which apply in every agent; ``<agent>/<id>`` to when it was restored (epoch ms)."""
+    """Pins by session id, for every agent; and the time of the restore (epoch ms) by ``<agent>/<id>``."""
 
     pins: dict[str, Pin] = {}
     restored: dict[str, int] = {}
 
     def spared(self, now_ms: int, keep_days: int) -> frozenset[str]:
-        """Returns what was restored within the last ``keep_days``."""
+        """Returns the sessions restored within the last ``keep_days``."""
         since = now_ms - keep_days * DAY_MS
         return frozenset(name for name, at in self.restored.items() if at > since)
 
@@ -39,7 +39,7 @@ def decode(data: bytes, path: str) -> Kept:
 
 
 def damaged(path: str, why: str) -> Damaged:
-    """Returns the error for a file that cannot be read: what is pinned is not known then."""
+    """Returns the error for a file that cannot be read: the pins are unknown then."""
     return Damaged(
         f"the pin file {path} cannot be read ({why}); nothing is removed until you restore it from a backup, "
         "or move it away to continue without pins",

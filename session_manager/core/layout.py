@@ -1,4 +1,4 @@
-"""How agents' indexes lie below a folder, and whose a key is where all agents share one index."""
+"""The places of agents' indexes below a folder, and the agent of a key in an index that all agents share."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MAIN_AGENT = "main"
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """Where the indexes of a volume's agents are.
+    """The places of the indexes of a volume's agents.
 
-    ``root`` is the folder that holds them, None where that is the agents directory; ``pattern`` is an index's path
-    below it. ``default_agent`` is the one whose the keys are that name no agent, ``agents`` are those that the config
-    names. ``main_key`` is what a main session's key ends with, beside ``main``.
+    ``root`` is the folder that holds them, None if that is the agents directory; ``pattern`` is an index's path below
+    it. ``default_agent`` owns the keys that name no agent, ``agents`` are those that the config names. ``main_key`` is,
+    beside ``main``, the end of a main session's key.
     """
 
     root: str | None = None
@@ -31,7 +31,7 @@ class Layout(msgspec.Struct, frozen=True):
 
     @property
     def shared(self) -> bool:
-        """Returns True if one index is that of all agents."""
+        """Returns True if all agents share one index."""
         return AGENT not in self.pattern
 
     @property
@@ -44,7 +44,7 @@ class Layout(msgspec.Struct, frozen=True):
         return self.pattern.replace(AGENT, agent_id)
 
     def agent_at(self, name: str) -> str | None:
-        """Returns whose an entry of the root's folder is, by its name alone; None where it is nobody's."""
+        """Returns the agent of an entry of the root's folder, by its name alone, or None."""
         first, agent = re.escape(self.pattern.partition("/")[0]), re.escape(AGENT)
         found = re.fullmatch(first.replace(agent, "(?P<agent>.+)", 1).replace(agent, "(?P=agent)"), name, re.DOTALL)
         return found["agent"] if found else None
@@ -71,7 +71,7 @@ def agent_name(text: str) -> str:
 
 
 def tell_main(sessions: Iterable[Session], main_key: str) -> None:
-    """Makes main sessions of those with a key that ends as the config says of main sessions."""
+    """Marks sessions as main whose key ends with the config's ``main_key``."""
     for session in sessions:
         named = [key for key in session.keys if parse_key(key).rest.lower() == main_key]
         if named:

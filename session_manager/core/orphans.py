@@ -1,4 +1,4 @@
-"""Orphans: transcripts that no entry refers to, and entries of which nothing else is left; which of them may go."""
+"""Orphans: transcripts without an entry, and entries without any file; decides which of them may be removed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNREADABLE = "unreadable"
 
 
 class Orphan(msgspec.Struct):
-    """A session id that no entry has, with the transcripts and sidecars that bear it; or a dead writer's own file.
+    """A session id without an entry, with the transcripts and sidecars of that name; or a dead writer's own file.
 
     ``size`` is in bytes; ``last_activity`` (epoch ms) is the newest of the files' mtimes and of the times inside
     them, None when a file cannot be read. ``busy``: one of the files' locks is held, or its writer lives. ``kind`` is
@@ -33,19 +33,19 @@ class Orphan(msgspec.Struct):
 
     @property
     def is_session(self) -> bool:
-        """Returns True if it is what is left of a session; else it is one file, and its name is its id."""
+        """Returns True if it is the rest of a session; otherwise it is one file, whose name is its id."""
         return self.files != [self.id]
 
 
 class Judged(msgspec.Struct):
-    """An orphan, or a session without files, that was found: ``reason`` says why it stays, None that it may go."""
+    """An orphan, or a session without files: ``reason`` says why it stays, None if it may be removed."""
 
     subject: Orphan | Session
     reason: str | None
 
 
 def judge_orphans(orphans: Iterable[Orphan], cutoff: int, current: Set[str], pins: Pins | None = None) -> list[Judged]:
-    """Decides about each orphan; it may go when it is idle, unprotected and older than ``cutoff`` (epoch ms)."""
+    """Decides about each orphan; it may be removed if idle, unprotected and older than ``cutoff`` (epoch ms)."""
     return [Judged(orphan, _reason(orphan, cutoff, current, pins)) for orphan in orphans]
 
 
@@ -73,7 +73,7 @@ def judge_entries(
     current: Set[str],
     relatives: Sequence[Session] = (),
 ) -> list[Judged]:
-    """Decides about each session that is not in ``found`` (ids of which something is left besides the entry).
+    """Decides about each session that is not in ``found`` (ids of sessions that have anything besides the entry).
 
     The rules are those of a prune that includes durable types: an unknown age, a protection and a family keep it.
     """
@@ -85,9 +85,9 @@ def judge_entries(
 
 
 def too_many(going: int, total: int) -> bool:
-    """Returns True if so many of an agent's transcripts would go that its index has rather been lost.
+    """Returns True if so many of an agent's transcripts would be removed that its index was probably lost.
 
-    More than half, however few there are: two leftovers beside one living session look just like a small agent
-    whose index was emptied, and to ask costs less than to take a conversation for an orphan.
+    That is more than half, however few there are: two leftovers beside one live session look just like a small agent
+    whose index was emptied, and a question costs less than a conversation archived as an orphan.
     """
     return 2 * going > total

@@ -1,7 +1,7 @@
-"""The retention policy: what its file may say, and how strictly it is read.
+"""The retention policy: the content of its file, and how strictly it is read.
 
-A policy decides what is removed while nobody looks, so nothing in it is guessed: whatever is not understood is an
-error that names the key.
+A policy removes sessions while nobody looks, so nothing in it is guessed: anything unknown is an error that names the
+key.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PINS = ("keys", "labels", "ids")
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """What may stay of one session type in each agent; what is None is not limited.
+    """Limits for one session type in each agent; None means no limit.
 
     ``keep_newest`` counts per agent, or per cron job with ``per_job``. ``budget`` is in bytes of transcripts.
     """
@@ -42,7 +42,7 @@ class Rule(msgspec.Struct, frozen=True):
 class Pins(msgspec.Struct, frozen=True):
     """Sessions that are never touched. ``keys`` are in lower case.
 
-    ``restored`` are those (``<agent>/<id>``) that were brought back lately: only what goes by age leaves them alone.
+    ``restored`` are those (``<agent>/<id>``) restored lately: only removals by age skip them.
     """
 
     keys: frozenset[str] = frozenset()
@@ -54,7 +54,7 @@ class Pins(msgspec.Struct, frozen=True):
         return bool(self.keys or self.labels or self.ids or self.restored)
 
     def mark(self, session: Session) -> None:
-        """Sets what they say of a session."""
+        """Sets ``pinned`` and ``restored`` of a session."""
         session.pinned = session.pinned or self.holds(session)
         session.restored = full_name(session.agent_id, session.id) in self.restored
 
@@ -63,7 +63,7 @@ class Pins(msgspec.Struct, frozen=True):
         return self.name(session.id, session.keys, (session.label, *session.labels))
 
     def name(self, session_id: str, keys: Iterable[str], labels: Iterable[str | None]) -> bool:
-        """Returns True if they name a session of which this is known."""
+        """Returns True if they name the session with this id, these keys or labels."""
         return (
             session_id in self.ids
             or (bool(self.labels) and not self.labels.isdisjoint(labels))
@@ -80,12 +80,12 @@ class RetentionPolicy(msgspec.Struct, frozen=True):
 
     @property
     def has_rules(self) -> bool:
-        """Returns True if the policy removes anything at all; one that only pins does not."""
+        """Returns True if the policy can remove anything; one with only pins cannot."""
         return bool(self.rules) or self.agent_budget is not None
 
 
 def parse_policy(text: str) -> RetentionPolicy:
-    """Reads a policy file's text. Raises UsageError (``bad_policy``) that names the key, and not the file."""
+    """Reads a policy file's text. Raises UsageError (``bad_policy``), which names the key but not the file."""
     import tomllib
 
     try:

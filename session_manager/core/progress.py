@@ -1,6 +1,6 @@
-"""Progress of long work, reported to a watcher if a face has set one.
+"""Progress of long work, reported to a watcher if an interface has set one.
 
-Reports change nothing: a watcher only records them, and shows them in its own time.
+Reports change nothing: a watcher only records them, and shows them at its own pace.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 Item = TypeVar("Item")
-# What is being done, how much of it is done, and how much there is: 0 where that cannot be counted.
+# The stage, the amount done, and the total: 0 if that cannot be counted.
 Watcher = Callable[[str, int, int], None]
 
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)

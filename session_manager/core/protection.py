@@ -1,4 +1,4 @@
-"""Why a session may not be touched: one function, asked by every path, again under the lock."""
+"""Why a session may not be removed: one function, called on every path, and again under the lock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Protection(msgspec.Struct, frozen=True):
 
 
 def protection(session: Session, current: Set[str]) -> Protection | None:
-    """Says why ``session`` must be kept, or None when nothing protects it.
+    """Returns why ``session`` must be kept, or None if nothing protects it.
 
     ``current`` holds the ids and keys of the sessions that are calling. A prune respects every reason,
     a delete those that ``force`` does not override. The strongest reason comes first.
@@ -33,7 +33,7 @@ def protection(session: Session, current: Set[str]) -> Protection | None:
     if session.id in current or not current.isdisjoint(session.keys):
         return Protection(CURRENT, overridable=False)
     if not safe_name(session.id):
-        # Its files cannot be named safely, so it could only be removed by half.
+        # Its files cannot be named safely, so only half of it could be removed.
         return Protection(UNSAFE_ID, overridable=False)
     if MAIN in session.kinds:
         return Protection(MAIN, overridable=True)
@@ -44,6 +44,6 @@ def protection(session: Session, current: Set[str]) -> Protection | None:
     if session.pinned:
         return Protection(PINNED, overridable=True)
     if session.elsewhere:
-        # Whether it is in use, or holds anything new, cannot be seen from here.
+        # It cannot be seen from here if it is in use, or holds anything new.
         return Protection(ELSEWHERE, overridable=True)
     return None

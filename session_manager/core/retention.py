@@ -1,4 +1,4 @@
-"""Retention: which sessions are old enough to go, with a reason for each that stays although it is old."""
+"""Retention: decides which sessions are old enough to remove, with a reason for each old one that stays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESTORED = "restored"
 FAMILY = "family"
 LIMIT = "limit"
 WITHIN = "within the rules"
-# What keeps the whole family of the session that it keeps.
+# Reasons that keep not only the session, but its whole family.
 HOLDING = frozenset({CURRENT, BUSY, RUNNING, UNDELIVERED, ELSEWHERE})
 
 
@@ -34,16 +34,16 @@ class Policy(msgspec.Struct, frozen=True):
     limit: int | None = None
 
     def cutoff(self, now_ms: int) -> int:
-        """Epoch milliseconds; a session is old when its last activity lies before it."""
+        """Returns the time (epoch ms) before which the last activity of an old session lies."""
         return now_ms - self.max_age_minutes * MINUTE_MS
 
 
 class Decision(msgspec.Struct):
-    """What shall happen to one session.
+    """The decision about one session.
 
-    ``old`` is by age alone, under a retention policy by any of its rules. ``reason`` is set when the session stays
-    although it is old, or although its age is unknown; a session that is simply young has none. ``rule`` says what
-    would take it, or why nothing would.
+    ``old`` is by age alone, under a retention policy by any of its rules. ``reason`` says why an old session, or one of
+    unknown age, stays; a session that is simply young has none. ``rule`` names the rule that would remove it, or says
+    why none would.
     """
 
     session: Session
@@ -67,10 +67,10 @@ def decide(
     relatives: Sequence[Session] = (),
     already: int = 0,
 ) -> list[Decision]:
-    """Decides for every session in the policy's scope, in the given order.
+    """Decides about every session in the policy's scope, in the given order.
 
-    ``relatives`` are sessions of other agents, which only count as members of families. ``already`` is how
-    many sessions this run has removed before; it counts against ``policy.limit``, which spares the newest.
+    ``relatives`` are sessions of other agents, which only count as members of families. ``already`` is the number of
+    sessions that this run has removed before; it counts against ``policy.limit``, which spares the newest.
     """
     cutoff = policy.cutoff(now_ms)
     kept_by_family = _kept_by_family([*sessions, *relatives], cutoff, current)
@@ -89,12 +89,12 @@ def decide(
 
 
 def older_than(minutes: int) -> str:
-    """Names the rule that takes what is older than so many minutes."""
+    """Returns the name of the rule that removes sessions older than so many minutes."""
     return f"older than {minutes} min"
 
 
 def apply_limit(decisions: Iterable[Decision], limit: int | None, already: int) -> None:
-    """Spares the newest of those that would go where a run, with what it has ``already`` removed, may take no more."""
+    """Spares the newest of the chosen sessions beyond ``limit``, which includes those ``already`` removed."""
     if limit is None:
         return
     going = sorted((d for d in decisions if d.prune), key=lambda d: d.session.last_activity or 0)
@@ -114,9 +114,9 @@ def _reason(session: Session, policy: Policy, current: Set[str]) -> str | None:
 
 
 def durable(session: Session, named: Set[str]) -> str | None:
-    """Says why a session's types keep it, or None when all of them go by age or are ``named``.
+    """Returns why a session's types keep it, or None if all of them are removed by age or are ``named``.
 
-    One that a person goes on with is kept however its type is named.
+    A session that a person still uses is kept even if its type is named.
     """
     kinds = session.kinds - PRUNABLE - named
     if kinds:
@@ -125,8 +125,8 @@ def durable(session: Session, named: Set[str]) -> str | None:
 
 
 def _kept_by_family(everyone: Sequence[Session], cutoff: int, current: Set[str]) -> set[int]:
-    """Indexes of sessions whose family holds a member that is young, brought back, of unknown age, calling, undelivered
-    or busy, as far as can be seen.
+    """Returns the indexes of sessions whose family has a member that is young, restored, of unknown age, calling,
+    undelivered or busy, as far as can be seen.
     """
     kept: set[int] = set()
     for family in families(everyone):

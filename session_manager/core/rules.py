@@ -80,7 +80,7 @@ def decide_by_rules(
     relatives: Sequence[Session] = (),
     already: int = 0,
 ) -> tuple[list[Decision], list[Overrun]]:
-    """Decides for one agent's sessions, in the given order; also returns the budgets that cannot be met.
+    """Decides about one agent's sessions, in the given order; also returns the budgets that cannot be met.
 
     ``transcripts`` are bytes by file name by session id, ``relatives`` and ``already`` as for ``retention.decide``.
     """

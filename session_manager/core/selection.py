@@ -1,4 +1,4 @@
-"""Selection: which sessions a call is about, by what is known of each."""
+"""Selection: the sessions that a call applies to, by their properties."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from session_manager.core.session import Session
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """Narrows a call to some sessions; what is None or False does not narrow.
+    """Narrows a call to some sessions; a field that is None or False does not narrow it.
 
     ``session_type`` is one type or several. ``label`` and ``model`` are names or patterns with ``*`` and ``?``, in
-    either case. ``min_bytes`` and ``empty`` ask for ``Session.size`` and ``Session.empty``, which somebody must have
-    looked up. ``ids`` are session ids, keys, or ids with their agent: ``<agent>/<id>``.
+    either case. ``min_bytes`` and ``empty`` need ``Session.size`` and ``Session.empty``, which the caller must look up
+    before. ``ids`` are session ids, keys, or ids with their agent: ``<agent>/<id>``.
     """
 
     session_type: str | tuple[str, ...] | None = None
@@ -26,13 +26,13 @@ class Selection(msgspec.Struct, frozen=True):
 
     @property
     def types(self) -> Set[str]:
-        """The types that are named; none when any will do."""
+        """The named types; empty if any type is meant."""
         if self.session_type is None:
             return frozenset()
         return frozenset((self.session_type,) if isinstance(self.session_type, str) else self.session_type)
 
     def names(self, session: Session) -> bool:
-        """Returns True if a session is meant as far as its index entry tells."""
+        """Returns True if a session matches as far as its index entry tells."""
         return (
             (self.session_type is None or session.session_type in self.types)
             and (self.ids is None or not self.ids.isdisjoint(names_of(session)))
@@ -41,7 +41,7 @@ class Selection(msgspec.Struct, frozen=True):
         )
 
     def covers(self, session: Session) -> bool:
-        """Returns True if a session is meant."""
+        """Returns True if a session matches."""
         return (
             self.names(session)
             and (self.min_bytes is None or (session.size or 0) >= self.min_bytes)
@@ -50,12 +50,12 @@ class Selection(msgspec.Struct, frozen=True):
 
 
 def names_of(session: Session) -> tuple[str, ...]:
-    """Returns what a session may be named by: its id, alone and with its agent, and its keys."""
+    """Returns the names of a session: its id, alone and with its agent, and its keys."""
     return (session.id, full_name(session.agent_id, session.id), *session.keys)
 
 
 def full_name(agent_id: str, session_id: str) -> str:
-    """Returns the name by which a session is told from one with the same id in another agent."""
+    """Returns the name that distinguishes a session from one with the same id in another agent."""
     return f"{agent_id}/{session_id}"
 
 
@@ -66,5 +66,5 @@ def _like(text: str | None, pattern: str | None) -> bool:
         return False
     from fnmatch import fnmatchcase
 
-    # Brackets are common in labels, and no part of the pattern.
+    # Brackets are common in labels, so they are not part of the pattern.
     return fnmatchcase(text.casefold(), pattern.casefold().replace("[", "[[]"))

@@ -1,4 +1,4 @@
-"""Sessions and session keys: what an index entry says, read from data that nobody promises is well formed."""
+"""Sessions and session keys, read from index entries that may be malformed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DAY_MS = 86_400_000
 EARLIEST_MS = 1_420_070_400_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The gateway's own staleness of a transcript's lock (2026.2.17 to 2026.7.1: 30 min): a run that has been silent for
-# longer is taken for one that died.
+# longer is considered dead.
 RUN_STALE_MS = 1_800_000
 EXACT_LIMIT = 2**53
 
@@ -61,7 +61,7 @@ _ROUTES = {"group": "group", "channel": "channel", "direct": "direct", "dm": "di
 _THREADS = frozenset(("thread", "topic"))
 _MARKERS = {*_PREFIXES, *_ROUTES, *_THREADS}
 
-# What JavaScript's trim() takes off.
+# The characters that JavaScript's trim() removes.
 _BLANKS = "\t\n\v\f\r \xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
 
 NAME_LIMIT = 200
@@ -84,7 +84,7 @@ def safe_name(name: str) -> bool:
 
 
 class SessionKey(msgspec.Struct, frozen=True):
-    """A session key taken apart: ``agent:<agent_id>:<rest>``, or a bare ``rest`` with ``agent_id`` None."""
+    """A parsed session key: ``agent:<agent_id>:<rest>``, or a bare ``rest`` with ``agent_id`` None."""
 
     text: str
     agent_id: str | None
@@ -93,7 +93,7 @@ class SessionKey(msgspec.Struct, frozen=True):
 
 
 def parse_key(text: str) -> SessionKey:
-    """Reads a session key. Never raises: what it does not know has the kind ``unknown``.
+    """Parses a session key. Never raises: a key of another form has the kind ``unknown``.
 
     Key grammar: gateway 2026.2.17 ``parseAgentSessionKey`` and its ``is…SessionKey`` predicates;
     keys are stored in lower case, except some peer ids.
@@ -177,9 +177,9 @@ class Entry(msgspec.Struct, rename="camel"):
 
 
 def epoch_ms(value: object, now_ms: int) -> int | None:
-    """Reads a time in epoch milliseconds; None when it is no time or an absurd one. Never raises.
+    """Reads a time in epoch milliseconds; None if it is no time or an absurd one. Never raises.
 
-    Plausible is what lies between 2015 and a day after ``now_ms``. A digit string counts as a number; a number that is
+    Times between 2015 and a day after ``now_ms`` are plausible. A digit string counts as a number; a number that is
     plausible only as seconds or microseconds, and an RFC 3339 string, are read as that time.
     """
     if isinstance(value, str):
@@ -215,12 +215,12 @@ def text_or_none(value: object) -> str | None:
 
 
 def trimmed_or_none(value: object) -> str | None:
-    """Returns a string without the blanks around it, as gateways read ids and paths; None when nothing is left."""
+    """Returns a string without surrounding blanks, as gateways read ids and paths; None if nothing is left."""
     return value.strip(_BLANKS) or None if isinstance(value, str) else None
 
 
 def count_or_none(value: object) -> int | float | None:
-    """Returns a number that every JSON reader takes exactly, or None for anything else (also 1e400, 400 digits)."""
+    """Returns a number that every JSON reader reads exactly, or None for anything else (also 1e400, 400 digits)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if -EXACT_LIMIT <= value <= EXACT_LIMIT else None
@@ -237,7 +237,7 @@ def entry_label(entry: Entry) -> str | None:
 
 
 def entry_activity(entry: Entry, now_ms: int) -> int | None:
-    """Returns the newest of the entry's own times in epoch milliseconds, or None when it has none."""
+    """Returns the newest of the entry's own times in epoch milliseconds, or None if it has none."""
     newest = 0
     for value in (entry.updated_at, entry.last_interaction_at, entry.last_activity_at, entry.ended_at):
         if value is not None:
@@ -246,7 +246,7 @@ def entry_activity(entry: Entry, now_ms: int) -> int | None:
 
 
 def awaits_delivery(entry: Entry) -> bool:
-    """Returns True if a result of the session has not reached its requester yet.
+    """Returns True if a result of the session is not delivered to its requester yet.
 
     ``pendingFinalDelivery`` is a flag (gateway 2026.6.11) or an object (later), its text or intent may stand alone;
     ``restartRecoveryDelivery…`` is the claim on an answer that a restart interrupted.
@@ -274,8 +274,8 @@ class Session(msgspec.Struct):
     is that of the most telling. ``usage`` holds the entry's counters as found: total, input and output tokens, cost in
     US dollars, start of the session, start of the last run. ``restored``: it was brought back lately.
 
-    ``held``: another program holds what was said. ``bound``: a person goes on with it, though its type is one of
-    programs; ``threads``, the channel threads that a spawned session has for itself, make it so, too, unless the
+    ``held``: another program holds its messages. ``bound``: a person still uses it, though its type is one of
+    programs; ``threads``, the channel threads that a spawned session has for itself, also make it bound, unless the
     gateway says otherwise.
     """
 
@@ -309,7 +309,7 @@ class Session(msgspec.Struct):
 
     @property
     def last_activity(self) -> int | None:
-        """Newest sign of life in epoch milliseconds; None when the entry holds no time (unknown age)."""
+        """Newest sign of life in epoch milliseconds; None if the entry holds no time (unknown age)."""
         if self.entry_activity is None:
             return None
         return max(self.entry_activity, self.transcript_activity or 0)
@@ -398,16 +398,16 @@ def _with_one_key(agent_id: str, session_id: str, key: str, entry: Entry, now_ms
 
 
 def _began_lately(entry: Entry, activity: int | None, now_ms: int) -> bool:
-    """Returns True if a run that an entry calls running is younger than one that has died unnoticed.
+    """Returns True if an entry's status is running, and the run is too young to be considered dead.
 
     Gateway 2026.4.14 to 2026.7.1 write ``status`` and ``startedAt`` when a run begins, before there is a transcript,
-    and 2026.6.11 lets the transcript's lock go around each request to the model.
+    and 2026.6.11 releases the transcript's lock around each request to the model.
     """
     return max(activity or 0, epoch_ms(entry.started_at, now_ms) or 0) > now_ms - RUN_STALE_MS
 
 
 def _telling(session: Session, entry: Entry, position: int) -> tuple[bool, bool, bool, int]:
-    """Sorts the most telling key first: cron and sub-agent keys, then those that carry a label."""
+    """Returns a sort key that puts the most telling key first: cron and sub-agent keys, then those with a label."""
     return (
         session.session_type not in ("cron", "subagent"),
         text_or_none(entry.label) is None,
@@ -417,7 +417,7 @@ def _telling(session: Session, entry: Entry, position: int) -> tuple[bool, bool,
 
 
 def _parents(key: SessionKey, entry: Entry) -> tuple[str, ...]:
-    """Keys of the sessions that spawned this one: from the entry, and from a nested sub-agent key itself."""
+    """Returns the keys of the sessions that spawned this one: from the entry, and from a nested sub-agent key."""
     if entry.spawned_by is None and entry.parent_session_key is None and key.kind != "subagent":
         return ()
     named = (text_or_none(entry.spawned_by), text_or_none(entry.parent_session_key), _outer(key))

@@ -1,1 +1,1 @@
-"""Where a gateway keeps its sessions, found by its own rules."""
+"""Finds the place where a gateway keeps its sessions, by the gateway's own rules."""

@@ -1,4 +1,4 @@
-"""What a gateway's config says about its sessions, read as the gateway reads it: JSON5, ``$include``, ``${VARIABLE}``.
+"""Reads the session settings of a gateway's config as the gateway does: JSON5, ``$include``, ``${VARIABLE}``.
 
 Source: gateways 2026.2.17 and 2026.6.11, ``createConfigIO``, ``IncludeProcessor``, ``substituteString``,
 ``resolveStorePath`` and ``resolveDefaultAgentId``.
@@ -21,16 +21,16 @@ _DEEPEST = 10
 
 
 class Unreadable(Exception):
-    """A config does not say where the sessions are; the message says why, as the end of a sentence.
+    """The place of the sessions cannot be read from a config; the message says why, as the end of a sentence.
 
-    ``denied_at`` is a file that this user may not read, when that is why.
+    ``denied_at`` is a file that this user may not read, if that is the reason.
     """
 
     denied_at: str | None = None
 
 
 def read_layout(path: str, environ: Mapping[str, str]) -> tuple[Layout | None, Layout]:
-    """Returns where a config puts the indexes, None where it does not say, and what else it says of sessions.
+    """Returns the layout of the indexes that a config sets, or None, and the layout with its other settings.
 
     Raises Unreadable.
     """
@@ -73,7 +73,7 @@ def _place(store: str, said: Layout, environ: Mapping[str, str]) -> Layout:
 
 
 class _Texts:
-    """A config's texts, with the values of variables in them."""
+    """A config's texts, with variables replaced by their values."""
 
     def __init__(self, environ: Mapping[str, str], own: Mapping[str, Any]) -> None:
         variables = own.get("vars")
@@ -81,7 +81,7 @@ class _Texts:
         self._known = {**(variables if isinstance(variables, dict) else {}), **own, **given}
 
     def get(self, section: Mapping[str, Any], name: str, key: str) -> str:
-        """Returns a text, "" where there is none. Raises Unreadable."""
+        """Returns a text, "" if there is none. Raises Unreadable."""
         value = section.get(key)
         if value is None:
             return ""
@@ -104,7 +104,7 @@ def _load(path: str, above: tuple[str, ...]) -> Any:
     if path in above or len(above) > _DEEPEST:
         raise Unreadable(f"{path} includes itself, or is nested too deeply")
     try:
-        # A pipe in its place would be waited for.
+        # Opening a pipe in its place would block.
         if not os.path.isfile(path):
             raise FileNotFoundError(2, "there is no such file", path)
         with open(path, "rb") as file:
@@ -119,7 +119,7 @@ def _load(path: str, above: tuple[str, ...]) -> Any:
 
 def _parsed(data: bytes, path: str) -> Any:
     try:
-        # What a gateway has written is plain JSON.
+        # Gateways write plain JSON.
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
@@ -133,7 +133,7 @@ def _parsed(data: bytes, path: str) -> Any:
     try:
         return pyjson5.decode(data.decode("utf-8", "replace"))
     except (pyjson5.Json5Exception, RecursionError) as error:
-        # What else the error holds is the config itself, with its tokens.
+        # The rest of the error quotes the config itself, with its tokens.
         what = getattr(error, "message", None) or type(error).__name__
         raise Unreadable(f"{path} is not valid JSON5: {what}") from None
 

@@ -17,10 +17,10 @@ OLDER_STATE_NAMES = (".clawdbot", ".moldbot", ".moltbot")
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """How one generation looks.
+    """The rules of one generation.
 
-    ``older`` are state folders that count while there is no newer one. ``falls_back``: a state folder that a variable
-    names, and that has no config, is used with the one of a default place.
+    ``older`` are state folders that are used if there is no newer one. ``falls_back``: a state folder that a variable
+    names, and that has no config, is used with the config of a default place.
     """
 
     older: tuple[str, ...]
@@ -47,13 +47,13 @@ LATE = Rules(
 
 
 def value_of(environ: Mapping[str, str], variable: str) -> str:
-    """Returns a variable without blanks around it; "" where it is not set, or to what JavaScript makes of nothing."""
+    """Returns a variable without surrounding blanks; "" if it is unset, or set to JavaScript's text for nothing."""
     text = environ.get(variable, "").strip()
     return "" if text in ("undefined", "null") else text
 
 
 def named_by(environ: Mapping[str, str], variables: Iterable[str]) -> str | None:
-    """Returns the first of some variables that is set."""
+    """Returns the first of ``variables`` that is set."""
     return next((name for name in variables if value_of(environ, name)), None)
 
 
@@ -73,7 +73,7 @@ def _expanded(path: str, users_home: str) -> str:
 
 
 def state_dir(environ: Mapping[str, str], rules: Rules) -> tuple[str, str | None]:
-    """Returns the state folder, whether it exists or not, and the variable that names it."""
+    """Returns the state folder, even if it does not exist, and the variable that names it."""
     variable = named_by(environ, rules.state_variables)
     if variable is not None:
         return os.path.abspath(in_home(value_of(environ, variable), environ)), variable
@@ -83,12 +83,12 @@ def state_dir(environ: Mapping[str, str], rules: Rules) -> tuple[str, str | None
 
 
 def default_state_dirs(environ: Mapping[str, str], rules: Rules) -> list[str]:
-    """Returns the state folders of a home, the usual one first."""
+    """Returns the default state folders in a home, the usual one first."""
     return [os.path.join(home(environ), name) for name in (STATE_NAME, *rules.older)]
 
 
 def config_path(environ: Mapping[str, str], rules: Rules, state: str, *, falls_back: bool = True) -> str | None:
-    """Returns the config that counts for a state folder, None where there is none."""
+    """Returns the config that applies to a state folder, or None."""
     variable = named_by(environ, rules.config_variables)
     if variable is not None:
         path = os.path.abspath(in_home(value_of(environ, variable), environ))

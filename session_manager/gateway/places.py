@@ -1,4 +1,4 @@
-"""Finds the agents directory: the one that a variable names, else the one that the gateway would use."""
+"""Finds the agents directory: the one named by a variable, else the one that the gateway would use."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ DEFAULT = "a default place"
 class Place(msgspec.Struct, frozen=True):
     """An agents directory, and how the indexes lie.
 
-    ``why`` says what named it; ``variable`` is set when one did, and nothing else had a say. ``config`` is the
-    gateway's, None where there is none, and ``problem`` is why it cannot be read. ``elsewhere`` is where that config
-    puts the indexes when they are not looked for there. ``passed_over`` are agents directories of its home that a
-    gateway does not use, because of a newer one.
+    ``why`` says what named it; ``variable`` is set if a variable alone did. ``config`` is the gateway's config or None,
+    and ``problem`` the reason why it cannot be read. ``elsewhere`` is the place that this config names for the indexes,
+    if another one is used. ``passed_over`` are agents directories of its home that a gateway does not use, because of a
+    newer one.
     """
 
     agents_dir: str
@@ -51,12 +51,12 @@ class Place(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """Where the indexes are, as it is shown."""
+        """The place of the indexes, as results show it."""
         return self.agents_dir if self.layout.root is None else self.layout.text
 
 
 def named_place(agents_dir: str, variable: str, environ: Mapping[str, str]) -> Place:
-    """Returns the place that was configured explicitly; the config beside it supplies the rest."""
+    """Returns the explicitly configured place; the config beside it supplies the rest."""
     config = config_path(environ, EARLY, os.path.dirname(agents_dir), falls_back=False)
     place = Place(agents_dir, Layout(), variable, variable, config)
     if config is None:
@@ -72,7 +72,7 @@ def named_place(agents_dir: str, variable: str, environ: Mapping[str, str]) -> P
 
 
 def _is_the_same(store: Layout, agents_dir: str) -> bool:
-    """Returns True if a config means this very folder, which the gateway may know by a path of another mount."""
+    """Returns True if a config means this folder, which the gateway may know by a path of another mount."""
     if store.pattern != USUAL or store.root is None:
         return False
     if os.path.isdir(store.root):
@@ -84,8 +84,8 @@ def find_place(environ: Mapping[str, str]) -> Place:
     """Returns the place that the gateway would use.
 
     Raises UsageError: ``agents_dir_missing`` (with ``variable`` when one names it), ``agents_dir_ambiguous`` (with
-    ``candidates``) where gateways of different versions would take different ones, or the two default places exist,
-    ``bad_gateway_config``. Raises Refused (``not_readable``) where this user may not look.
+    ``candidates``) if gateways of different versions would take different ones, or both default places exist,
+    ``bad_gateway_config``. Raises Refused (``not_readable``) if this user may not read it.
     """
     found: dict[tuple[str, str], Place] = {}
     for place in _candidates(environ):
@@ -111,14 +111,14 @@ def find_place(environ: Mapping[str, str]) -> Place:
 
 
 def missing(path: str, variable: str) -> SessionManagerError:
-    """Returns the error for a folder that a variable names and that is not there, or cannot be looked at."""
+    """Returns the error for a folder that a variable names, but that does not exist or cannot be read."""
     details = {"path": path, "variable": variable}
     what = f"the agents directory {path!r} does not exist; correct or unset {variable}"
     return _closed(path, details) or UsageError(what, code="agents_dir_missing", **details)
 
 
 def _closed(path: str, details: dict[str, str]) -> SessionManagerError | None:
-    """Returns the error for a folder that this user may not look for, None for any other."""
+    """Returns the error for a folder that this user may not search for, None for any other."""
     place = os.path.expanduser(path)
     try:
         os.stat(place)
@@ -151,7 +151,7 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[Place]:
         yield _place(environ, state, variable or _why(state), variable, config)
     profile = value_of(environ, "OPENCLAW_PROFILE")
     if profile.lower() not in ("", "default") and "/" not in profile and not named_by(environ, EARLY.state_variables):
-        # No gateway goes by the variable alone, but whoever sets it means that profile.
+        # No gateway uses the variable alone, but a user who sets it means that profile.
         state = os.path.join(home(environ), f"{STATE_NAME}-{profile}")
         if os.path.isdir(os.path.join(state, "agents")):
             config = config_path(environ, LATE, state, falls_back=False)
@@ -186,7 +186,7 @@ def _place(environ: Mapping[str, str], state: str, why: str, variable: str | Non
 
 
 def _passed_over(environ: Mapping[str, str], taken: str | None) -> list[str]:
-    """Returns agents directories in the gateway's home that are not the one that is taken."""
+    """Returns the agents directories in the gateway's home except the one taken."""
     found = (os.path.join(home(environ), name, "agents") for name in (STATE_NAME, *OLDER_STATE_NAMES))
     real = None if taken is None else os.path.realpath(taken)
     return [path for path in found if os.path.isdir(path) and os.path.realpath(path) != real]

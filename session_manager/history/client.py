@@ -1,7 +1,7 @@
-"""aria-api as the skill needs it: report how sessions ended, many at once, and look up one.
+"""The skill's client of aria-api: reports ended sessions in bulk, and looks up one.
 
-Everything is done in a thread of its own that is left behind when the time is up: neither a name server that does
-not answer nor a service that sends a byte a second holds the caller for longer than its budget.
+All work runs in a separate thread that is abandoned when the time is up: neither a name server that does not answer
+nor a service that sends a byte a second holds the caller for longer than its budget.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from session_manager.history.older import mark_one_by_one
 from session_manager.history.rows import PATH, Row, read_rows
 
 _TOO_MUCH_OR_WRONG = (400, 413, 422)
-# What one run may spend on finding out which marks a service does not take.
+# The limit of one run for finding out which marks a service refuses.
 _MAX_REQUESTS = 256
 _MAX_REFUSALS_IN_A_ROW = 64
 
 
 class Outcome(msgspec.Struct):
-    """What became of the marks. ``error`` says why marks that are in none of the parts were not sent, or is None."""
+    """The results of the marks. ``error`` says why the marks in none of the parts were not sent, or is None."""
 
     delivered: set[Name]
     missing: set[Name]
@@ -40,9 +40,9 @@ class Outcome(msgspec.Struct):
 
 
 class Client:
-    """One run's conversation with aria-api. A context manager; ``budget_s`` seconds in all, from the first request.
+    """One run's session with aria-api. A context manager; ``budget_s`` seconds in all, from the first request.
 
-    Nothing raises: whatever goes wrong is a sentence in the result.
+    Nothing raises: each error is a sentence in the result.
     """
 
     def __init__(
@@ -66,24 +66,24 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left_behind = self._left_behind or "this conversation with aria-api is over"
-        # A thread that was left behind, by an interrupt or because time was up, still uses it and closes it itself.
+        # A thread that was abandoned, by an interrupt or because time was up, still uses it and closes it itself.
         if self._thread is None or not self._thread.is_alive():
             self._connection.close()
 
     @property
     def reached(self) -> bool:
-        """Returns True if aria-api may have heard anything in this run."""
+        """Returns True if aria-api may have received anything in this run."""
         return self._connection.reached or (self._thread is not None and self._thread.is_alive())
 
     def mark(self, marks: Mapping[Name, Mark]) -> Outcome:
-        """Sends marks of sessions to aria-api: in bulk, or row by row where the service is older."""
+        """Sends marks of sessions to aria-api: in bulk, or row by row to an older service."""
         tally = Tally()
         error = self._in_time(lambda: self._mark(marks, tally))
         results: Results = tally.so_far()
         return Outcome(results.delivered, results.missing, results.refused, error)
 
     def find(self, session_id: str) -> tuple[list[Row], str | None]:
-        """Returns the rows of a session id, in whatever agent, and None; or why aria-api could not be reached."""
+        """Returns the rows of a session id in any agent, and None; or none, and why aria-api could not be reached."""
         found: list[Row] = []
 
         def work() -> None:
@@ -96,9 +96,9 @@ class Client:
         return ([], error) if error is not None else (found, None)
 
     def ghosts(self, older_than_minutes: int, most: int, *, delete: bool) -> tuple[Ghosts | None, str | None]:
-        """Counts conversations without a message, with the first ``most`` of them, or deletes them.
+        """Lists the first ``most`` conversations without a message and counts all, or deletes them.
 
-        Returns None and why, when aria-api could not be asked or did not say what it did.
+        Returns None and the reason if aria-api could not be reached or did not report what it did.
         """
         found: list[Ghosts] = []
         asked = self._left_behind is None
@@ -113,16 +113,16 @@ class Client:
         if error is None:
             return found[0], None
         connection, thread = self._connection, self._thread
-        # A thread that was left behind may send the request yet.
+        # An abandoned thread may still send the request.
         under_way = connection.reached and thread is not None and thread.is_alive()
         if delete and asked and (connection.doubtful or under_way):
             error += "; conversations may have been deleted: run this again"
         return None, error
 
     def prove(self, token: str | None) -> str | None:
-        """Checks that an unknown service identifies itself as aria-api; returns why it does not.
+        """Checks that an unknown service identifies itself as aria-api; returns the error, or None.
 
-        Only then ``token`` goes with each request. To be called before anything else.
+        Only then ``token`` is sent with each request. Call it before anything else.
         """
 
         def work() -> None:
@@ -132,15 +132,15 @@ class Client:
         return self._in_time(work, patience=CONNECT_S)
 
     def health(self) -> tuple[Health | None, str | None]:
-        """Returns how aria-api is and what it lets the caller do; or None and why it could not be asked."""
+        """Returns the state of aria-api and the token's permissions; or None and why it could not be reached."""
         found: list[Health] = []
         error = self._in_time(lambda: found.append(read_health(self._connection)))
         return (found[0], None) if error is None else (None, error)
 
     def _in_time(self, work: Callable[[], None], patience: float | None = None) -> str | None:
-        """Does ``work`` in a thread and waits while there is budget, or ``patience`` (seconds).
+        """Runs ``work`` in a thread and waits while there is budget, or ``patience`` (seconds).
 
-        Returns what went wrong, as a sentence.
+        Returns the error as a sentence, or None.
         """
         if self._left_behind is not None:
             return self._left_behind
@@ -175,7 +175,7 @@ class Client:
             waited = budget if patience is None else patience
             self._left_behind = f"aria-api did not finish within {waited:g} s (ARIA_API_TIMEOUT)"
             if patience is not None:
-                # What is left behind may begin no other request.
+                # An abandoned thread must not begin another request.
                 self._connection.give_up(self._left_behind)
             return self._left_behind
         return errors[0] if errors else None
@@ -185,7 +185,7 @@ class Client:
         if statuses:
             self._mark_statuses(statuses, tally)
         if erased := [name for name, mark in marks.items() if mark == "erased"]:
-            # A service that cannot erase has ended them at least. That comes last: a token may not be allowed to.
+            # A service that cannot erase has at least ended them. Erasing comes last: the token may not permit it.
             ended = Tally()
             self._mark_statuses(dict.fromkeys(erased, "ended"), ended)
             erase_many(self._connection, ended.so_far(), tally)
@@ -194,14 +194,14 @@ class Client:
         by_status: dict[Status, list[Name]] = {}
         for name, status in marks.items():
             by_status.setdefault(status, []).append(name)
-        # A service whose rows were all read just now has ignored the filter: it is an older one.
+        # A service that has just returned all rows has ignored the filter: it is an older one.
         if self._all_rows is not None or not self._mark_in_bulk(by_status, tally):
             if self._all_rows is None:
                 self._all_rows = read_rows(self._connection).rows
             mark_one_by_one(self._connection, self._all_rows, marks, tally)
 
     def _mark_in_bulk(self, by_status: Mapping[Status, Sequence[Name]], tally: Tally) -> bool:
-        """Returns False when the service does not know the request. Raises Unavailable."""
+        """Returns False if the service does not know the request. Raises Unavailable."""
         chunks = deque(
             (status, names[start : start + MANY])
             for status, names in by_status.items()

@@ -1,10 +1,10 @@
-"""One run's connection to aria-api: its budget of time, its patience, and a clear sentence for whatever goes wrong.
+"""One run's connection to aria-api: its time budget, its retries, and a clear sentence for each error.
 
 Invariants:
 
 - After the first failure that concerns the service as a whole no further request is made in this run.
-- No request begins, and no answer is read on, when the budget is used up.
-- The token is sent to one origin only, which was named or has shown itself to be aria-api, and is in no message.
+- When the budget is used up, no request begins and no answer is read further.
+- The token is sent to one origin only, which was named or has proved to be aria-api, and appears in no message.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Answer(msgspec.Struct):
 
 
 class Connection:
-    """Asks aria-api at ``url`` for at most ``budget_s`` seconds, counted from the first request.
+    """Sends requests to aria-api at ``url`` for at most ``budget_s`` seconds from the first request.
 
-    ``reached`` says whether there was a connection: without one, nobody has heard anything. ``doubtful`` says whether
-    the last request may have been carried out, at least in part, although it failed.
-    ``clock`` and ``sleep`` are in seconds and can be replaced. Safe to use from several threads. Making one raises
-    Unavailable when the URL, or what the environment says about proxies and certificates, is of no use.
+    ``reached`` is True once there was a connection: without one, nothing was received. ``doubtful`` is True if the last
+    request failed but may have been carried out, at least in part. ``clock`` and ``sleep`` are in seconds and can be
+    replaced. Safe to use from several threads. The constructor raises Unavailable if the URL, or the environment's
+    settings of proxies and certificates, are invalid.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Connection:
         self._client.close()
 
     def remaining(self) -> float:
-        """Returns how many seconds are left; the first call starts the clock. Raises Unavailable when none are."""
+        """Returns the seconds left; the first call starts the clock. Raises Unavailable when none are left."""
         now = self._clock()
         with self._lock:
             if self._deadline is None:
@@ -99,7 +99,7 @@ class Connection:
         return left
 
     def give_up(self, sentence: str) -> Unavailable:
-        """Ends this run's conversation with aria-api; returns the error to raise, with the first such sentence."""
+        """Ends this run's requests to aria-api; returns the error to raise, with the first such sentence."""
         with self._lock:
             self._given_up = self._given_up or sentence
             return Unavailable(self._given_up)
@@ -107,7 +107,7 @@ class Connection:
     def request(
         self, method: str, path: str, params: Mapping[str, str | int] | None = None, body: object = None
     ) -> Answer:
-        """Makes one request below the base URL and returns its answer, after waiting for a busy service.
+        """Sends one request below the base URL and returns its answer, after waiting for a busy service.
 
         Raises Unavailable when the service cannot be reached, is too slow or stays busy, breaks off, wants another
         token, redirects elsewhere or fails (5xx).
@@ -134,7 +134,7 @@ class Connection:
         return answer
 
     def look(self, url: str, method: str = "GET", body: object = None) -> Answer:
-        """Makes one request at the same origin and returns whatever is answered, without waiting for a busy service.
+        """Sends one request to the same origin and returns any answer, without waiting for a busy service.
 
         Raises Unavailable when the service cannot be reached, is too slow, breaks off or redirects elsewhere.
         """
@@ -142,7 +142,7 @@ class Connection:
         return self._follow(method, url, None, None if body is None else msgspec.json.encode(body))
 
     def json(self, answer: Answer) -> Any:
-        """Decodes an answer. Raises Unavailable when it is no JSON."""
+        """Decodes an answer. Raises Unavailable if it is not JSON."""
         try:
             return msgspec.json.decode(answer.body)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
@@ -153,7 +153,7 @@ class Connection:
         return self.give_up(f"the server at {self.url} does not answer as aria-api does: check ARIA_API_URL")
 
     def _pause(self) -> None:
-        """Waits until a busy service wants to be asked again: all threads together, not each for itself."""
+        """Waits until a busy service accepts requests again: all threads together, not each for itself."""
         with self._lock:
             given_up, wait = self._given_up, self._not_before - self._clock()
         if given_up is not None:
@@ -186,7 +186,7 @@ class Connection:
             raise self.unexpected() from error
         same = (target.scheme, target.host, target.port) == (url.scheme, url.host, url.port)
         if not same:
-            # The token is for the configured host alone, and a mark must not end up in somebody else's history.
+            # The token is for the configured host alone, and no mark may be sent to another history.
             place = f"{target.scheme}://{target.host}"[:200]
             raise self.give_up(f"aria-api redirects to {place!r}, which is not followed: check ARIA_API_URL")
         if method != "GET" and answer.status not in (307, 308):
@@ -236,7 +236,7 @@ class Connection:
             data += chunk
             if len(data) > MAX_ANSWER_BYTES:
                 raise self.give_up(f"aria-api's answer is larger than {MAX_ANSWER_BYTES >> 20} MB: check ARIA_API_URL")
-            # Each piece may come in time and all of them together never end.
+            # Each chunk may arrive in time while the whole answer never ends.
             self.remaining()
         return bytes(data)
 
@@ -256,12 +256,12 @@ def _http_client(url: str) -> httpx.Client:
 
 
 def _is_near(host: str) -> bool:
-    """Returns True if no proxy belongs in between: loopback, or a name without a dot (a container's neighbour)."""
+    """Returns True if a host needs no proxy: loopback, or a name without a dot (a container's neighbour)."""
     return host in ("::1", "0:0:0:0:0:0:0:1") or host.startswith("127.") or ("." not in host and ":" not in host)
 
 
 def _seconds(text: str | None) -> float | None:
-    """Reads Retry-After: seconds, or an HTTP date. None for what is neither."""
+    """Reads Retry-After: seconds, or an HTTP date. Returns None for anything else."""
     if text is None:
         return None
     if text.strip().isdecimal():

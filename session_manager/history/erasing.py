@@ -1,4 +1,4 @@
-"""Erases sessions in history, many at once, where aria-api knows how."""
+"""Erases sessions in history in bulk, if aria-api supports it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class _Missing(msgspec.Struct):
 
 
 class Marked(msgspec.Struct):
-    """What aria-api answers when it was told about many."""
+    """The answer of aria-api to marks in bulk."""
 
     updated: int
     missing: list[_Missing]
 
 
 class Erased(msgspec.Struct):
-    """What aria-api answers when it was to erase many."""
+    """The answer of aria-api to an erasure in bulk."""
 
     erased: int
     missing: list[_Missing]
 
 
 def erase_many(connection: Connection, ended: Results, tally: Tally) -> None:
-    """Erases the sessions that were ``ended`` just now; what could not even be ended is told as it is.
+    """Erases the sessions that were ``ended`` just now; passes on the results of those that could not be ended.
 
     Raises Unavailable.
     """
@@ -57,7 +57,7 @@ def erase_many(connection: Connection, ended: Results, tally: Tally) -> None:
 
 
 def read_missing(connection: Connection, answer: Answer, kind: type[Marked] | type[Erased]) -> set[Name]:
-    """Returns the sessions that aria-api has no row of, from an answer about many. Raises Unavailable."""
+    """Returns the sessions without a row in aria-api, from an answer in bulk. Raises Unavailable."""
     try:
         rows = msgspec.convert(connection.json(answer), kind).missing
     except msgspec.ValidationError as error:

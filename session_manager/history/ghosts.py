@@ -1,4 +1,4 @@
-"""Conversations without a message that aria-api holds itself: how many there are, and their end."""
+"""Lists and deletes the conversations without a message that aria-api itself holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Ghost(msgspec.Struct, frozen=True):
 
 
 class Ghosts(msgspec.Struct, frozen=True):
-    """How many there are, or were deleted, and the first of them."""
+    """The number of ghosts found or deleted, and the first of them."""
 
     total: int
     sessions: list[Ghost] = []
@@ -35,7 +35,7 @@ class _Deleted(msgspec.Struct):
 
 
 def list_ghosts(connection: Connection, older_than_minutes: int, most: int) -> Ghosts:
-    """Returns what a deletion would delete, and up to ``most`` (at most 200) of them, oldest first.
+    """Returns the number that a deletion would delete, and up to ``most`` (at most 200) of them, oldest first.
 
     Raises Unavailable.
     """
@@ -44,7 +44,7 @@ def list_ghosts(connection: Connection, older_than_minutes: int, most: int) -> G
 
 
 def delete_ghosts(connection: Connection, older_than_minutes: int) -> Ghosts:
-    """Deletes them, whatever their time to live. Raises Unavailable."""
+    """Deletes the ghosts, regardless of their time to live. Raises Unavailable."""
     answer = connection.request("DELETE", PATH, {"older_than_minutes": older_than_minutes})
     return Ghosts(_read(connection, answer, _Deleted).deleted)
 

@@ -1,4 +1,4 @@
-"""The state of aria-api: its version, its database, and what the token may do. Nothing is changed there."""
+"""Reads the state of aria-api: its version, its database, and the token's permissions. Changes nothing there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from session_manager.history.connection import Answer, Connection, Unavailable
 from session_manager.history.rows import PATH
 
 _BASE = "/api"
-# What ``service.api.health`` says in the header X-Service.
+# The header X-Service as ``service.api.health`` sends it.
 _SERVICE = "aria-api"
 
 
@@ -25,10 +25,10 @@ class _Problem(msgspec.Struct):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """``version`` None: it does not say. ``database`` and ``token`` say in a sentence what is wrong, or are None.
+    """The state of aria-api. ``database`` and ``token`` are sentences about a problem with these, or None.
 
-    ``ready`` None: it does not say whether its database is in order; ``may_read`` and ``may_write`` None: it does
-    not say.
+    Not reported by the service: ``version`` None; ``ready`` None (is the database in order); ``may_read`` and
+    ``may_write`` None.
     """
 
     version: str | None
@@ -40,7 +40,7 @@ class Health(msgspec.Struct, frozen=True):
 
 
 def prove(connection: Connection) -> None:
-    """Asks who answers, with neither a token nor a session's name. Raises Unavailable unless it says: aria-api."""
+    """Asks the service for its name, sending no token and no session. Raises Unavailable unless it is aria-api."""
     answer = connection.look(f"{connection.url.removesuffix(_BASE)}/healthz")
     if answer.status != 200 or answer.service != _SERVICE:
         raise connection.give_up(
@@ -49,7 +49,7 @@ def prove(connection: Connection) -> None:
 
 
 def read_health(connection: Connection) -> Health:
-    """Asks aria-api for its state. Raises Unavailable when it cannot be reached, or is not aria-api."""
+    """Asks aria-api for its state. Raises Unavailable if it cannot be reached, or is not aria-api."""
     root = connection.url.removesuffix(_BASE)
     ready, database = _database(connection.look(f"{root}/readyz"))
     if ready is False:
@@ -68,7 +68,7 @@ def read_health(connection: Connection) -> Health:
 
 
 def _may_write(connection: Connection) -> bool | None:
-    # A mark that names neither a status nor a session is no mark: it is refused, for the token or for what it lacks.
+    # A mark without status and session is always refused: because of the token, or because of the missing fields.
     try:
         return _allowed(connection.look(f"{connection.url}{PATH}", "PATCH", {}))
     except Unavailable:
@@ -76,7 +76,7 @@ def _may_write(connection: Connection) -> bool | None:
 
 
 def _allowed(answer: Answer) -> bool | None:
-    """Says what an answer says of the token; None when it says nothing of it."""
+    """Returns False if an answer refuses the token, True if it accepts it, None if it does not tell."""
     if answer.status in (401, 403):
         return False
     return None if answer.status >= 500 else True
@@ -86,7 +86,7 @@ def _token(rows: Answer, may_write: bool | None) -> str | None:
     if rows.status == 401:
         return "aria-api refuses the token (401)"
     if rows.status == 403:
-        # It may be the token, or the name that the service was asked by.
+        # The reason may be the token, or the host name in the request.
         return _said(rows, "the token lacks the right to read history (403)")
     return "the token lacks the right to change history (403)" if may_write is False else None
 
@@ -100,7 +100,7 @@ def _database(answer: Answer) -> tuple[bool | None, str | None]:
 
 
 def _said(answer: Answer, otherwise: str) -> str:
-    """Returns the sentence in which aria-api itself says what is wrong."""
+    """Returns aria-api's own sentence about the error, or ``otherwise``."""
     try:
         return msgspec.json.decode(answer.body, type=_Problem).error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

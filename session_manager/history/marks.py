@@ -12,7 +12,7 @@ Mark = Literal["active", "ended", "erased"]
 
 
 class Results(NamedTuple):
-    """What became of marks so far: ``delivered``, ``missing`` (no such row), ``refused`` each for a reason."""
+    """The results of marks so far: ``delivered``, ``missing`` (no such row), ``refused`` each for a reason."""
 
     delivered: set[Name]
     missing: set[Name]
@@ -20,29 +20,29 @@ class Results(NamedTuple):
 
 
 class Tally:
-    """Collects results from several threads; what is in none of its parts has not been told yet."""
+    """Collects results from several threads; a mark in none of its parts was not sent yet."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._results = Results(set(), set(), {})
 
     def delivered(self, *names: Name) -> None:
-        """Notes rows that have their status now."""
+        """Records rows that have their status now."""
         with self._lock:
             self._results.delivered.update(names)
 
     def missing(self, *names: Name) -> None:
-        """Notes sessions that aria-api has no row of."""
+        """Records sessions without a row in aria-api."""
         with self._lock:
             self._results.missing.update(names)
 
     def refused(self, name: Name, reason: str) -> None:
-        """Notes a mark that aria-api does not take while it takes others."""
+        """Records a mark that aria-api refuses while it accepts others."""
         with self._lock:
             self._results.refused[name] = reason
 
     def so_far(self) -> Results:
-        """Returns a copy of what is known by now."""
+        """Returns a copy of the results so far."""
         with self._lock:
             found = self._results
             return Results(set(found.delivered), set(found.missing), dict(found.refused))

@@ -1,4 +1,4 @@
-"""An aria-api that knows one row at a time: rows are matched here, and each is told on its own."""
+"""Marks for an older aria-api, which updates one row at a time: matches rows here, and sends each separately."""
 
 from __future__ import annotations
 

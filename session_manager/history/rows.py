@@ -1,4 +1,4 @@
-"""Reads rows page by page, from any aria-api: what a service leaves out or ignores is told from its answers."""
+"""Reads rows page by page from any aria-api; detects from the answers what a service omits or ignores."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from session_manager.history.connection import Connection
 from session_manager.history.marks import Name
 
 PATH = "/sessions"
-# Older services refuse a limit that they find too large, or cap it without saying so.
+# Older services refuse a limit that is too large for them, or cap it silently.
 _LIMITS = (200, 50, None)
 _MAX_PAGES = 100_000
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One row of history, as far as it matters here."""
+    """One row of history, with the fields needed here."""
 
     id: str
     agent_id: str
@@ -25,19 +25,19 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> Name:
-        """Which session it is of."""
+        """The session of the row."""
         return (self.agent_id, self.session_id)
 
 
 class Reading(msgspec.Struct):
-    """What was read. ``everything`` says that these are all rows: the service ignored the filter, or there was none."""
+    """The rows read. ``everything``: these are all rows, because the service ignored the filter, or there was none."""
 
     rows: list[Row]
     everything: bool
 
 
 def read_rows(connection: Connection, session_id: str | None = None) -> Reading:
-    """Reads all rows, or those of one session id from a service that can tell them apart.
+    """Reads all rows, or those of one session id if the service can filter.
 
     Raises Unavailable.
     """
@@ -51,7 +51,7 @@ def read_rows(connection: Connection, session_id: str | None = None) -> Reading:
     for page in range(1, _MAX_PAGES):
         items = _items(connection, body)
         new = {item_id: item for item in items if (item_id := _id(item)) not in seen}
-        # A service that knows no pages answers each with the same rows.
+        # A service without pages returns the same rows for each page.
         if not new:
             break
         seen.update(new)
@@ -65,7 +65,7 @@ def read_rows(connection: Connection, session_id: str | None = None) -> Reading:
 
 
 def _first_page(connection: Connection, query: dict[str, str | int]) -> tuple[dict[str, str | int], Any]:
-    """Finds a limit that the service takes; returns the query with it, and the first page."""
+    """Finds a limit that the service accepts; returns the query with it, and the first page."""
     for limit in _LIMITS:
         limited = query if limit is None else {**query, "limit": limit}
         body = _body(connection, {**limited, "page": 1}, may_refuse=limit is not None)
@@ -99,7 +99,7 @@ def _is_last(body: Any, page: int, seen: int, length: int, longest: int) -> bool
         return page >= pages
     if total is not None:
         return seen >= total
-    # Without either, a page is the last when it is shorter than the limit that the service says, or than another.
+    # Without either, the last page is one shorter than the limit that the service reports, or than another page.
     return length < (limit or longest)
 
 

@@ -79,9 +79,9 @@ def in_sse(event: Event) -> bytes:
 async def chat_stream(request: Request, asking: Asking, body: ChatRequest) -> EventStream:
     """Events: `session`; `delta` with each piece of the reply; `done` when all is stored, or `error` when nothing is.
 
-    Session, message and reply are stored together when the reply is complete, so whoever leaves earlier leaves nothing.
-    A comment every 15 seconds shows that the connection lives. The same over a WebSocket is at `/api/engine/chat/ws`:
-    send such a body as a text, and get `{"event", "data"}` for each event; one message at a time.
+    Session, message and reply are stored together when the reply is complete: if the client disconnects earlier,
+    nothing is stored. A comment every 15 seconds keeps the connection alive. The WebSocket `/api/engine/chat/ws` does
+    the same: send this body as text, and receive `{"event", "data"}` for each event; one message at a time.
     """
     if body.session_id is None:
         owner(asking, None, body.org_id)

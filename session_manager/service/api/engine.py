@@ -154,7 +154,7 @@ async def list_messages(
 async def add_message(
     request: Request, database: Database, asking: Asking, id: ChatId, body: NewChatMessage, response: Response
 ) -> Message:
-    """The first one makes the session stay. A message to an archived session brings it back."""
+    """The first message makes the session permanent. A message to an archived session restores it."""
     added = await chat_messages.add(database, id, asking, NewMessage(**body.model_dump()))
     if added.created:
         request.state.then.append(lambda: metrics.messages_added(added.session, 1))
@@ -165,7 +165,7 @@ async def add_message(
 
 @router.patch("/{id}", summary="Change title or model", responses={**BY_ID, **_STATE, **LARGE})
 async def change_chat(database: Database, asking: Asking, id: ChatId, body: ChatChanges) -> ChatSession:
-    """What is left out stays as it is."""
+    """Fields that are left out do not change."""
     row = await chat_sessions.change(database, id, asking, body.model_dump(exclude_none=True))
     return ChatSession.model_validate(row)
 

@@ -24,7 +24,7 @@ PATIENCE_S = 3.0
 @router.get("/health", include_in_schema=False)
 @router.get("/healthz", summary="Whether the process is alive")
 async def healthz(response: Response) -> Health:
-    """Checks nothing else. The header X-Service names the service, so that a skill sends its token to no other."""
+    """Checks only that. The header X-Service names the service, so that a skill sends its token to no other one."""
     response.headers["X-Service"] = "aria-api"
     return Health()
 
@@ -36,7 +36,7 @@ async def healthz(response: Response) -> Health:
     responses={503: {"model": Problem}},
 )
 async def readyz(request: Request) -> Readiness:
-    """Asks the database for its schema. A newer one will do, so that a rolling update leaves older replicas in."""
+    """Checks the database schema. A newer one passes, so that older replicas keep working during a rolling update."""
     watch: Watch = request.app.state.watch
     standing = watch.standing
     if standing is not None and not standing.up:

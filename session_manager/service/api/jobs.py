@@ -45,8 +45,8 @@ class JobList(BaseModel):
 
 @router.get("", summary="List the jobs with their last runs")
 async def list_jobs(request: Request, database: Database) -> JobList:
-    """The runs are those of all replicas; of those that changed nothing and found nothing new each shows its own. What
-    is `enabled`, and how often, is this service's."""
+    """Runs of all replicas; runs that changed nothing are shown only by the replica that made them. `enabled` and the
+    intervals are those of this replica."""
     runner: Runner = request.app.state.jobs
     return JobList(items=await _items(database, runner, list(runner.jobs)))
 

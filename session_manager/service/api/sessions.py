@@ -104,7 +104,7 @@ async def list_sessions(
         Query(description="`asc`: oldest row first, so that new rows never shift a page; `desc`: newest first"),
     ] = "asc",
 ) -> SessionPage:
-    """Sessions in the order in which history learnt of them."""
+    """Sessions in the order in which their rows were created."""
     wanted = queries.Filter(
         status, agent_id, session_type, search, aria_session_id, include_cron_events, include_runtime_events
     )
@@ -121,7 +121,7 @@ async def list_sessions(
 
 @router.post("", status_code=201, summary="Create a row", responses={200: {"model": Created}, **_TAKEN, **LARGE})
 async def create_session(database: Database, body: NewSession, response: Response) -> Created:
-    """A session that has a row already is left as it is: 200, `created` false, and the id of its row."""
+    """A session that has a row already does not change: 200, `created` false, and the id of that row."""
     try:
         found, created = await queries.create(database, body.model_dump(exclude_none=True))
     except IntegrityError as error:

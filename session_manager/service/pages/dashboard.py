@@ -173,7 +173,7 @@ async def ask_to_end(request: Request, database: Database, id: RowId, next: str 
 
 @router.post(f"{PATH}/{{id}}/end")
 async def end(database: Database, id: RowId, next: Annotated[str, Form()] = PATH) -> Response:
-    """Marks an active row ended; one that is not active stays as it is."""
+    """Marks an active row ended; any other does not change."""
     row = await queries.row(database, id, hold=True)
     if row is None:
         raise NotFound(f"history has no row {id}")

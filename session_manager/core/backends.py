@@ -57,7 +57,7 @@ def forget_inherited(sessions: Sequence[Session], entries: Mapping[str, Entry]) 
 
 
 def observe(sessions: Iterable[Session], told: Mapping[str, bool] | None) -> None:
-    """Sets ``bound`` by what the gateway keeps outside the index: session key (lower case) -> bound or not.
+    """Sets ``bound`` from the gateway's files outside the index: session key (lower case) -> bound or not.
 
     This overrides a thread in the entry. None: it cannot be read, and no spawned session is known to be free.
     """

@@ -197,7 +197,7 @@ def epoch_ms(value: object, now_ms: int) -> int | None:
 
 
 def _iso_ms(text: str) -> int | None:
-    """Reads a date with a time of day, in UTC where it names no offset."""
+    """Reads a date with a time of day, in UTC if it has no offset."""
     if len(text) > 64 or text[10:11] not in ("T", "t", " "):
         return None
     # RFC 3339 allows small letters and a leap second.
@@ -268,11 +268,11 @@ class Session(msgspec.Struct):
     """One session of one agent, with every key that points at it.
 
     The ``entry_…`` fields come from the index; ``transcript_activity``, ``size`` (bytes of its files), ``empty`` (its
-    transcripts hold no message) and ``elsewhere`` (one may lie where it cannot be looked at) from what lies beside it:
-    those stay at their defaults until somebody has looked. ``busy`` comes from both: the entry tells of a run whose
-    transcript is not there yet, or not locked. ``labels`` are those of all its keys where there are several, ``label``
-    is that of the most telling. ``usage`` holds the entry's counters as found: total, input and output tokens, cost in
-    US dollars, start of the session, start of the last run. ``restored``: it was brought back lately.
+    transcripts hold no message) and ``elsewhere`` (one may lie in a place that cannot be read) from the files beside
+    it: they keep their defaults until these were read. ``busy`` comes from both: the entry shows a run whose
+    transcript does not exist yet, or is not locked. ``labels`` are those of all its keys if there are several,
+    ``label`` is that of the most telling. ``usage`` holds the entry's counters as found: total, input and output
+    tokens, cost in US dollars, start of the session, start of the last run. ``restored``: it was restored lately.
 
     ``held``: another program holds its messages. ``bound``: a person still uses it, though its type is one of
     programs; ``threads``, the channel threads that a spawned session has for itself, also make it bound, unless the

@@ -1,7 +1,7 @@
 """A gateway's home, state folder and config file, by the rules of each generation.
 
 Measured on gateways 2026.2.17 and 2026.6.11 (``resolveEffectiveHomeDir``, ``resolveStateDir``,
-``resolveDefaultConfigCandidates``); where the rules changed between 2026.3.2 and 2026.4.14 both are tried.
+``resolveDefaultConfigCandidates``); if the rules changed between 2026.3.2 and 2026.4.14, both are tried.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def private_in(folder: str) -> os.stat_result:
 
 
 def keep_owner(file: int | str, like: os.stat_result) -> None:
-    """Gives a file or folder the owner and group of ``like`` where they differ. Raises OSError."""
+    """Gives a file or folder the owner and group of ``like`` if they differ. Raises OSError."""
     status = os.stat(file)
     if (status.st_uid, status.st_gid) != (like.st_uid, like.st_gid):
         # A group that we are not a member of is no reason to fail if the owner is right.
@@ -188,8 +188,8 @@ def rename_new(source: str, target: str, folder: int | None = None) -> None:
     """
     if _renameat2(source, target, _NOREPLACE, _AT_FDCWD if folder is None else folder):
         return
-    # As the kernel does it: what has gone is told first, or a file that has been moved already would seem to be in the
-    # way of itself.
+    # Like the kernel, report a missing source first, or a file that has already been moved would seem to be in its
+    # own way.
     os.stat(source, dir_fd=folder, follow_symlinks=False)
     with contextlib.suppress(FileNotFoundError):
         os.stat(target, dir_fd=folder, follow_symlinks=False)

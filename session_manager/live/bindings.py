@@ -1,4 +1,4 @@
-"""Reads, from files outside the index, which of the sessions that a gateway spawned people still use.
+"""Reads from a gateway's files outside the index which of its spawned sessions people still use.
 
 Files, all below the state folder: ``subagents/runs.json`` and ``<channel>/thread-bindings….json`` (2026.2.17 to
 2026.5), and ``state/openclaw.sqlite`` with the tables ``subagent_runs``, ``acp_sessions``,

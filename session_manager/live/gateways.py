@@ -206,7 +206,7 @@ def _is_its_holder(marker: Marker) -> bool:
 
 
 def began(pid: int) -> float:
-    """Returns when a process began, in epoch milliseconds; infinity where that cannot be told."""
+    """Returns the start time of a process in epoch milliseconds; infinity if unknown."""
     status = process_stat(pid)
     try:
         with open("/proc/stat", "rb") as file:

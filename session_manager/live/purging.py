@@ -81,7 +81,7 @@ def plan_purge(
     pins: Pins | None,
     living: Collection[str],
 ) -> PurgePlan:
-    """Decides what is older than ``cutoff`` (epoch ms): ``names`` lie in the sessions folder, ``second`` beside it.
+    """Selects archives older than ``cutoff`` (epoch ms): ``names`` lie in the sessions folder, ``second`` beside it.
 
     All archives of a removal have the removal's age. Any other archive has its time in its name; without a readable
     time it stays. Archives of sessions in ``pins`` stay, and those with the id of a session in ``living``: they may be

@@ -102,7 +102,7 @@ def _own_files(store: Store) -> list[str]:
 
 
 def _sweep(store: Store) -> list[str]:
-    """Removes our temporary files that no attempt knows; returns the new names of those with a gateway's content.
+    """Removes our temporary files that no attempt knows; returns the new names of those with content not ours.
 
     The ledger may have been moved away, or be another one: a file that may have value is renamed, not removed.
     """

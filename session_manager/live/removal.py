@@ -1,7 +1,7 @@
 """Removes sessions from a store: intent, index, transcripts, under one lock, with one rewrite.
 
 Order, each step durable before the next: the intent in the ledger; the index without the keys; the transcripts
-under their archive names; the end of the attempt in the ledger, with the marks that history is owed.
+under their archive names; the end of the attempt in the ledger, with the pending marks for history.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Remover:
         return self.at_risk.document() | clock | weaker.document(self._weaker)
 
     def refuse_unguarded(self, snapshot: Snapshot, names: Iterable[str]) -> None:
-        """Raises Refused (``no_exchange``) where a change of this index could overwrite what a gateway writes."""
+        """Raises Refused (``no_exchange``) if a change of this index could overwrite a gateway's writes."""
         with clear_errors("rewrite the index of", snapshot.store.sessions_dir):
             refuse_unguarded(snapshot.store, names, snapshot.sessions, allowed=self._force)
 
@@ -236,7 +236,7 @@ class Remover:
                     looked_for_strays = True
                     continue
                 looked_for_strays = True
-                # Whoever chose it: the earlier removal holds a ghost's files, and a restore brings both back.
+                # Even if the caller chose it: the earlier removal holds a ghost's files, and a restore undoes both.
                 chosen = [(session, REASON if session.id in again else reason) for session, reason in chosen]
                 chosen += [(session, REASON) for session in back if session.id not in going]
             if not chosen:

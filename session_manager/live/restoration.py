@@ -164,7 +164,7 @@ def _lost(remover: Remover, store: Store, find: Find, missing: Collection[int]) 
 
 
 def refusal(blocked: Sequence[tuple[Life, Obstacle]]) -> Refused:
-    """Returns the error that names what is in the way."""
+    """Returns the error that names the obstacle."""
     life, obstacle = blocked[0]
     more = f"; and {len(blocked) - 1} more sessions cannot be" if len(blocked) > 1 else ""
     conflicts = [

@@ -66,7 +66,7 @@ class SecondNames:
         self._copying = _Copying(None)
 
     def path(self, run_id: str, agent_id: str, name: str) -> str:
-        """Returns where the second name of the archive ``name`` is, whether it exists or not."""
+        """Returns the path of the second name of the archive ``name``, even if it does not exist."""
         return os.path.join(self.root, run_id, agent_id, name)
 
     def keep_ahead(self, store: Store, lock: StoreLock, run_id: str, files: Sequence[tuple[str, str]]) -> None:
@@ -170,7 +170,7 @@ class SecondNames:
     def may_be(self, store: Store, run_id: str, name: str, source: str) -> bool:
         """Returns True if the live file ``source`` begins with the whole content of the second name of ``name``.
 
-        True where there is no second name.
+        True if there is no second name.
         """
         try:
             with (

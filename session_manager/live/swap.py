@@ -234,7 +234,7 @@ def write_temp(
 
 
 def is_temp(store: Store, name: str) -> bool:
-    """Returns True if a name is that of a temporary file of ours for a store's index; its folder may hold others."""
+    """Returns True if a name belongs to a temporary file of ours for a store's index; its folder may hold others."""
     prefix = _temp_prefix(store)
     return name.startswith(prefix) and name.endswith(TEMP_SUFFIX) and name.removeprefix(prefix).count(".") == 3
 

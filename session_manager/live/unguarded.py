@@ -31,7 +31,7 @@ _SHARES = frozenset(
 
 
 def refuse_unguarded(store: Store, names: Iterable[str], sessions: Iterable[Session], *, allowed: bool) -> None:
-    """Raises Refused (``no_exchange``) where an edit of the index could overwrite what a gateway writes.
+    """Raises Refused (``no_exchange``) if an edit of the index could overwrite a gateway's writes.
 
     ``names`` lie in the folder. ``allowed``: the user has made sure that no gateway writes. Raises OSError.
     """

@@ -184,7 +184,7 @@ class Volume:
         return self._store_in(self._folder(agent_id), agent_id)
 
     def archive_store(self, agent_id: str) -> Store | None:
-        """Does what ``store`` does, but if the sessions have moved to SQLite, returns the folder that they left.
+        """Does what ``store`` does, but for sessions that have moved to SQLite returns the folder that they left.
 
         Use only the archives in it then. Raises if several agents share that folder.
         """

@@ -86,7 +86,7 @@ def strays(
     """Returns, by session id, transcripts without an entry of sessions that the ledger has in one of ``states``.
 
     Gateway 2026.2.17 writes one when the session is removed between its entry's update and its run, and no entry.
-    What another session's entry names, here or in another agent (``shared``), is that session's.
+    A transcript that another session's entry names, here or in another agent (``shared``), belongs to that session.
     """
     living = {session.id for session in sessions}
     found: dict[str, list[str]] = {}
@@ -106,7 +106,7 @@ def strays(
 
 
 def idle_strays(ledger: Ledger, shared: Collection[str], snapshot: Snapshot, names: Sequence[str]) -> list[Orphan]:
-    """Returns strays of removed sessions that nobody writes to: what was said after a removal goes with the session."""
+    """Returns idle strays of removed sessions: lines written after a removal are archived with the session."""
     store, now = snapshot.store, now_ms()
     found = strays(ledger, store, snapshot.sessions, names, (REMOVED,), shared)
     held = set(held_transcripts(store, names, now)) if found else set()

@@ -16,7 +16,7 @@ _THE_SAME = (
 )
 # An erased session stays erased, even if it ends again: history must also erase what it may have received since.
 ENDED_OR_ERASED = "status = CASE WHEN status = 'erased' THEN 'erased' ELSE 'ended' END"
-# For a mark that is pending again: whether an earlier one may have told history that the session ended.
+# For a mark that becomes pending again: keeps ``sent`` if history may already know that the session ended.
 STILL_HEARD = "sent = CASE WHEN state = 'delivered' THEN status = 'ended' WHEN status = 'active' THEN 1 ELSE sent END"
 
 

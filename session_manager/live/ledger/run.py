@@ -1,4 +1,4 @@
-"""One call of a mutating function: who called what."""
+"""One call of a mutating function: its name, time and caller."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ def test_what_lies_outside_is_reported(tmp_path: Path, session_file: str, report
     given_file = session_file.format(outside=outside)
     (session,) = sessions(("s", {"sessionFile": given_file}))
     store = Store("main", str(folder), str(folder / "sessions.json"), "main:1")
-    assert outside_files(store, [session], [session], ()) == ([given_file] if reported else [])
+    assert list(outside_files(store, [session], [session], ())) == ([given_file] if reported else [])
 
 
 def test_files_are_sorted_to_their_sessions(tmp_path: Path) -> None:

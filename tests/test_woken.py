@@ -191,13 +191,14 @@ def test_a_removal_that_a_later_one_hides_is_found(agents: Path, skill: Skill, f
     assert told(store.dir / "s1.jsonl") == [OLD, "old answer"]
 
 
-def test_what_went_twice_comes_back_at_once(agents: Path, skill: Skill, fork: Forks) -> None:
+@pytest.mark.parametrize("age_ms", [10_000, 0])
+def test_what_went_twice_comes_back_at_once(agents: Path, skill: Skill, age_ms: int) -> None:
     store = build(agents)
     runs = [skill("delete_session", {"session_id": "s1"}).document["run_id"]]
     store.replace({**store.read(), KEY: store.entries[KEY]})
     again = skill("prune_sessions", {"max_age_minutes": 10**6}).document
     assert [one["id"] for one in again["reappeared"]] == ["s1"]
-    gateway_writes(store, transcript=new_turn(), updatedAt=now_ms() - 10_000)
+    gateway_writes(store, transcript=new_turn(), updatedAt=now_ms() - age_ms)
     assert [one["id"] for one in skill("prune_sessions", {"max_age_minutes": 10**6}).document["woken"]] == ["s1"]
     for run_id in (*runs, again["run_id"]):
         answer = skill("restore_run", {"run_id": run_id})

@@ -131,31 +131,30 @@ def take_back(
     store = snapshot.store
     observe_locks(store, snapshot.sessions, names, now_ms())
     living = {session.id: session for session in snapshot.sessions}
-    free = []
     whole: set[str] = set()
     failures: Failures = []
+    sources: dict[str, list[str]] = {}
     for removed in halves:
-        session = living[removed.session_id]
-        if not session.busy and not _is_about_to_run(store, session, removed):
-            free.append(removed)
+        sources.setdefault(removed.session_id, []).extend(source for source, _ in removed.files)
+    waiting = {i for i, names in sources.items() if living[i].busy or _is_about_to_run(store, living[i], names)}
+    free = [removed for removed in halves if removed.session_id not in waiting]
     if free and snapshot.identity is not None:
         attempt = ledger.intend_restore(run, store.store_id, store.agent_id, [], [snapshot.identity], free)
         alive, failures = recover_attempt(store, lock, ledger, attempt)
         whole = alive - {session_id for session_id, _ in failures if session_id is not None}
     # A removal that is undone at once also has its mark withdrawn.
-    waiting = {removed.session_id for removed in halves} - {removed.session_id for removed in free}
     ledger.cancel_ends(run, store.agent_id, waiting)
     newest = {removed.session_id: removed for removed in halves}
     woken = [Woken(store.agent_id, i, removed.run_id, i in whole) for i, removed in newest.items()]
     return woken, failures
 
 
-def _is_about_to_run(store: Store, session: Session, removed: Removed) -> bool:
-    """Returns True if the session may have received a message that its transcript does not show yet."""
+def _is_about_to_run(store: Store, session: Session, sources: Iterable[str]) -> bool:
+    """Returns True if the session may have received a message that its transcripts do not show yet."""
     activity = session.entry_activity or 0
     if activity < now_ms() - _SETTLED_MS:
         return False
-    for name in (source for source, _ in removed.files if is_transcript(source)):
+    for name in filter(is_transcript, sources):
         with contextlib.suppress(OSError):
             if os.lstat(os.path.join(store.sessions_dir, name)).st_mtime_ns // 1_000_000 >= activity - _ENDING_MS:
                 return False

@@ -57,8 +57,9 @@ from session_manager.live.ledger.rows import (
     Removed,
     Temp,
 )
-from session_manager.live.ledger.run import Run, is_owed, new_run_id, run_started_at, start_run
+from session_manager.live.ledger.run import Run, new_run_id, run_started_at
 from session_manager.live.ledger.sharing import Sharing
+from session_manager.live.ledger.start import is_owed, start_run
 from session_manager.live.ledger.unfinished import Openness, Unfinished
 from session_manager.live.ledger.verification import Verification
 

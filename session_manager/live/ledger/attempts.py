@@ -23,7 +23,7 @@ from session_manager.live.ledger.rows import (
     RESTORE,
     RESTORED,
     Attempt,
-    Facts,
+    Details,
     Removal,
     Removed,
     Temp,
@@ -34,16 +34,6 @@ from session_manager.live.volume import Identity
 
 # Old entries are dropped in small batches, but faster than new ones arrive: 256 chunks are about 64 MB of entries.
 _LEAST_DROPPED = 256
-
-
-class Details(msgspec.Struct, omit_defaults=True):
-    """The part of a removal that can be erased."""
-
-    keys: list[str]
-    files: list[tuple[str, str]]
-    facts: Facts
-    places: list[int] = []
-    shares: list[str] = []
 
 
 class Attempts(Clocks):

@@ -8,11 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from session_manager.live.ledger import chain
-from session_manager.live.ledger.attempts import Details
 from session_manager.live.ledger.connection import Connection, as_json, clear_sqlite_errors
 from session_manager.live.ledger.entries import forget
 from session_manager.live.ledger.removals import change_state
-from session_manager.live.ledger.rows import ERASED, PURGED, REMOVE, REMOVED, Archived, Attempt
+from session_manager.live.ledger.rows import ERASED, PURGED, REMOVE, REMOVED, Archived, Attempt, Details
 from session_manager.live.ledger.run import Run, note_run
 from session_manager.live.liveness import now_ms
 

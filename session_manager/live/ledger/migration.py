@@ -11,8 +11,7 @@ import zlib
 import msgspec
 
 from session_manager.live.ledger import chain
-from session_manager.live.ledger.attempts import Details
-from session_manager.live.ledger.rows import KEPT, Facts
+from session_manager.live.ledger.rows import KEPT, Details, Facts
 from session_manager.live.ledger.schema import create
 
 _TABLES = ("runs", "attempts", "removals", "marks")

@@ -8,10 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from session_manager.live.ledger import chain
-from session_manager.live.ledger.attempts import Details
 from session_manager.live.ledger.connection import Connection, as_json, clear_sqlite_errors
 from session_manager.live.ledger.entries import read_members
-from session_manager.live.ledger.rows import ERASE, REMOVE, REMOVED, Facts, Member, Removed
+from session_manager.live.ledger.rows import ERASE, REMOVE, REMOVED, Details, Facts, Member, Removed
 
 _COLUMNS = (
     "SELECT r.removal_id, a.run_id, u.function, u.asked_by, u.user, u.host, a.store_id, a.agent_id, r.session_id,"

@@ -27,6 +27,16 @@ class Facts(msgspec.Struct, omit_defaults=True):
     activity: int | None = None
 
 
+class Details(msgspec.Struct, omit_defaults=True):
+    """The part of a removal that can be erased."""
+
+    keys: list[str]
+    files: list[tuple[str, str]]
+    facts: Facts
+    places: list[int] = []
+    shares: list[str] = []
+
+
 class Removal(msgspec.Struct):
     """One session to remove: its keys, its raw members (key token, value), its files from → to (base names).
 

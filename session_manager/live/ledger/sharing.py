@@ -5,10 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from session_manager.live.ledger import chain
-from session_manager.live.ledger.attempts import Details
 from session_manager.live.ledger.connection import Connection, clear_sqlite_errors
 from session_manager.live.ledger.removals import change_state, select_removed
-from session_manager.live.ledger.rows import RESTORED, Removed
+from session_manager.live.ledger.rows import RESTORED, Details, Removed
 from session_manager.live.ledger.run import Run, note_run
 
 _STANDING = " WHERE a.kind = 'remove' AND a.state <> 'intent' AND r.state = 'removed' AND r.details IS NOT NULL"

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from session_manager.live.liveness import TRANSCRIPT_STALE_MS, process_lives
+from session_manager.live.names import owner_of_sidecar
 from session_manager.live.transcripts import is_text
 from session_manager.live.volume import INDEX_NAME
 
@@ -34,8 +35,6 @@ def find_leftovers(
 
     A writer's temporary file counts as its own id. ``kept`` are the ids of sessions that stay, ``live`` their files.
     """
-    from session_manager.live.orphans import owner_of_sidecar
-
     found = {}
     for name in names:
         if name in live or name not in folder.mtimes or not is_text(name):

@@ -19,6 +19,7 @@ from session_manager.core.orphans import Orphan
 from session_manager.core.session import EARLIEST_MS, Session
 from session_manager.live.atomic import OWN_PREFIX
 from session_manager.live.leftovers import find_leftovers, is_being_written, written_at
+from session_manager.live.names import PARTIAL_NAME, SIDECAR_NAME, TOPIC_NAME, session_id_of
 from session_manager.live.observe import held_transcripts, last_timestamp
 from session_manager.live.transcripts import (
     files_by_session,
@@ -40,14 +41,6 @@ OWN = "own_temp"
 ARCHIVES = {"reset": "reset_archive", "deleted": "deleted_archive", "bak": "backup_archive"}
 CLASSES = (LIVE, PREVIOUS, *ARCHIVES.values(), TOPIC, SIDECAR, PARTIAL, ORPHAN, OWN, OTHER)
 
-_ID = r"(?i)^[a-z0-9][a-z0-9._-]{0,127}\Z"
-_STAMPED = r"^\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z_(?P<id>.+)\Z"
-_TOPIC = r"^(?P<id>.+?)-topic-.+\Z"
-_PARTIAL = r"\.jsonl\.(?:repair-\d+-\d+\.tmp|truncate-tmp|manual-compaction-tmp)\Z"
-_SIDECAR = (
-    r"(?i)\.(?:trajectory\.jsonl|trajectory-path\.json|checkpoint\.[0-9a-f-]{36}\.jsonl"
-    r"|jsonl\.bak-\d+-\d+|jsonl\.codex-app-server\.json)\Z"
-)
 _HEADER_LIMIT = 64 * 1024
 
 
@@ -89,7 +82,9 @@ class Folder(msgspec.Struct):
     def transcripts(self) -> list[str]:
         """Returns the names of all transcripts of any session, without archives and sidecars."""
         kinds = (LIVE, PREVIOUS, TOPIC, ORPHAN)
-        return [n for n, k in self.classes.items() if k in kinds and is_transcript(n) and not re.search(_SIDECAR, n)]
+        return [
+            n for n, k in self.classes.items() if k in kinds and is_transcript(n) and not re.search(SIDECAR_NAME, n)
+        ]
 
     def of_class(self, *kinds: str) -> list[str]:
         """Returns the names of the files of some classes, in order."""
@@ -120,15 +115,6 @@ class Mentions:
     def any_of(self, *names: str) -> bool:
         """Returns True if any of these session ids and file names is mentioned."""
         return not self._found.isdisjoint(map(os.fsencode, names))
-
-
-def session_id_of(name: str) -> str | None:
-    """Returns the session id in a transcript's name, or None if the gateway would not accept it."""
-    stem = name.removesuffix(".jsonl")
-    for wrapping in (_STAMPED, _TOPIC):
-        match = re.match(wrapping, stem)
-        stem = match["id"] if match else stem
-    return stem if is_transcript(name) and re.match(_ID, stem) and ".." not in stem else None
 
 
 def classify(
@@ -166,13 +152,6 @@ def classify(
     return folder
 
 
-def owner_of_sidecar(name: str) -> str | None:
-    """Returns the session id in the name of a sidecar or temporary file, or None if there is none."""
-    while (match := re.search(_SIDECAR, name) or re.search(_PARTIAL, name)) is not None:
-        name = name[: match.start()] + ".jsonl"
-    return session_id_of(name)
-
-
 def class_of_name(name: str, live: Collection[str]) -> str:
     """Returns a file's class by its name alone; ``live`` are the names that belong to living sessions."""
     archive = parse_archive(name)
@@ -180,15 +159,15 @@ def class_of_name(name: str, live: Collection[str]) -> str:
         return ARCHIVES[archive[1]]
     if name.startswith(OWN_PREFIX):
         return OWN
-    if re.search(_PARTIAL, name) or (name.startswith(INDEX_NAME + ".") and name.endswith(".tmp")):
+    if re.search(PARTIAL_NAME, name) or (name.startswith(INDEX_NAME + ".") and name.endswith(".tmp")):
         return PARTIAL
     if name in live:
         return LIVE
-    if re.search(_SIDECAR, name) and not name.startswith("."):
+    if re.search(SIDECAR_NAME, name) and not name.startswith("."):
         return SIDECAR
     if session_id_of(name) is None:
         return OTHER
-    return TOPIC if re.match(_TOPIC, name.removesuffix(".jsonl")) else ORPHAN
+    return TOPIC if re.match(TOPIC_NAME, name.removesuffix(".jsonl")) else ORPHAN
 
 
 def _find_previous(folder: Folder, living: Collection[str], mentions: Sequence[Mentions]) -> None:

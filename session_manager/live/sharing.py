@@ -19,9 +19,9 @@ from session_manager.live.atomic import clear_errors, sync_folder
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.ledger import Removal, Removed
 from session_manager.live.liveness import now_ms
+from session_manager.live.names import session_id_of
 from session_manager.live.observe import file_bytes, held_transcripts, listing
 from session_manager.live.orphan_removal import archive_orphans
-from session_manager.live.orphans import session_id_of
 from session_manager.live.removal import Remover
 from session_manager.live.steps import step
 from session_manager.live.transcripts import files_by_session

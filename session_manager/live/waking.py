@@ -23,8 +23,8 @@ from session_manager.live.archive import Failures
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.ledger import REMOVED, Ledger, Removed, Run
 from session_manager.live.liveness import now_ms
+from session_manager.live.names import session_id_of
 from session_manager.live.observe import held_transcripts, observe_locks
-from session_manager.live.orphans import session_id_of
 from session_manager.live.recovery import recover_attempt
 from session_manager.live.second_names import SecondNames
 from session_manager.live.transcripts import files_by_session

@@ -30,18 +30,9 @@ import msgspec
 
 from session_manager.core.session import epoch_ms
 from session_manager.live.atomic import OWN_PREFIX, keep_mode, keep_owner, rename_new, sync, sync_folder
+from session_manager.live.holding import is_held, vouched_in
 from session_manager.live.jsonscan import scan_object
-from session_manager.live.liveness import (
-    OWNER,
-    TRANSCRIPT_STALE_MS,
-    Payload,
-    is_held,
-    iso_ms,
-    now_ms,
-    process_stat,
-    read_marker,
-    vouched_in,
-)
+from session_manager.live.liveness import OWNER, TRANSCRIPT_STALE_MS, Payload, iso_ms, now_ms, process_stat, read_marker
 from session_manager.live.steps import step
 from session_manager.live.transcripts import LOCK_SUFFIX
 

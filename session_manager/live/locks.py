@@ -8,16 +8,14 @@ from collections.abc import Iterable
 import msgspec
 
 from session_manager.live.gateway_lock import KERNEL_LOCK_NAME
+from session_manager.live.holding import is_held, owner_lives, vouched_in
 from session_manager.live.liveness import (
     OWNER,
     STORE_STALE_MS,
     TRANSCRIPT_STALE_MS,
     Marker,
-    is_held,
-    owner_lives,
     process_lives,
     read_marker,
-    vouched_in,
     written_at,
 )
 from session_manager.live.transcripts import LOCK_SUFFIX

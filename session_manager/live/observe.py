@@ -10,7 +10,8 @@ import msgspec
 
 from session_manager.core.progress import tracked
 from session_manager.core.session import RUN_STALE_MS, Session, epoch_ms
-from session_manager.live.liveness import TRANSCRIPT_STALE_MS, is_held, read_marker, vouched_in
+from session_manager.live.holding import is_held, vouched_in
+from session_manager.live.liveness import TRANSCRIPT_STALE_MS, read_marker
 from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session
 from session_manager.live.volume import Store, folder_unreadable
 from session_manager.live.whereabouts import ELSEWHERE, Whereabouts, inside, is_transcript, paths_inside

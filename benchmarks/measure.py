@@ -21,7 +21,7 @@ from benchmarks import floors, stores
 from session_manager.functions import load
 from session_manager.functions.context import Context
 from session_manager.live.liveness import now_ms
-from session_manager.live.volume import open_volume
+from session_manager.live.opening import open_volume
 from session_manager.settings import read_settings
 
 Action = Callable[[Path], object]

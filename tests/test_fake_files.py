@@ -13,7 +13,8 @@ from session_manager.functions.policy import with_policy
 from session_manager.live.atomic import clear_errors, write_new
 from session_manager.live.observe import listing
 from session_manager.live.orphans import classify
-from session_manager.live.volume import Store, Volume
+from session_manager.live.store import Store
+from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
 
 AGENTS = "/home/ann/.openclaw/agents"

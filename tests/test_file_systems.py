@@ -26,7 +26,8 @@ from session_manager.core.errors import Locked
 from session_manager.live import gateways, lock_file, own_lock, trial, unguarded
 from session_manager.live.gateway_lock import LockLost, StoreLock
 from session_manager.live.liveness import Payload, iso_ms
-from session_manager.live.volume import Store, Volume
+from session_manager.live.store import Store
+from session_manager.live.volume import Volume
 
 EVERYTHING = (*ALL, EXCLUSIVELY)
 

@@ -19,7 +19,8 @@ from session_manager.core.errors import Locked
 from session_manager.live import lock_file
 from session_manager.live.gateway_lock import LockLost, StoreLock
 from session_manager.live.liveness import iso_ms, process_stat
-from session_manager.live.volume import Store, Volume
+from session_manager.live.store import Store
+from session_manager.live.volume import Volume
 
 
 @pytest.fixture

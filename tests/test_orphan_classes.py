@@ -25,7 +25,7 @@ from session_manager.live.orphans import (
     session_id_of,
     with_traces,
 )
-from session_manager.live.volume import Store
+from session_manager.live.store import Store
 
 UUID = "6513270e-0b3c-4b8e-9a55-0123456789ab"
 STAMP = "2026-11-20T23-29-08.931Z"

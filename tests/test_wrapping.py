@@ -14,7 +14,7 @@ from support import Skill, StoreBuilder, now_ms, picture
 from session_manager.core.errors import Damaged
 from session_manager.live.index import Index
 from session_manager.live.readoption import salvage
-from session_manager.live.volume import Store
+from session_manager.live.store import Store
 from session_manager.live.wrapping import trouble, unwrapped
 
 READOPT = "readopt_orphans"

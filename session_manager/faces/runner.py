@@ -144,7 +144,7 @@ def call(function: Function, given: Mapping[str, Any], environ: Mapping[str, str
 
     from session_manager.functions.context import Context
     from session_manager.live.liveness import now_ms
-    from session_manager.live.volume import open_volume
+    from session_manager.live.opening import open_volume
     from session_manager.settings import read_settings
 
     settings = read_settings(environ)

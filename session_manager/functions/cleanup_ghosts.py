@@ -24,7 +24,7 @@ from session_manager.functions.reading import (
 from session_manager.functions.shared_files import archive_left, left_by
 from session_manager.functions.tally import ACTIVE, Notes, note
 from session_manager.live.emptiness import empty_or_unseen
-from session_manager.live.volume import Snapshot, Store
+from session_manager.live.store import Snapshot, Store
 
 if TYPE_CHECKING:
     from session_manager.functions.delivery import History

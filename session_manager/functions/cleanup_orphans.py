@@ -26,7 +26,7 @@ from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise, only_observe
 from session_manager.functions.tally import ACTIVE, Notes, note
 from session_manager.live.orphans import CLASSES, ORPHAN
-from session_manager.live.volume import Snapshot, Store
+from session_manager.live.store import Snapshot, Store
 
 if TYPE_CHECKING:
     from session_manager.live.gateway_lock import StoreLock

@@ -28,8 +28,9 @@ from session_manager.functions.refusal import refusal
 from session_manager.functions.shared_files import archive_left, left_by
 from session_manager.functions.tally import Notes, note
 from session_manager.live.observe import listing
+from session_manager.live.snapshot import read_snapshot
+from session_manager.live.store import Snapshot, Store
 from session_manager.live.transcripts import no_texts_of
-from session_manager.live.volume import Snapshot, Store, read_snapshot
 from session_manager.live.whereabouts import outside_files, still_outside
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from session_manager.functions.reading import (
 from session_manager.functions.refusal import kept_although_named
 from session_manager.functions.shared_files import archive_left
 from session_manager.functions.tally import Tally, plan_rows
-from session_manager.live.volume import Snapshot
+from session_manager.live.store import Snapshot
 
 if TYPE_CHECKING:
     from session_manager.functions.gone import Absent

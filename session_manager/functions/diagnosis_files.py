@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.functions.context import Context
 from session_manager.functions.diagnosis import Check
-from session_manager.live.volume import Store
+from session_manager.live.store import Store
 
 _ALL = "files can be swapped atomically; hard links, flock, fsync and file modes work"
 _PLACE = "keep it on a local file system if you can"
@@ -74,8 +74,8 @@ def _try_out(context: Context, place: str, stores: list[Store]) -> Iterator[Chec
 def _without_exchange(context: Context, name: str, what: str, stores: list[Store]) -> Check:
     """Returns a check of whether changes are refused because of that."""
     from session_manager.live.observe import listing
+    from session_manager.live.snapshot import read_snapshot
     from session_manager.live.unguarded import ADVICE, writer
-    from session_manager.live.volume import read_snapshot
 
     if context.settings.allow_no_exchange:
         return Check(name, False, f"{what}; files are changed anyway, because ARIA_ALLOW_NO_EXCHANGE is 1", _PLACE)

@@ -14,8 +14,9 @@ from session_manager.core.errors import Damaged, Locked, Refused, SessionManager
 from session_manager.functions.context import Context
 from session_manager.functions.diagnosis import Check, age, failed, page, plural, size
 from session_manager.live.observe import listing
+from session_manager.live.snapshot import read_snapshot
+from session_manager.live.store import Snapshot, Store
 from session_manager.live.transcripts import parse_archive
-from session_manager.live.volume import Snapshot, Store, read_snapshot
 from session_manager.live.whereabouts import is_transcript
 from session_manager.owners import run_as
 from session_manager.settings import ledger_path

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from session_manager.functions.erasing import Result
     from session_manager.live.ledger import Removed
     from session_manager.live.removal import Remover
-    from session_manager.live.volume import Store
+    from session_manager.live.store import Store
 
 DESCRIPTION = (
     "Erases one session for privacy: its index entry, transcripts, archives, details in the ledger and details in "

@@ -21,7 +21,8 @@ from session_manager.live.orphans import held_ids
 from session_manager.live.reappeared import reported
 from session_manager.live.removal import Remover
 from session_manager.live.sharing import others_too, pass_on
-from session_manager.live.volume import UNSUPPORTED, Snapshot, Store, read_snapshot
+from session_manager.live.snapshot import read_snapshot
+from session_manager.live.store import UNSUPPORTED, Snapshot, Store
 
 
 class Result(msgspec.Struct):

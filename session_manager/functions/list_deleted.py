@@ -11,7 +11,7 @@ from session_manager.core.errors import NotFound, SessionManagerError
 from session_manager.core.retention import MINUTE_MS
 from session_manager.functions.context import Agents, Context, Limit, Minutes, iso_utc, named
 from session_manager.live.observe import listing
-from session_manager.live.volume import read_snapshot
+from session_manager.live.snapshot import read_snapshot
 
 if TYPE_CHECKING:
     from session_manager.live.ledger import Removed

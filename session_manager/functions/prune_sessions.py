@@ -27,7 +27,7 @@ from session_manager.functions.reading import (
 from session_manager.functions.shared_files import archive_left
 from session_manager.functions.tally import Tally, plan_rows
 from session_manager.live.observe import transcript_sizes
-from session_manager.live.volume import Snapshot, Store
+from session_manager.live.store import Snapshot, Store
 
 if TYPE_CHECKING:
     from session_manager.core.rules import ByRules, Overrun

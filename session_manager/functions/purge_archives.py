@@ -20,7 +20,8 @@ from session_manager.live.ledger import Ledger, start_run
 from session_manager.live.observe import listing
 from session_manager.live.purging import Archive, Purged, PurgePlan, plan_purge, preview_purge, purge
 from session_manager.live.second_names import SecondNames
-from session_manager.live.volume import UNSUPPORTED, Store, read_snapshot
+from session_manager.live.snapshot import read_snapshot
+from session_manager.live.store import UNSUPPORTED, Store
 
 if TYPE_CHECKING:
     from session_manager.live.gateway_lock import StoreLock

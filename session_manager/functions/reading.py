@@ -15,8 +15,9 @@ from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.functions.context import Context, named
 from session_manager.live.observe import Cutoff, listing, observe_locks, observe_transcripts
+from session_manager.live.snapshot import read_snapshot
+from session_manager.live.store import UNSUPPORTED, Snapshot, Store
 from session_manager.live.transcripts import files_by_session
-from session_manager.live.volume import UNSUPPORTED, Snapshot, Store, read_snapshot
 from session_manager.live.whereabouts import paths_inside
 
 if TYPE_CHECKING:

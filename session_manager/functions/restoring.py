@@ -17,7 +17,8 @@ from session_manager.live.obstacles import UNFINISHED, Obstacle
 from session_manager.live.removal import Remover
 from session_manager.live.restoration import Find, Life, refusal, restore, spare_memory, split
 from session_manager.live.sharing import give_back
-from session_manager.live.volume import Store, read_snapshot
+from session_manager.live.snapshot import read_snapshot
+from session_manager.live.store import Store
 
 
 class Outcome(msgspec.Struct):

@@ -11,7 +11,7 @@ import msgspec
 from session_manager.core.errors import SessionManagerError, failure
 from session_manager.functions.context import Context
 from session_manager.functions.reading import foreign_references, names_referred_to, read_view
-from session_manager.live.volume import Store
+from session_manager.live.store import Store
 
 if TYPE_CHECKING:
     from session_manager.live.ledger import Removal

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from session_manager.core.errors import NotFound, SessionManagerError
 from session_manager.core.session import Session
 from session_manager.functions.context import Context, named
+from session_manager.live.store import Store
 from session_manager.live.transcripts import files_by_session
-from session_manager.live.volume import Store
 
 if TYPE_CHECKING:
     from session_manager.live.ledger import Archived, Ledger

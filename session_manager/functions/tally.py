@@ -12,8 +12,8 @@ from session_manager.core.retention import Decision
 from session_manager.functions.reading import AgentRead
 from session_manager.functions.rows import row
 from session_manager.functions.shared_files import left_by
+from session_manager.live.store import Store
 from session_manager.live.transcripts import no_texts_of
-from session_manager.live.volume import Store
 from session_manager.live.whereabouts import outside_files, still_outside
 
 if TYPE_CHECKING:

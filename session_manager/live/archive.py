@@ -16,8 +16,8 @@ from session_manager.live.ledger import Attempt, Ledger, Removal
 from session_manager.live.liveness import now_ms
 from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
+from session_manager.live.store import Store
 from session_manager.live.transcripts import archive_names
-from session_manager.live.volume import Store
 from session_manager.live.whereabouts import is_transcript
 
 # Reading the marker costs about as much as a rename: often enough against a 30 s staleness, not at every file.

@@ -12,7 +12,9 @@ from session_manager.core.errors import UsageError
 from session_manager.core.layout import Layout
 from session_manager.core.session import safe_name
 from session_manager.live.index import Index
-from session_manager.live.volume import AGENT_ID, Store, Volume, read_file, unknown_agent, unlistable, without_twins
+from session_manager.live.snapshot import read_file
+from session_manager.live.store import Store
+from session_manager.live.volume import AGENT_ID, Volume, unknown_agent, unlistable, without_twins
 
 
 class ConfiguredVolume(Volume):

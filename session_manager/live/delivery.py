@@ -14,8 +14,9 @@ from session_manager.core.errors import SessionManagerError
 from session_manager.core.session import DAY_MS
 from session_manager.live.delivery_lock import delivery_lock
 from session_manager.live.ledger import Ledger, Mark, Run
+from session_manager.live.snapshot import read_snapshot
 from session_manager.live.steps import step
-from session_manager.live.volume import Volume, read_snapshot
+from session_manager.live.volume import Volume
 from session_manager.settings import Settings
 
 Name = tuple[str, str]

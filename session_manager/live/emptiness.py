@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from session_manager.core.session import Session
+from session_manager.live.store import Store
 from session_manager.live.transcripts import files_by_session
-from session_manager.live.volume import Store
 from session_manager.live.whereabouts import ELSEWHERE, REFUSED, Whereabouts, is_transcript
 
 # Lines without a message are short, and few precede the first message.

@@ -23,9 +23,10 @@ from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing
 from session_manager.live.purging import Archive, unlink_all
 from session_manager.live.second_names import PART, SecondNames
+from session_manager.live.snapshot import read_snapshot
 from session_manager.live.steps import step
+from session_manager.live.store import Store
 from session_manager.live.transcripts import files_by_session, original_name, owner
-from session_manager.live.volume import Store, read_snapshot
 
 
 class Traces(msgspec.Struct):

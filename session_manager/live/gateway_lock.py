@@ -24,7 +24,7 @@ from session_manager.live.holding import is_held, vouched_in
 from session_manager.live.liveness import OWNER, STORE_STALE_MS, Marker, now_ms, read_marker
 from session_manager.live.lock_file import LockFile
 from session_manager.live.own_lock import OwnLock, own_lock
-from session_manager.live.volume import Store
+from session_manager.live.store import Store
 
 KERNEL_LOCK_NAME = OWN_PREFIX + "lock"
 # The gateway retries after 50, 100, 150 … ms: it must find the store free between two of our queued processes.

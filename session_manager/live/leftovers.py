@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from session_manager.live.liveness import TRANSCRIPT_STALE_MS, process_lives
 from session_manager.live.names import owner_of_sidecar
+from session_manager.live.store import INDEX_NAME
 from session_manager.live.transcripts import is_text
-from session_manager.live.volume import INDEX_NAME
 
 if TYPE_CHECKING:
     from session_manager.live.orphans import Folder, Mentions

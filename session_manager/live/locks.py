@@ -18,8 +18,8 @@ from session_manager.live.liveness import (
     read_marker,
     written_at,
 )
+from session_manager.live.store import Store
 from session_manager.live.transcripts import LOCK_SUFFIX
-from session_manager.live.volume import Store
 
 ALIVE, UNSEEN, STALE = "alive", "unseen", "stale"
 

@@ -10,8 +10,8 @@ from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.live.emptiness import empty_sessions
 from session_manager.live.observe import file_bytes
+from session_manager.live.store import Store
 from session_manager.live.transcripts import files_by_session
-from session_manager.live.volume import Store
 from session_manager.live.whereabouts import paths_inside
 
 

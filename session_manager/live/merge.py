@@ -9,7 +9,7 @@ import msgspec
 from session_manager.core.session import entry_activity, trimmed_or_none
 from session_manager.live.index import Index
 from session_manager.live.ledger import Removal
-from session_manager.live.volume import Snapshot
+from session_manager.live.store import Snapshot
 
 
 class Merged(msgspec.Struct):

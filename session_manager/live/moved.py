@@ -25,8 +25,9 @@ from session_manager.live.ledger.rows import Member
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing
 from session_manager.live.second_names import PART, SecondNames, alone
+from session_manager.live.snapshot import read_file, read_snapshot
 from session_manager.live.steps import step
-from session_manager.live.volume import Snapshot, Store, read_file, read_snapshot
+from session_manager.live.store import Snapshot, Store
 
 if TYPE_CHECKING:
     from session_manager.live.removal import Remover

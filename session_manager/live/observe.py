@@ -12,8 +12,9 @@ from session_manager.core.progress import tracked
 from session_manager.core.session import RUN_STALE_MS, Session, epoch_ms
 from session_manager.live.holding import is_held, vouched_in
 from session_manager.live.liveness import TRANSCRIPT_STALE_MS, read_marker
+from session_manager.live.snapshot import folder_unreadable
+from session_manager.live.store import Store
 from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session
-from session_manager.live.volume import Store, folder_unreadable
 from session_manager.live.whereabouts import ELSEWHERE, Whereabouts, inside, is_transcript, paths_inside
 
 # Epoch milliseconds, for all sessions or for each.

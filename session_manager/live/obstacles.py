@@ -11,7 +11,7 @@ from session_manager.core.session import trimmed_or_none
 from session_manager.live.joining import belongs
 from session_manager.live.ledger import Removed
 from session_manager.live.second_names import SecondNames
-from session_manager.live.volume import Snapshot
+from session_manager.live.store import Snapshot
 from session_manager.live.whereabouts import is_transcript
 
 KEY_TAKEN, FILE_EXISTS, NOT_RESTORABLE, UNFINISHED = "key_taken", "file_exists", "not_restorable", "unfinished"

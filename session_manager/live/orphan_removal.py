@@ -20,9 +20,10 @@ from session_manager.live.ledger import Removal
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing
 from session_manager.live.recovery import try_recover
+from session_manager.live.snapshot import read_snapshot
 from session_manager.live.steps import step
+from session_manager.live.store import Snapshot, Store
 from session_manager.live.transcripts import archive_names, files_by_session
-from session_manager.live.volume import Snapshot, Store, read_snapshot
 
 if TYPE_CHECKING:
     from session_manager.live.removal import Remover

@@ -21,13 +21,13 @@ from session_manager.live.atomic import OWN_PREFIX
 from session_manager.live.leftovers import find_leftovers, is_being_written, written_at
 from session_manager.live.names import PARTIAL_NAME, SIDECAR_NAME, TOPIC_NAME, session_id_of
 from session_manager.live.observe import held_transcripts, last_timestamp
+from session_manager.live.store import INDEX_NAME, Store
 from session_manager.live.transcripts import (
     files_by_session,
     original_name,
     owner,
     parse_archive,
 )
-from session_manager.live.volume import INDEX_NAME, Store
 from session_manager.live.whereabouts import REFUSED, Whereabouts, inside, is_transcript
 
 LIVE = "live"

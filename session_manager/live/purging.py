@@ -23,8 +23,8 @@ from session_manager.live.atomic import clear_errors, explain, sync_folder
 from session_manager.live.ledger import Archived, Attempt, Ledger, Run
 from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
+from session_manager.live.store import Store
 from session_manager.live.transcripts import archive_time, is_of, parse_archive
-from session_manager.live.volume import Store
 
 if TYPE_CHECKING:
     from session_manager.core.policy import Pins

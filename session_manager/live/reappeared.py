@@ -14,8 +14,8 @@ from session_manager.core.session import Session
 from session_manager.live.ledger import Ledger, Removal, Removed
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import observe_locks
+from session_manager.live.store import Snapshot
 from session_manager.live.transcripts import files_by_session
-from session_manager.live.volume import Snapshot
 
 WINDOW_MS = 5 * 60_000
 REASON = "reappeared"

@@ -28,16 +28,18 @@ from session_manager.live.ledger import Attempt, Clock, Ledger, Removal, Run, Te
 from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing, observe_locks
 from session_manager.live.obstacles import Place
+from session_manager.live.opening import open_volume
 from session_manager.live.orphan_removal import archive_orphans
 from session_manager.live.plan import plan
 from session_manager.live.reappeared import REASON, ghosts
 from session_manager.live.recovery import open_attempts, put_back, recover, roll_back, try_recover
 from session_manager.live.second_names import AtRisk, SecondNames
+from session_manager.live.snapshot import read_snapshot
 from session_manager.live.steps import step
+from session_manager.live.store import Identity, Snapshot, Store
 from session_manager.live.swap import IndexChanged, Swap, identity_of, is_temp, look_again, parsed_by, write_temp
 from session_manager.live.unguarded import refuse_unguarded
 from session_manager.live.unmovable import set_aside
-from session_manager.live.volume import Identity, Snapshot, Store, open_volume, read_snapshot
 from session_manager.live.waking import Woken, half_removed, idle_strays, take_back
 from session_manager.settings import Settings
 

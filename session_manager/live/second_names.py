@@ -27,8 +27,8 @@ from session_manager.live.atomic import NO_LINKS, explain, keep_owner, opened_fo
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.ledger import Attempt, Removal, run_started_at
 from session_manager.live.steps import step
+from session_manager.live.store import Store
 from session_manager.live.transcripts import is_of
-from session_manager.live.volume import Store
 
 FOLDER = "archives"
 PART = ".part"

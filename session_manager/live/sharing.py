@@ -24,8 +24,8 @@ from session_manager.live.observe import file_bytes, held_transcripts, listing
 from session_manager.live.orphan_removal import archive_orphans
 from session_manager.live.removal import Remover
 from session_manager.live.steps import step
+from session_manager.live.store import Snapshot, Store
 from session_manager.live.transcripts import files_by_session
-from session_manager.live.volume import Snapshot, Store
 
 REASON = "shared file"
 

@@ -25,9 +25,10 @@ from session_manager.live.index import Index
 from session_manager.live.ledger import Attempt, Temp
 from session_manager.live.liveness import now_ms
 from session_manager.live.merge import living_ids, merge
+from session_manager.live.snapshot import read_file, read_snapshot
 from session_manager.live.steps import step
+from session_manager.live.store import INDEX_NAME, Identity, Store
 from session_manager.live.transcripts import files_by_session
-from session_manager.live.volume import INDEX_NAME, Identity, Store, read_file, read_snapshot
 
 TEMP_SUFFIX = ".index"
 # Each round keeps the displaced version until the end: at most so many of them, and of so many bytes in total.

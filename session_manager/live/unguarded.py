@@ -16,8 +16,8 @@ from session_manager.live import weaker
 from session_manager.live.gateways import vouches
 from session_manager.live.liveness import now_ms
 from session_manager.live.locks import UNSEEN, locks
+from session_manager.live.store import Store
 from session_manager.live.trial import can_exchange
-from session_manager.live.volume import Store
 
 ADVICE = (
     "stop the gateway and call with force: true, or set ARIA_ALLOW_NO_EXCHANGE=1 for a gateway that takes the lock "

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.core.session import Session
+from session_manager.live.store import Snapshot
 from session_manager.live.transcripts import LONGEST_NAME, files_by_session
-from session_manager.live.volume import Snapshot
 
 Chosen = Sequence[tuple[Session, str]]
 

@@ -5,101 +5,19 @@ from __future__ import annotations
 import os
 import re
 import stat
-import time
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 from session_manager.core.errors import Damaged, Failed, NotFound, Refused, SessionManagerError, UsageError
-from session_manager.core.layout import USUAL, Layout, tell_main
-from session_manager.core.session import Entry, Session, bare_sessions, build_sessions, safe_name
-from session_manager.live.index import Index
-from session_manager.settings import Settings
+from session_manager.core.session import safe_name
+from session_manager.live.snapshot import folder_unreadable, not_readable
+from session_manager.live.store import INDEX_NAME, UNSUPPORTED, Store
 
-INDEX_NAME = "sessions.json"
 SQLITE_NAME = "openclaw-agent.sqlite"
-UNSUPPORTED = "store_unsupported"
 _SQLITE_HEADER = b"SQLite format 3\0"
-# Gateways 2026.2.17 to 2026.4.26 in enforce mode rename the old index away before they write the new one.
-MISSING_INDEX_PATIENCE_S = 1.0
-_POLL_S = 0.02
 # Gateway 2026.2.17 ``normalizeAgentId``.
 AGENT_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """Distinguishes one version of a file from the next: every writer of the index renames a new file into place."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Identity:
-        """Returns the identity in a stat result."""
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-class Store(msgspec.Struct, frozen=True):
-    """One agent's sessions folder. ``index_path`` is the index itself, links resolved.
-
-    ``store_id`` names the folder in the ledger however it is mounted: its inode number. ``agents_dir`` holds the other
-    agents' folders; left out, it is two levels up. ``main_key`` is, beside ``main``, the end of a main session's key.
-    If all agents share one index, ``shared_as`` assigns its keys to agents. If several agents share one folder, each
-    has ``mates``, and one of them, the ``keeper``, handles files without an owner. ``gateway_dir`` is the gateway's
-    own agents directory, if that is not ``agents_dir``. ``database`` is the path that the sessions have moved to, if
-    they have: the folder then has no index, only earlier archives.
-    """
-
-    agent_id: str
-    sessions_dir: str
-    index_path: str
-    store_id: str
-    agents_dir: str = ""
-    index_name: str = INDEX_NAME
-    main_key: str | None = None
-    shared_as: Layout | None = None
-    mates: bool = False
-    keeper: bool = True
-    gateway_dir: str = ""
-    database: str = ""
-
-    @property
-    def gateways(self) -> str:
-        """The gateway's own agents directory; its parent is the gateway's state folder."""
-        return self.gateway_dir or self.agents_dir or os.path.dirname(os.path.dirname(self.sessions_dir))
-
-    @property
-    def marker_name(self) -> str:
-        """The name of the lock that gateways take on the index."""
-        return self.index_name + ".lock"
-
-    def of(self, agent_id: str) -> Store:
-        """Returns another agent's part of a shared index."""
-        if self.shared_as is None or agent_id == self.agent_id:
-            return self
-        store_id = agent_id + self.store_id.removeprefix(self.agent_id)
-        keeper = agent_id == self.shared_as.default_agent
-        return msgspec.structs.replace(self, agent_id=agent_id, store_id=store_id, keeper=keeper)
-
-
-class Snapshot(msgspec.Struct):
-    """One read of a store. ``identity`` is None when there is no index, and then there are no sessions."""
-
-    store: Store
-    index: Index | None
-    identity: Identity | None
-    sessions: list[Session]
-
-
-def open_volume(settings: Settings) -> Volume:
-    """Returns the volume that the settings name."""
-    layout, agents_dir = settings.place.layout, settings.place.agents_dir
-    if layout.root is None or layout.pattern == USUAL:
-        return Volume(layout.root or agents_dir, layout.main_key, agents_dir)
-    from session_manager.live.configured import ConfiguredVolume
-
-    return ConfiguredVolume(layout, agents_dir)
 
 
 class Volume:
@@ -255,7 +173,7 @@ def unlistable(what: str, path: str, error: OSError) -> SessionManagerError:
     """Returns the error for a folder of many agents that cannot be listed."""
     sentence = f"{what} {path} cannot be read: {error.strerror}"
     if isinstance(error, PermissionError):
-        return _not_readable(sentence, path)
+        return not_readable(sentence, path)
     return Failed(sentence, code="io_error")
 
 
@@ -330,118 +248,3 @@ def _log_creates(path: str, names: tuple[str, ...]) -> bool:
     except OSError:
         pass
     return False
-
-
-def read_snapshot(store: Store, now_ms: int, known: tuple[bytes, Identity] | None = None) -> Snapshot:
-    """Reads a store's index once, or a moved store's database.
-
-    If the version in place is ``known``, its text is not read again.
-
-    Raises Damaged (``index_damaged``) when it cannot be read, is no JSON object, or is missing although
-    transcripts lie beside it; Refused (``not_readable``) when this user may not read it.
-    """
-    if store.database:
-        from session_manager.live.database import read_database
-
-        return read_database(store, now_ms)
-    found = known if known is not None and _identity(store) == known[1] else _read_patiently(store)
-    if found is None:
-        return Snapshot(store, None, None, [])
-    data, identity = found
-    try:
-        index = Index(data)
-    except ValueError as error:
-        from session_manager.live.wrapping import trouble
-
-        what = trouble(data) or f"is not a readable JSON object ({error})"
-        raise _damaged(store, what if data else "has 0 bytes") from error
-    return Snapshot(store, index, identity, sessions_of(store, index, now_ms))
-
-
-def _entries(store: Store, index: Index) -> Iterator[tuple[str, Entry]]:
-    if (layout := store.shared_as) is None:
-        return index.decoded()
-    return ((k, index.entry(k)) for k in index.entries if layout.agent_of(k) == store.agent_id)
-
-
-def sessions_of(store: Store, index: Index, now_ms: int) -> list[Session]:
-    """Returns the sessions of a store's agent in an index."""
-    sessions = build_sessions(store.agent_id, _entries(store, index), now_ms)
-    if store.main_key is not None:
-        tell_main(sessions, store.main_key)
-    return sessions
-
-
-def bare_entries(snapshot: Snapshot, now_ms: int) -> list[Session]:
-    """Returns the entries of a store's agent that have no session id, each as a session whose id is its key."""
-    if snapshot.index is None:
-        return []
-    return bare_sessions(snapshot.store.agent_id, _entries(snapshot.store, snapshot.index), now_ms)
-
-
-def _identity(store: Store) -> Identity | None:
-    try:
-        return Identity.of(os.lstat(store.index_path))
-    except OSError:
-        return None
-
-
-def _read_patiently(store: Store) -> tuple[bytes, Identity] | None:
-    deadline = time.monotonic() + MISSING_INDEX_PATIENCE_S
-    while True:
-        try:
-            return read_file(store.index_path)
-        except FileNotFoundError:
-            try:
-                names = os.listdir(store.sessions_dir)
-            except OSError as error:
-                raise folder_unreadable(store.agent_id, store.sessions_dir, error) from error
-            own = store.shared_as is not None or not store.mates
-            evidence = [n for n in names if n.startswith(store.index_name) or (own and n.endswith(".jsonl"))]
-            if not evidence:
-                return None
-            if time.monotonic() > deadline:
-                if any(n.endswith(".jsonl") for n in evidence):
-                    raise _damaged(store, "is missing although there are transcripts beside it") from None
-                return None
-            time.sleep(_POLL_S)
-        except PermissionError as error:
-            what = f"the index of agent {store.agent_id!r} cannot be read: {error.strerror}"
-            raise _not_readable(what, store.index_path, agentId=store.agent_id) from error
-        except OSError as error:
-            what = f"cannot be read: {error.strerror}"
-            raise _damaged(store, what, f"fix that, or restore {store.index_name} from a backup") from error
-
-
-def folder_unreadable(agent_id: str, path: str, error: OSError) -> SessionManagerError:
-    """Returns the error for a sessions folder that cannot be listed: Refused (``not_readable``) or Damaged."""
-    what = f"the sessions folder of agent {agent_id!r} cannot be read: {error.strerror}"
-    if isinstance(error, PermissionError):
-        return _not_readable(what, path, agentId=agent_id)
-    return Damaged(what, agentId=agent_id)
-
-
-def _not_readable(what: str, path: str, **details: str) -> Refused:
-    from session_manager.owners import run_as
-
-    return Refused(f"{what}; nothing was changed: {run_as(path)}", code="not_readable", **details)
-
-
-_REBUILD = "stop the gateway, then call readopt_orphans with rebuild: true, which keeps the damaged file"
-
-
-def _damaged(store: Store, what: str, advice: str = _REBUILD) -> Damaged:
-    return Damaged(
-        f"the index of agent {store.agent_id!r} {what}; nothing was written: {advice}", agentId=store.agent_id
-    )
-
-
-def read_file(path: str) -> tuple[bytes, Identity]:
-    """Reads a whole regular file; returns its text and the identity of that version. Raises OSError."""
-    # O_NONBLOCK: a FIFO in place of the file must be an error, not block.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(fd, "rb", buffering=0) as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(22, "not a regular file", path)
-        return file.read(), Identity.of(status)

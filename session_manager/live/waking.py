@@ -27,8 +27,8 @@ from session_manager.live.names import session_id_of
 from session_manager.live.observe import held_transcripts, observe_locks
 from session_manager.live.recovery import recover_attempt
 from session_manager.live.second_names import SecondNames
+from session_manager.live.store import Snapshot, Store
 from session_manager.live.transcripts import files_by_session
-from session_manager.live.volume import Snapshot, Store
 from session_manager.live.whereabouts import is_transcript
 
 # Within this time a run shows by its lock or its status, even on a busy machine.

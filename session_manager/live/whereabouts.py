@@ -17,7 +17,7 @@ from typing import Self
 import msgspec
 
 from session_manager.core.session import Session, safe_name
-from session_manager.live.volume import INDEX_NAME, Store
+from session_manager.live.store import INDEX_NAME, Store
 
 # In the agent's own folder; elsewhere in the agents directory; in an unreadable place; where no gateway keeps it.
 OWN, INSIDE, ELSEWHERE, REFUSED = "own", "inside", "elsewhere", "refused"

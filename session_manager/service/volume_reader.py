@@ -12,7 +12,9 @@ import msgspec
 from session_manager.core.errors import NotFound, SessionManagerError, failure, printable
 from session_manager.core.session import Session, count_or_none, epoch_ms
 from session_manager.live.liveness import now_ms
-from session_manager.live.volume import Identity, Store, Volume, read_snapshot
+from session_manager.live.snapshot import read_snapshot
+from session_manager.live.store import Identity, Store
+from session_manager.live.volume import Volume
 
 ID_LIMIT = 256
 # Change this whenever the same entry gives a different row.

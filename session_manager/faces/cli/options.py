@@ -20,7 +20,7 @@ def _types(incomplete: str) -> Iterable[str]:
 
 
 def _agents(incomplete: str) -> Iterable[str]:
-    from session_manager.live.volume import open_volume
+    from session_manager.live.opening import open_volume
     from session_manager.settings import read_settings
 
     with contextlib.suppress(SessionManagerError):

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from session_manager.live.delivery import Deliverer, Delivery, Heard, Name, Status, Tell
 from session_manager.live.ledger import start_run
 from session_manager.live.liveness import now_ms
-from session_manager.live.volume import open_volume
+from session_manager.live.opening import open_volume
 from session_manager.service.api.schemas import SessionRef
 from session_manager.service.config import Config
 from session_manager.service.db.delivery import mark

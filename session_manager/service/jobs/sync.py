@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from session_manager.live.volume import open_volume
+from session_manager.live.opening import open_volume
 from session_manager.service import metrics
 from session_manager.service.config import Config
 from session_manager.service.db import sync as queries

@@ -285,7 +285,7 @@ def test_another_file_under_the_live_name_stays(scene: Scene) -> None:
     assert picture(scene.agents) == before
 
 
-@pytest.mark.parametrize("where", ["session_manager.live.moved.write_new", "session_manager.live.moved.alone"])
+@pytest.mark.parametrize("where", ["session_manager.live.waiting.write_new", "session_manager.live.moved.alone"])
 def test_a_full_disk_changes_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

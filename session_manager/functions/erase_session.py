@@ -228,8 +228,8 @@ def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str
 
 def _with_gateway(store: Store, session_id: str) -> list[dict[str, str]]:
     """Returns where a gateway may have a session of an agent that has moved to SQLite."""
-    from session_manager.live.moved import PUT_ASIDE, put_aside
     from session_manager.live.volume import SQLITE_NAME
+    from session_manager.live.waiting import PUT_ASIDE, put_aside
 
     found = [{"place": f"{store.agent_id}/agent/{SQLITE_NAME}", "reason": _IN_SQLITE}]
     folder = f"{store.agent_id}/{PUT_ASIDE}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from session_manager.live.ledger import Removal, Removed
 from session_manager.live.observe import listing
 from session_manager.live.obstacles import UNFINISHED, Obstacle
 from session_manager.live.removal import Remover
-from session_manager.live.restoration import Find, Life, refusal, restore, spare_memory, split
+from session_manager.live.restoration import Find, Life, Restored, refusal, restore, spare_memory, split
 from session_manager.live.sharing import give_back
 from session_manager.live.snapshot import read_snapshot
 from session_manager.live.store import Store
@@ -89,7 +89,7 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
                 outcome.errors += _give_back(context, remover, agent_id, names)
             done = remover.locked(
                 store,
-                lambda lock, store=store, find=find: restore(  # type: ignore[misc]
+                lambda lock, store=store, find=find: _way_back(store)(  # type: ignore[misc]
                     remover, store, lock, find, skip_conflicts=skip_conflicts or bool(outcome.back)
                 ),
             )
@@ -104,6 +104,15 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
         outcome.errors += [failure(error, store.agent_id, session_id) for session_id, error in done.failures]
     outcome.errors += errors_or_raise(failed, any_done=len(failed) < len(wanted))
     return outcome
+
+
+def _way_back(store: Store) -> Callable[..., Restored]:
+    """Returns how sessions come back to a store: into its index, or as files if it has moved to SQLite."""
+    if not store.database:
+        return restore
+    from session_manager.live.moved_restoration import restore_moved
+
+    return restore_moved
 
 
 def _abroad(going: Iterable[Removed]) -> dict[str, list[str]]:
@@ -161,7 +170,7 @@ def pinned(context: Context, session_ids: Collection[str]) -> dict[str, Any]:
 
 
 def _to_import(store: Store) -> dict[str, str]:
-    from session_manager.live.moved import how_to_import, waiting_path
+    from session_manager.live.waiting import how_to_import, waiting_path
 
     return {"agentId": store.agent_id, "index": waiting_path(store), "how": how_to_import(store)}
 

@@ -12,7 +12,7 @@ from session_manager.core.progress import tracked
 from session_manager.live.atomic import explain, opened_folder, rename_new
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.joining import InUse, belongs, join
-from session_manager.live.ledger import Attempt, Ledger, Removal
+from session_manager.live.ledger import RESTORE, Attempt, Ledger, Removal
 from session_manager.live.liveness import now_ms
 from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
@@ -168,3 +168,16 @@ def forget_second_names(store: Store, second_names: SecondNames, attempt: Attemp
             # If the archive is gone and another file has the live name, the second name is the only one.
             back = [t for s, t in files if s in names and t not in names and second_names.may_be(store, run_id, t, s)]
             second_names.forget(run_id, store.agent_id, back)
+
+
+def never_brought_back(store: Store, second_names: SecondNames, attempt: Attempt, gone: Iterable[Removal]) -> set[str]:
+    """Returns live names that a restore found taken by other files, which must not be archived."""
+    if attempt.kind != RESTORE:
+        return set()
+    return {
+        source
+        for removal in gone
+        for source, target in removal.files
+        if os.path.lexists(os.path.join(store.sessions_dir, target))
+        or not second_names.may_be(store, attempt.archive_run(removal), target, source)
+    }

@@ -161,7 +161,7 @@ def _erase(store: Store, ledger: Ledger, attempt: Attempt, traces: Traces, keys:
     erased = _unlink(session_id, traces)
     try:
         if store.database:
-            from session_manager.live.moved import forget_waiting
+            from session_manager.live.waiting import forget_waiting
 
             forget_waiting(store, [session_id])
             step("waiting entries removed")

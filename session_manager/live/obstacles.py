@@ -40,7 +40,7 @@ class Place:
         self._keep_days = keep_days
         self._claimed: dict[str, str] = {}
         if snapshot.store.database:
-            from session_manager.live.moved import held_keys
+            from session_manager.live.waiting import held_keys
 
             self._claimed = held_keys(snapshot)
 

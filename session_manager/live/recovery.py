@@ -14,7 +14,13 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 
 from session_manager.core.errors import Locked, SessionManagerError
-from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
+from session_manager.live.archive import (
+    Failures,
+    archive_files,
+    bring_back_files,
+    forget_second_names,
+    never_brought_back,
+)
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, rename_new, sync_folder
 from session_manager.live.erasure import end_erasure
 from session_manager.live.gateway_lock import StoreLock
@@ -213,19 +219,6 @@ def _woken(store: Store, attempt: Attempt, gone: Sequence[Removal]) -> set[str]:
             return set()
     living = {session.id for session in read_snapshot(store, now_ms()).sessions}
     return {r.session_id for r in gone} & living
-
-
-def never_brought_back(store: Store, second_names: SecondNames, attempt: Attempt, gone: Iterable[Removal]) -> set[str]:
-    """Returns live names that a restore found taken by other files, which must not be archived."""
-    if attempt.kind != RESTORE:
-        return set()
-    return {
-        source
-        for removal in gone
-        for source, target in removal.files
-        if os.path.lexists(os.path.join(store.sessions_dir, target))
-        or not second_names.may_be(store, attempt.archive_run(removal), target, source)
-    }
 
 
 def _rescue(store: Store, swap: Swap, attempt: Attempt, temp: Temp) -> None:

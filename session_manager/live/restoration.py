@@ -112,10 +112,6 @@ def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip
     Raises Refused (``key_taken``, ``file_exists``, ``not_restorable``) when something is in the way and
     ``skip_conflicts`` is not set; Damaged, Locked, LockLost, Refused or Failed; nothing is restored then.
     """
-    if store.database:
-        from session_manager.live import moved
-
-        return moved.restore(remover, store, lock, find, skip_conflicts=skip_conflicts)
     done, recovered, failures = remover.end_earlier(store, lock)
     for _ in range(_FRESH_STARTS):
         snapshot = read_snapshot(store, now_ms())

@@ -136,7 +136,7 @@ def test_the_metadata_is_what_an_index_takes(built: Path) -> None:
 def test_an_installed_package_builds_the_skill(built: Path, tmp_path: Path) -> None:
     python = machine(tmp_path, ())
     run(python, "-m", "pip", "install", "--no-index", next(built.glob("*.whl")))
-    build = "from session_manager.skill_folder import build; build('dist')"
+    build = "from session_manager.faces.skill_folder import build; build('dist')"
     run(python, "-c", build, cwd=tmp_path)
     folder = tmp_path / "dist" / "aria-sessionmanager"
     assert "name: aria-sessionmanager\n" in (folder / "SKILL.md").read_text()

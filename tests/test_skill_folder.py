@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from session_manager.core.errors import Refused
 from session_manager.faces.cli import skill as cli_skill
+from session_manager.faces.skill_folder import build
 from session_manager.functions import NAMES
-from session_manager.skill_folder import build
 
 BASE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 

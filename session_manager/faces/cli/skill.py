@@ -35,8 +35,8 @@ def build(
     as_json: options.AsJson = False,
 ) -> None:
     """Write the skill as a folder in the Agent Skills format, to copy: SKILL.md, run_skill.py, the package."""
-    from session_manager.skill_folder import NAME
-    from session_manager.skill_folder import build as write
+    from session_manager.faces.skill_folder import NAME
+    from session_manager.faces.skill_folder import build as write
 
     files = write(str(to), vendor=vendor)
     folder = to / NAME

@@ -25,9 +25,9 @@ from session_manager.functions import NAMES, load
 from session_manager.live.atomic import clear_errors
 
 NAME = "aria-sessionmanager"
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 _FACES = ("__init__.py", "runner.py")
-_LEFT_OUT = ("service", "skill_folder.py", "__pycache__")
+_LEFT_OUT = ("service", "__pycache__")
 _ARGUMENTS = "arguments.md"
 
 

@@ -34,7 +34,7 @@ bench: $(VENV)/.ready  ## ratios, measured side by side; SIZE=smallest sees only
 
 soak: $(VENV)/.ready  ## the long runs of the concurrency tests; those of real gateways need what test-system installs
 	SOAK=1 $(BIN)/python -m pytest -m "not system" tests/test_gateway_writers.py tests/test_kill.py \
-		tests/test_kill_restore.py tests/test_random_kills.py tests/test_stateful.py tests/test_engine_purge.py \
+		tests/test_kill_restore.py tests/test_faults.py tests/test_restore_faults.py tests/test_random_kills.py tests/test_stateful.py tests/test_engine_purge.py \
 		tests/test_chat_crowd.py
 	SOAK=1 SM_GATEWAY_MESSAGES=200 $(BIN)/python -m pytest -m system tests/gateways/test_messages_and_removals.py \
 		tests/test_dashboard_page.py

@@ -37,15 +37,23 @@ def program(name: str, package: str, *folders: Path) -> str:
     return found
 
 
+_ELSEWHERE = ("service_process", "two_layers", "recovery_page", "operations_page", "pages", "chat_crowd", "odd_bytes")
+
+
 def run_suite(url: str, admin_url: str) -> None:
-    """Runs every test that uses the fixture ``server`` on another server; fails with what pytest said.
+    """Runs the tests that use the fixture ``server`` on another server; fails with what pytest said.
+
+    Left out are those that are about processes, pages and both layers, and ask the database for nothing of their own.
 
     ``admin_url`` goes straight to PostgreSQL, to make databases from a template.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment |= {"SM_TEST_DATABASE_URL": url, "SM_TEST_ADMIN_DATABASE_URL": admin_url}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "database and not system", "-p", "no:cacheprovider", "-n", "2"],
+        [
+            *(sys.executable, "-m", "pytest", "-m", "database and not system", "-p", "no:cacheprovider", "-n", "2"),
+            *(f"--ignore=tests/test_{name}.py" for name in _ELSEWHERE),
+        ],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

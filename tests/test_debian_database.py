@@ -1,7 +1,7 @@
 """The service on PostgreSQL 15, the oldest that it promises to work with, behind PgBouncer in transaction mode: a
 client has another server process for every transaction.
 
-Both at once, since each test that uses the database runs again for them; the other tests use the embedded server.
+Both at once, since the tests that use the database run again for them; all others use the embedded server.
 """
 
 from __future__ import annotations

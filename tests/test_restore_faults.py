@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from test_faults import (
     failing_sql,
     faulted,
     in_process,
+    moments,
     ours,
     sql_error,
 )
@@ -104,7 +106,7 @@ def test_a_system_call_fails(
     agents, *_, request = stage("count")
     count = Fault(0, False, error())
     assert faulted(agents, place, count, request).exit_code == 0
-    for nth in range(1, count.calls + 1):
+    for nth in moments(count.calls, number == errno.ENOSPC):
         agents, store, before, after, request = stage(nth)
         fault = Fault(nth, sticky, error())
         answer = faulted(agents, place, fault, request)
@@ -132,7 +134,7 @@ def test_the_ledger_fails(tmp_path: Path, number: int, sticky: bool, monkeypatch
     assert call(tmp_path / "count", ("restore_run", {"run_id": run_id}), "").exit_code == 0
     total = fault.calls
     assert total > 15
-    for nth in range(1, total + 1):
+    for nth in moments(total, number == sqlite3.SQLITE_FULL):
         agents = tmp_path / str(nth)
         store, before, run_id = pruned(agents, reaped=False)
         after = picture(agents)

@@ -208,7 +208,7 @@ def moments(count: int, every: bool) -> range:
     """At which of ``count`` calls one fails: at every one for the first error (and in a soak), else at each third."""
     if every or "SOAK" in os.environ:
         return range(1, count + 1)
-    return range(1 + count % min(3, count), count + 1, 3)
+    return range(1 + count % max(1, min(3, count)), count + 1, 3)
 
 
 def fresh(tmp_path: Path, name: object) -> tuple[Path, StoreBuilder]:

@@ -219,8 +219,7 @@ def test_a_service_that_stops_meanwhile_leaves_no_server(
     stopping = threading.Thread(target=running.stop)
     stopping.start()
     go_on.set()
-    # A server that is just beginning may miss the gentle signal; it is killed then.
-    stopping.join(120)
+    stopping.join(30)
     assert not stopping.is_alive()
     wait_for_end(base)
     assert attach(base) is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import signal
@@ -31,6 +32,7 @@ SERVER_LOCK = "server.lock"
 _START_PATIENCE_S = 120.0
 FAST_SHUTDOWN_S = 30.0
 IMMEDIATE_SHUTDOWN_S = 10.0
+_AGAIN_S = 0.5
 _POLL_S = 0.01
 _LOOK_S = 0.25
 _LOG_CHECK_S = 60.0
@@ -224,12 +226,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for number, patience_s in (
         (signal.SIGINT, FAST_SHUTDOWN_S),
         (signal.SIGQUIT, IMMEDIATE_SHUTDOWN_S),
-        (signal.SIGKILL, None),
+        (signal.SIGKILL, math.inf),
     ):
-        process.send_signal(number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience_s)
-            return
+        until = time.monotonic() + patience_s
+        while time.monotonic() < until:
+            # Again and again: one that is just beginning misses a signal that its service ignores.
+            process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_AGAIN_S)
+                return
 
 
 def _ending(process: subprocess.Popen[bytes]) -> str:

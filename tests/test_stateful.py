@@ -280,7 +280,9 @@ class Machine(RuleBasedStateMachine):
             del self.woken[session_id]
             earlier.removed = earlier.reaped = False
             files |= {**earlier.files, name: joined[0]}
-            entries |= {k: e for k, e in earlier.entries.items() if k not in entries and actual.get(k) == e}
+            # Keys that came back by the joining and went with the session in the same call are in no index now.
+            came = {k: e for k, e in earlier.entries.items() if (actual.get(k, e) if waiting else actual.get(k)) == e}
+            entries |= {k: e for k, e in came.items() if k not in entries}
 
     @precondition(lambda self: not self.unended)
     @rule()

@@ -29,10 +29,11 @@ from typing import BinaryIO
 import msgspec
 
 from session_manager.core.session import epoch_ms
-from session_manager.live.atomic import OWN_PREFIX, keep_mode, keep_owner, rename_new, sync, sync_folder
-from session_manager.live.holding import is_held, vouched_in
+from session_manager.live.atomic import OWN_PREFIX, keep_mode, keep_owner, sync, sync_folder
+from session_manager.live.holding import vouched_in
 from session_manager.live.jsonscan import scan_object
-from session_manager.live.liveness import OWNER, TRANSCRIPT_STALE_MS, Payload, iso_ms, now_ms, process_stat, read_marker
+from session_manager.live.liveness import TRANSCRIPT_STALE_MS, now_ms
+from session_manager.live.lock_file import LockFile
 from session_manager.live.steps import step
 from session_manager.live.transcripts import LOCK_SUFFIX
 
@@ -298,39 +299,11 @@ def _lock(transcript: str) -> Iterator[None]:
     Gateways 2026.2.17 to 2026.5 respect it. Gateway 2026.6.11 removes it if its owner is no gateway: there the
     transcript stays whole only because lines appended meanwhile are kept.
     """
-    path = transcript + LOCK_SUFFIX
-    found = read_marker(path)
-    if found is not None:
-        if is_held(found, TRANSCRIPT_STALE_MS, now_ms(), vouched_in(os.path.dirname(transcript))):
-            raise InUse(errno.EBUSY, "a gateway is at work in it", transcript)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-    status = process_stat(os.getpid())
-    payload = Payload(os.getpid(), iso_ms(now_ms()), status[1] if status else None, OWNER, os.urandom(16).hex())
-    content = msgspec.json.encode(payload)
-    try:
-        # Created with its content in one step: gateway 2026.2.17 treats an empty lock as nobody's.
-        _link_new(path, content, os.lstat(transcript))
-    except FileExistsError:
-        raise InUse(errno.EBUSY, "a gateway is at work in it", transcript) from None
+    lock = LockFile(transcript + LOCK_SUFFIX, vouched_in(os.path.dirname(transcript)), TRANSCRIPT_STALE_MS)
+    # Where files cannot be exchanged the first attempt only removes a dead one.
+    if not (lock.take() or lock.take()):
+        raise InUse(errno.EBUSY, "a gateway is at work in it", transcript)
     try:
         yield
     finally:
-        mine = read_marker(path)
-        if mine is not None and mine.content == content:
-            os.unlink(path)
-
-
-def _link_new(path: str, content: bytes, like: os.stat_result) -> None:
-    fresh = os.path.join(os.path.dirname(path), f"{OWN_PREFIX}{os.getpid()}.{os.urandom(6).hex()}.marker")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        with open(fd, "wb", buffering=0) as file:
-            file.write(content)
-            with contextlib.suppress(OSError):
-                keep_owner(fd, like)
-        rename_new(fresh, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh)
-        raise
+        lock.drop()

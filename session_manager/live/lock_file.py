@@ -41,18 +41,21 @@ RENEW_AFTER_S = 8.0
 
 
 class LockFile:
-    """The lock file at ``path``. ``vouched`` tells if a pid that is dead here is really dead, see ``liveness``.
+    """The lock file at ``path``. ``vouched`` tells if a pid that is dead here is really dead, see ``holding``.
+
+    A lock of a process that cannot be seen here is stale after ``stale_ms``: by default the store's time.
 
     ``alone``: no other process of ours judges it meanwhile, so one of ours whose process is dead here is free at once.
     ``found`` is the marker that the last attempt to take it found. Every method raises OSError.
     """
 
-    def __init__(self, path: str, vouched: Callable[[], bool]) -> None:
+    def __init__(self, path: str, vouched: Callable[[], bool], stale_ms: int = STORE_STALE_MS) -> None:
         self.path = path
         self.alone = True
         self.found: Marker | None = None
         self._folder = os.path.dirname(path)
         self._vouched = vouched
+        self._stale_ms = stale_ms
         self._token = os.urandom(16).hex()
         self._made_at = 0.0
 
@@ -92,12 +95,12 @@ class LockFile:
 
     def _must_be_respected(self, found: Marker) -> bool:
         now = now_ms()
-        if is_held(found, STORE_STALE_MS, now, self._vouched):
+        if is_held(found, self._stale_ms, now, self._vouched):
             return True
         if self.alone or found.payload is None or not found.ours or found.payload.space == (_space() or ""):
             return False
         # A process of ours that is not visible here may run on another machine.
-        return 0 <= now - written_at(found, now) < STORE_STALE_MS
+        return 0 <= now - written_at(found, now) < self._stale_ms
 
     def _place(self) -> bool:
         with self._prepared() as fresh:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextvars import Token
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -84,7 +83,7 @@ class Remover:
         self.at_risk = AtRisk()
         self._clock: Clock | None = None
         self._weaker: set[str] = set()
-        self._noting: Token[set[str] | None] | None = None
+        self._noting = contextlib.ExitStack()
         # The version of each store's index that we left, the sessions removed from it, and when we unlocked the store.
         self._left: dict[Store, tuple[Identity | None, set[str], float, Collection[str]]] = {}
 
@@ -92,14 +91,13 @@ class Remover:
         # Report a broken ledger before anything is touched.
         ledger = self.existing_ledger
         self._clock = None if ledger is None else ledger.clock(now_ms())
-        self._noting = weaker.begin(self._weaker)
+        self._weaker = self._noting.enter_context(weaker.noted())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._noting is not None:
-            weaker.end(self._noting)
+        self._noting.close()
         if self._ledger is not None:
             if error is None:
                 self._drop_old(self._ledger)

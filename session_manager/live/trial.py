@@ -98,13 +98,9 @@ def _links(path: str, link: str) -> bool:
 
 
 def _syncs(path: str, folder: str) -> bool:
-    noted: set[str] = set()
-    token = weaker.begin(noted)
-    try:
+    with weaker.noted() as noted:
         sync_file(path)
         sync_folder(folder)
-    finally:
-        weaker.end(token)
     return not noted
 
 

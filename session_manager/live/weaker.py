@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextvars import ContextVar, Token
+import contextlib
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 
 EXCHANGE, LINKS, FLOCK, FSYNC, MODES = "exchange", "hard_links", "flock", "fsync", "modes"
 SENTENCES = {
@@ -24,14 +25,15 @@ def note(lack: str) -> None:
         found.add(lack)
 
 
-def begin(found: set[str]) -> Token[set[str] | None]:
-    """Collects in ``found`` all that is recorded from now on."""
-    return _noted.set(found)
-
-
-def end(token: Token[set[str] | None]) -> None:
-    """Ends what ``begin`` began."""
-    _noted.reset(token)
+@contextlib.contextmanager
+def noted() -> Iterator[set[str]]:
+    """Gives a set that collects all that is recorded in the body."""
+    found: set[str] = set()
+    token = _noted.set(found)
+    try:
+        yield found
+    finally:
+        _noted.reset(token)
 
 
 def document(found: Iterable[str]) -> dict[str, object]:

@@ -158,15 +158,11 @@ def _syncs(path: str) -> bool:
 
     Tries the journal instead of the ledger: closing the ledger would release the locks that SQLite has on it.
     """
-    noted: set[str] = set()
-    token = weaker.begin(noted)
     try:
-        with contextlib.suppress(FileNotFoundError):
+        with weaker.noted() as noted, contextlib.suppress(FileNotFoundError):
             sync_file(_journal(path))
     except OSError as error:
         raise explain(error, "write the ledger", path) from error
-    finally:
-        weaker.end(token)
     for lack in noted:
         weaker.note(lack)
     return not noted

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
+from session_manager.live.transcripts import STAMPED_NAME
 from session_manager.live.whereabouts import is_transcript
 
 _ID = r"(?i)^[a-z0-9][a-z0-9._-]{0,127}\Z"
-_STAMPED = r"^\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z_(?P<id>.+)\Z"
 TOPIC_NAME = r"^(?P<id>.+?)-topic-.+\Z"
 PARTIAL_NAME = r"\.jsonl\.(?:repair-\d+-\d+\.tmp|truncate-tmp|manual-compaction-tmp)\Z"
 SIDECAR_NAME = (
@@ -19,7 +19,7 @@ SIDECAR_NAME = (
 def session_id_of(name: str) -> str | None:
     """Returns the session id in a transcript's name, or None if the gateway would not accept it."""
     stem = name.removesuffix(".jsonl")
-    for wrapping in (_STAMPED, TOPIC_NAME):
+    for wrapping in (STAMPED_NAME, TOPIC_NAME):
         match = re.match(wrapping, stem)
         stem = match["id"] if match else stem
     return stem if is_transcript(name) and re.match(_ID, stem) and ".." not in stem else None

@@ -20,7 +20,7 @@ _TIMESTAMP = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d{3})?Z"
 _ARCHIVE = rf"^(?P<path>.+)\.(?P<reason>deleted|reset|bak)\.(?P<at>{_TIMESTAMP})(?:\.[0-9a-f]{{32}}(?:\.zst)?)?\Z"
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _CHECKPOINT = rf"(?i)^(?P<id>.+)\.checkpoint\.{_UUID}\Z"
-_STAMPED = r"^\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z_(?P<id>.+)\Z"
+STAMPED_NAME = r"^\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z_(?P<id>.+)\Z"
 _TRAJECTORY = r"^(?P<id>.+)\.trajectory\Z"
 _SIDECAR = r"\.jsonl\.(?:bak-\d+-\d+|repair-\d+-\d+\.tmp|truncate-tmp|manual-compaction-tmp|codex-app-server\.json)\Z"
 # In bytes: a longer name has no room for the suffix of an archive.
@@ -121,7 +121,7 @@ def is_of(archive: str, ids: Collection[str]) -> bool:
 def _owner_of_stem(stem: str, ids: Collection[str]) -> str | None:
     if stem in ids:
         return stem
-    for wrapping in (_STAMPED, _CHECKPOINT, _TRAJECTORY):
+    for wrapping in (STAMPED_NAME, _CHECKPOINT, _TRAJECTORY):
         if (match := _compiled(wrapping).match(stem)) and (found := _owner_of_stem(match["id"], ids)) is not None:
             return found
     cut = stem.rfind("-topic-")

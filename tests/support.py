@@ -30,6 +30,25 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def dead_pid() -> int:
+    """The pid of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def contend(program: str, agents: Path, log: Path) -> list[str]:
+    """Has four processes run a program at the same moment; returns the words that they wrote into ``log``.
+
+    The program gets the project's root, ``agents`` and ``log``, and waits for the file ``<log>.go``.
+    """
+    command = [sys.executable, "-c", program, str(ROOT), str(agents), str(log)]
+    contenders = [subprocess.Popen(command) for _ in range(4)]
+    Path(f"{log}.go").touch()
+    assert [c.wait(60) for c in contenders] == [0] * 4
+    return log.read_text().split()
+
+
 class Answer:
     """What one call printed: the document, the exit code, standard error."""
 

@@ -22,7 +22,7 @@ from forks import Forks
 from revive import revive
 from service import Databases, Service, cli, running
 from small_aria import SmallAria
-from support import ROOT, Answer, Skill, StoreBuilder, ledger_sql, now_ms, small_file_system
+from support import ROOT, Answer, Skill, StoreBuilder, dead_pid, ledger_sql, now_ms, small_file_system
 
 DAY_MS = 86_400_000
 HOLD = """\
@@ -58,12 +58,6 @@ def photograph(root: Path) -> dict[str, tuple[int, ...]]:
 def marker(path: Path, pid: int, age_s: float = 0, **fields: Any) -> None:
     created = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(time.time() - age_s))
     path.write_text(json.dumps({"pid": pid, "createdAt": created, **fields}))
-
-
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 from lacking import ALL, EXCHANGE, EXCLUSIVELY, FLOCK, FSYNC, LINKS, MODES, lacking
 from scene import Scene
-from support import ROOT, Skill, StoreBuilder, now_ms, picture
+from support import Skill, StoreBuilder, contend, dead_pid, now_ms, picture
 from test_faults import Fault as OneFault
 from test_faults import build, failing_sql, in_process, ours, sql_error
 from test_kill import CALLS, STEPS, run_until
@@ -224,21 +223,10 @@ def put(path: Path, pid: int, *, age_s: float = 0, **fields: Any) -> bytes:
     return path.read_bytes()
 
 
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
 def test_without_flock_our_own_processes_are_in_one_at_a_time(
     store: Store, marker: Path, agents: Path, tmp_path: Path
 ) -> None:
-    log = tmp_path / "log"
-    command = [sys.executable, "-c", CONTENDER, str(ROOT), str(agents), str(log)]
-    contenders = [subprocess.Popen(command) for _ in range(4)]
-    (tmp_path / "log.go").touch()
-    assert [c.wait(60) for c in contenders] == [0] * 4
-    assert log.read_text().split() == ["in", "out"] * 4
+    assert contend(CONTENDER, agents, tmp_path / "log") == ["in", "out"] * 4
     assert not marker.exists()
 
 

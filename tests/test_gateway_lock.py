@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, Skill, StoreBuilder, now_ms, picture
+from support import ROOT, Skill, StoreBuilder, contend, dead_pid, now_ms, picture
 
 from session_manager.core.errors import Locked
 from session_manager.live import lock_file
@@ -46,12 +46,6 @@ def put(marker: Path, pid: int, age_s: float = 0, **extra: object) -> bytes:
     text = json.dumps({"pid": pid, "createdAt": iso_ms(now_ms() - int(age_s * 1000)), **extra}, indent=2).encode()
     marker.write_bytes(text)
     return text
-
-
-def ended_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def test_the_marker_follows_the_gateways_rules(store: Store, marker: Path) -> None:
@@ -122,14 +116,14 @@ def test_the_holder_is_waited_for(builder: StoreBuilder, marker: Path, skill: Sk
 
 
 def test_a_dead_marker_of_our_own_is_reclaimed(store: Store, marker: Path) -> None:
-    put(marker, ended_pid(), owner="session_manager", token="other")
+    put(marker, dead_pid(), owner="session_manager", token="other")
     with StoreLock(store, 0) as lock:
         assert lock.is_ours()
     assert not marker.exists()
 
 
 def test_a_dead_gateways_marker_is_reclaimed_when_stale(store: Store, marker: Path) -> None:
-    put(marker, ended_pid(), age_s=31)
+    put(marker, dead_pid(), age_s=31)
     with StoreLock(store, 0) as lock:
         assert lock.is_ours()
 
@@ -151,13 +145,8 @@ with StoreLock(store, 60):
 
 
 def test_of_several_reclaimers_one_wins_at_a_time(store: Store, marker: Path, agents: Path, tmp_path: Path) -> None:
-    put(marker, ended_pid(), owner="session_manager", token="other")
-    log = tmp_path / "log"
-    command = [sys.executable, "-c", CONTENDER, str(ROOT), str(agents), str(log)]
-    contenders = [subprocess.Popen(command) for _ in range(4)]
-    (tmp_path / "log.go").touch()
-    assert [c.wait(60) for c in contenders] == [0] * 4
-    assert log.read_text().split() == ["in", "out"] * 4
+    put(marker, dead_pid(), owner="session_manager", token="other")
+    assert contend(CONTENDER, agents, tmp_path / "log") == ["in", "out"] * 4
 
 
 @pytest.mark.parametrize("exchange_works", [True, False])
@@ -165,7 +154,7 @@ def test_a_living_marker_that_came_in_between_goes_back(
     exchange_works: bool, store: Store, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Judged dead, then the gateway itself reclaimed and locked: what we took over must be given back."""
-    dead = ended_pid()
+    dead = dead_pid()
     put(marker, dead, owner="session_manager", token="other")
     living: list[bytes] = []
     real = lock_file.is_held

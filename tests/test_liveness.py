@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import support
 from support import now_ms
 
 from session_manager.live import gateways
@@ -20,9 +21,7 @@ from session_manager.live.liveness import STORE_STALE_MS, iso_ms, process_lives,
 
 @pytest.fixture
 def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+    return support.dead_pid()
 
 
 def write(path: Path, pid: int, age_s: float = 0, **extra: object) -> Path:

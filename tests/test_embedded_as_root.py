@@ -243,8 +243,8 @@ def test_an_ordinary_user_cannot_ask_which_server_runs(base: str) -> None:
 
 @pytest.fixture
 def small(folder: Path) -> Iterator[Path]:
-    """A file system of 60 MiB of its own."""
-    with small_file_system(folder / "small", "60m") as place:
+    """A small file system of its own, with room for a copy of the programs (from a checkout that other users cannot read)."""
+    with small_file_system(folder / "small", "120m") as place:
         yield place
 
 

@@ -243,7 +243,7 @@ def test_an_ordinary_user_cannot_ask_which_server_runs(base: str) -> None:
 
 @pytest.fixture
 def small(folder: Path) -> Iterator[Path]:
-    """A small file system of its own, with room for a copy of the programs (from a checkout that other users cannot read)."""
+    """A small file system, with room for the copy of the programs that a checkout closed to other users needs."""
     with small_file_system(folder / "small", "120m") as place:
         yield place
 

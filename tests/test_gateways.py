@@ -21,8 +21,8 @@ from session_manager.core.errors import Refused
 from session_manager.functions import delete_session, doctor
 from session_manager.functions.context import Context
 from session_manager.live import gateways
-from session_manager.live.gateways import may_be_gateway, program_of, vouches
-from session_manager.live.liveness import iso_ms, process_stat
+from session_manager.live.gateways import vouches
+from session_manager.live.liveness import iso_ms, may_be_gateway, process_stat, program_of
 from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
 
@@ -223,7 +223,7 @@ def test_one_whose_pid_the_store_s_own_locks_have_named_does(store: StoreBuilder
     ],
 )
 def test_what_looks_like_a_gateway(arguments: tuple[str, ...], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateways, "_arguments", lambda pid: [argument.strip() for argument in arguments])
+    monkeypatch.setattr(gateways, "arguments_of", lambda pid: [argument.strip() for argument in arguments])
     assert gateways._is_gateway("self") is expected
 
 
@@ -234,7 +234,7 @@ def test_a_gateway_that_calls_itself_openclaw_is_known_by_the_lock_that_it_holds
     own.write_text(json.dumps({"configPath": str(agents.parent / "openclaw.json")}))
     with process("sleep", holds=own) as pid, process("sleep", OPENCLAW_STATE_DIR=str(agents.parent)) as tui:
         titles = {str(pid): ["openclaw"], str(tui): ["openclaw"]}
-        monkeypatch.setattr(gateways, "_arguments", lambda pid: titles.get(pid, []))
+        monkeypatch.setattr(gateways, "arguments_of", lambda pid: titles.get(pid, []))
         monkeypatch.setattr(gateways, "_pids", lambda: [str(tui)])
         assert not vouched(store)
         monkeypatch.setattr(gateways, "_pids", lambda: [str(tui), str(pid)])
@@ -294,7 +294,7 @@ def test_doctor_names_the_stranger_behind_a_lock(agents: Path, skill: Skill) -> 
 
 
 def test_a_very_old_lock_of_pid_1_keeps_nothing_busy(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateways, "_arguments", lambda pid: ["/sbin/tini", "--"] if pid == "1" else [])
+    monkeypatch.setattr(gateways, "arguments_of", lambda pid: ["/sbin/tini", "--"] if pid == "1" else [])
     context = Context(read_settings({"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": ""}), Volume(str(agents)), now_ms)
     store = StoreBuilder(agents)
     store.add("cron:a", 600, "a")

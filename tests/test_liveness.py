@@ -15,8 +15,7 @@ import support
 from support import now_ms
 
 from session_manager.live import gateways
-from session_manager.live.holding import is_held
-from session_manager.live.liveness import STORE_STALE_MS, iso_ms, process_lives, process_stat, read_marker
+from session_manager.live.liveness import STORE_STALE_MS, is_held, iso_ms, process_lives, process_stat, read_marker
 
 
 @pytest.fixture

@@ -24,8 +24,9 @@ from session_manager.functions.reading import (
 from session_manager.functions.sharing import names_of
 from session_manager.live.observe import listing
 from session_manager.live.orphans import Folder, Mentions, classify, orphans_in, with_traces
-from session_manager.live.snapshot import bare_entries, read_file, read_snapshot
-from session_manager.live.store import Identity, Snapshot, Store
+from session_manager.live.snapshot import bare_entries, read_snapshot
+from session_manager.live.store import Snapshot, Store
+from session_manager.live.versions import Identity, read_file
 from session_manager.live.wrapping import unwrapped
 
 # The most elements that a list in a result shows; the counts beside it count all.

@@ -9,7 +9,7 @@ import msgspec
 
 from session_manager.core.errors import Damaged, Refused, UsageError
 from session_manager.functions.context import Context
-from session_manager.live.snapshot import read_file
+from session_manager.live.versions import read_file
 from session_manager.settings import Settings, kept_path
 
 if TYPE_CHECKING:

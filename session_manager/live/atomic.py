@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from session_manager.core.errors import Failed, Refused, SessionManagerError
 from session_manager.live import weaker
-from session_manager.live.store import Identity
+from session_manager.live.versions import Identity
 
 # Every file of ours in a sessions folder starts with this: the gateway's clean-ups and our grammar skip it.
 OWN_PREFIX = ".session_manager."

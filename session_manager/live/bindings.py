@@ -16,8 +16,8 @@ import msgspec
 
 from session_manager.core.backends import SPAWNED, observe
 from session_manager.core.session import Session
-from session_manager.live.snapshot import read_file
 from session_manager.live.store import Store
+from session_manager.live.versions import read_file
 
 _RUNS = os.path.join("subagents", "runs.json")
 _DATABASE = os.path.join("state", "openclaw.sqlite")

@@ -12,8 +12,8 @@ from session_manager.core.errors import UsageError
 from session_manager.core.layout import Layout
 from session_manager.core.session import safe_name
 from session_manager.live.index import Index
-from session_manager.live.snapshot import read_file
 from session_manager.live.store import Store
+from session_manager.live.versions import read_file
 from session_manager.live.volume import AGENT_ID, Volume, unknown_agent, unlistable, without_twins
 
 

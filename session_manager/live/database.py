@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 from session_manager.core.errors import Refused
 from session_manager.core.session import Entry, build_sessions
-from session_manager.live.store import UNSUPPORTED, Identity, Snapshot, Store
+from session_manager.live.store import UNSUPPORTED, Snapshot, Store
+from session_manager.live.versions import Identity
 
 # Gateways 2026.8.1 (19) and 2026.9.6 (23).
 _OLDEST_SCHEMA, _NEWEST_SCHEMA = 19, 23

@@ -20,8 +20,8 @@ from filelock import Timeout
 
 from session_manager.core.errors import Locked
 from session_manager.live.atomic import OWN_PREFIX, clear_errors
-from session_manager.live.holding import is_held, vouched_in
-from session_manager.live.liveness import OWNER, STORE_STALE_MS, Marker, now_ms, read_marker
+from session_manager.live.gateways import vouched_in
+from session_manager.live.liveness import OWNER, STORE_STALE_MS, Marker, is_held, now_ms, read_marker
 from session_manager.live.lock_file import LockFile
 from session_manager.live.own_lock import OwnLock, own_lock
 from session_manager.live.store import Store

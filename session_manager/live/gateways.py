@@ -8,20 +8,28 @@ names its configuration. None of this is visible without a /proc, or for another
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
 from session_manager.gateway.home import EARLY, LATE, STATE_NAME, home, named_by, state_dir, value_of
-from session_manager.live.liveness import Marker, now_ms, process_lives, process_stat, read_marker, written_at
+from session_manager.live.liveness import (
+    RUNTIMES,
+    Marker,
+    arguments_of,
+    now_ms,
+    process_lives,
+    process_stat,
+    read_marker,
+    written_at,
+)
 
 _TITLE = "openclaw-gateway"
-_RUNTIMES = ("node", "nodejs", "bun", "deno")
 _SCRIPTS = ("openclaw", "openclaw.mjs")
-_KIN = re.compile("openclaw|clawdbot|moltbot|moldbot")
 _GATEWAY_LOCK = re.compile(r"gateway\.[0-9a-f]+\.lock")
 # Names in a state folder, which may also be the program's folder (/app), or a home.
 _KEPT = frozenset(
@@ -52,20 +60,14 @@ def vouches(sessions_dir: str, gateway_dir: str = "") -> bool:
     return False
 
 
-def may_be_gateway(pid: int) -> bool:
-    """Returns True if a process might be or start a gateway; also if it cannot be inspected."""
-    arguments = _arguments(str(pid))
-    return (
-        not arguments
-        or os.path.basename(arguments[0]) in _RUNTIMES
-        or any(_KIN.search(argument.lower()) for argument in arguments)
-    )
+def vouched_in(sessions_dir: str, gateway_dir: str = "") -> Callable[[], bool]:
+    """Returns a function that tells if a gateway of a store is visible here; it looks once, at its first call."""
 
+    @functools.cache
+    def looked() -> bool:
+        return vouches(sessions_dir, gateway_dir)
 
-def program_of(pid: int) -> str | None:
-    """Returns the name of the program that a process runs, or None if it cannot be inspected."""
-    arguments = _arguments(str(pid))
-    return os.path.basename(arguments[0]) or None if arguments else None
+    return looked
 
 
 def _pids() -> list[str]:
@@ -75,24 +77,14 @@ def _pids() -> list[str]:
         return []
 
 
-def _arguments(pid: str) -> list[str]:
-    """Returns a process's command line; a title that replaces it may be padded with blanks."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            text = file.read(4096).decode("utf-8", "replace")
-    except OSError:
-        return []
-    return [part.strip() for part in text.rstrip("\0").split("\0")] if text.strip("\0") else []
-
-
 def _is_gateway(pid: str) -> bool:
-    arguments = _arguments(pid)
+    arguments = arguments_of(pid)
     if not arguments:
         return False
     names = [os.path.basename(argument) for argument in arguments]
     if names[0] == _TITLE:
         return True
-    script = names[1:] if names[0] in _RUNTIMES else names
+    script = names[1:] if names[0] in RUNTIMES else names
     if script[:1] and script[0] in _SCRIPTS:
         return "gateway" in script or (len(script) == 1 and any(True for _ in _gateway_locks(pid)))
     return False

@@ -30,7 +30,7 @@ import msgspec
 
 from session_manager.core.session import epoch_ms
 from session_manager.live.atomic import OWN_PREFIX, keep_mode, keep_owner, sync, sync_folder
-from session_manager.live.holding import vouched_in
+from session_manager.live.gateways import vouched_in
 from session_manager.live.jsonscan import scan_object
 from session_manager.live.liveness import TRANSCRIPT_STALE_MS, now_ms
 from session_manager.live.lock_file import LockFile

@@ -17,7 +17,7 @@ from session_manager.core.errors import Locked
 from session_manager.core.keeping import Kept, Pin, damaged, decode
 from session_manager.core.selection import full_name
 from session_manager.live.atomic import clear_errors, private_in, sync_folder, write_new
-from session_manager.live.snapshot import read_file
+from session_manager.live.versions import read_file
 from session_manager.settings import Settings, kept_path
 
 LOCK_SUFFIX = ".lock"

@@ -55,7 +55,8 @@ def is_being_written(name: str, mtime: int) -> bool:
     match = re.match(_WRITER, name) or re.match(_REPAIR, name)
     if match is None or match["pid"] is None or not process_lives(int(match["pid"]), None):
         return False
-    from session_manager.live.gateways import began, may_be_gateway
+    from session_manager.live.gateways import began
+    from session_manager.live.liveness import may_be_gateway
 
     pid = int(match["pid"])
     since = began(pid)

@@ -7,7 +7,9 @@ starttime?}``. The store's marker is stale after 30 s, a transcript's lock after
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -17,6 +19,8 @@ from session_manager.core.session import epoch_ms
 STORE_STALE_MS = 30_000
 TRANSCRIPT_STALE_MS = 1_800_000
 OWNER = "session_manager"
+RUNTIMES = ("node", "nodejs", "bun", "deno")
+_KIN = re.compile("openclaw|clawdbot|moltbot|moldbot")
 
 
 class Payload(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -119,6 +123,59 @@ def process_stat(pid: int) -> tuple[str, int] | None:
         return fields[0].decode(), int(fields[19])
     except (OSError, IndexError, ValueError):
         return None
+
+
+def arguments_of(pid: str) -> list[str]:
+    """Returns a process's command line; a title that replaces it may be padded with blanks."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            text = file.read(4096).decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [part.strip() for part in text.rstrip("\0").split("\0")] if text.strip("\0") else []
+
+
+def may_be_gateway(pid: int) -> bool:
+    """Returns True if a process might be or start a gateway; also if it cannot be inspected."""
+    arguments = arguments_of(str(pid))
+    return (
+        not arguments
+        or os.path.basename(arguments[0]) in RUNTIMES
+        or any(_KIN.search(argument.lower()) for argument in arguments)
+    )
+
+
+def program_of(pid: int) -> str | None:
+    """Returns the name of the program that a process runs, or None if it cannot be inspected."""
+    arguments = arguments_of(str(pid))
+    return os.path.basename(arguments[0]) or None if arguments else None
+
+
+def is_held(marker: Marker, stale_ms: int, now_ms: int, vouched: Callable[[], bool]) -> bool:
+    """Returns True if a lock file must be respected.
+
+    A living process's lock always must. A dead one's is free at once only if its pid is meaningful here: this tool
+    wrote the lock, or a gateway of this very store runs in this process namespace (``vouched``). Otherwise, and for
+    garbage, the gateway's own staleness time must have passed, because a pid of another container looks dead here.
+    """
+    payload = marker.payload
+    if payload is not None:
+        if owner_lives(payload):
+            return True
+        if marker.ours or vouched():
+            return False
+    return 0 <= now_ms - written_at(marker, now_ms) < stale_ms
+
+
+def owner_lives(payload: Payload) -> bool:
+    """Returns True if the process that a lock names lives here.
+
+    Each container has a pid 1: if the one here is no gateway, it has not written a gateway's lock. Gateway 2026.6.11
+    judges any pid like this, by the process's arguments.
+    """
+    if payload.pid == 1 and payload.starttime is None and process_lives(1, None):
+        return may_be_gateway(1)
+    return process_lives(payload.pid, payload.starttime)
 
 
 def now_ms() -> int:

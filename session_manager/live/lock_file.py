@@ -23,12 +23,12 @@ import msgspec
 
 from session_manager.live import weaker
 from session_manager.live.atomic import NO_LINKS, OWN_PREFIX, exchange, keep_owner, rename_exclusively
-from session_manager.live.holding import is_held
 from session_manager.live.liveness import (
     OWNER,
     STORE_STALE_MS,
     Marker,
     Payload,
+    is_held,
     iso_ms,
     now_ms,
     process_stat,

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 import msgspec
 
 from session_manager.live.gateway_lock import KERNEL_LOCK_NAME
-from session_manager.live.holding import is_held, owner_lives, vouched_in
+from session_manager.live.gateways import vouched_in
 from session_manager.live.liveness import (
     OWNER,
     STORE_STALE_MS,
     TRANSCRIPT_STALE_MS,
     Marker,
+    is_held,
+    owner_lives,
     process_lives,
     read_marker,
     written_at,
@@ -75,7 +77,7 @@ def _stranger(marker: Marker) -> str | None:
     payload = marker.payload
     if payload is None or marker.ours or not process_lives(payload.pid, payload.starttime):
         return None
-    from session_manager.live.gateways import may_be_gateway, program_of
+    from session_manager.live.liveness import may_be_gateway, program_of
 
     return None if may_be_gateway(payload.pid) else program_of(payload.pid)
 

@@ -10,8 +10,7 @@ import msgspec
 
 from session_manager.core.progress import tracked
 from session_manager.core.session import RUN_STALE_MS, Session, epoch_ms
-from session_manager.live.holding import is_held, vouched_in
-from session_manager.live.liveness import TRANSCRIPT_STALE_MS, read_marker
+from session_manager.live.liveness import TRANSCRIPT_STALE_MS, is_held, read_marker
 from session_manager.live.snapshot import folder_unreadable
 from session_manager.live.store import Store
 from session_manager.live.transcripts import LOCK_SUFFIX, files_by_session
@@ -75,13 +74,17 @@ def observe_locks(store: Store, sessions: Sequence[Session], names: Collection[s
 
 def held_transcripts(store: Store, names: Iterable[str], now_ms: int) -> list[str]:
     """Returns the transcripts (names in the store's folder, or paths) whose lock a live process holds."""
+    locked = [name for name in names if name.endswith(".jsonl" + LOCK_SUFFIX)]
+    if not locked:
+        return []
+    from session_manager.live.gateways import vouched_in
+
     vouched = vouched_in(store.sessions_dir, store.gateways)
     held = []
-    for name in names:
-        if name.endswith(".jsonl" + LOCK_SUFFIX):
-            marker = read_marker(os.path.join(store.sessions_dir, name))
-            if marker is not None and is_held(marker, TRANSCRIPT_STALE_MS, now_ms, vouched):
-                held.append(name.removesuffix(LOCK_SUFFIX))
+    for name in locked:
+        marker = read_marker(os.path.join(store.sessions_dir, name))
+        if marker is not None and is_held(marker, TRANSCRIPT_STALE_MS, now_ms, vouched):
+            held.append(name.removesuffix(LOCK_SUFFIX))
     return held
 
 

@@ -23,11 +23,12 @@ from session_manager.live.liveness import now_ms
 from session_manager.live.observe import listing
 from session_manager.live.recovery import try_recover
 from session_manager.live.removal import Remover
-from session_manager.live.snapshot import read_file, read_snapshot, sessions_of
+from session_manager.live.snapshot import read_snapshot, sessions_of
 from session_manager.live.steps import step
-from session_manager.live.store import Identity, Snapshot, Store
-from session_manager.live.swap import IndexChanged, Swap, identity_of, look_again, parsed_by, write_temp
+from session_manager.live.store import Snapshot, Store
+from session_manager.live.swap import IndexChanged, Swap, look_again, parsed_by, write_temp
 from session_manager.live.transcripts import archive_timestamp
+from session_manager.live.versions import Identity, identity_of, read_file
 from session_manager.live.wrapping import texts_inside
 
 _FRESH_STARTS = 20

@@ -31,11 +31,12 @@ from session_manager.live.merge import living_ids, union
 from session_manager.live.observe import listing
 from session_manager.live.purging import end_purge
 from session_manager.live.second_names import PART, SecondNames
-from session_manager.live.snapshot import read_file, read_snapshot
+from session_manager.live.snapshot import read_snapshot
 from session_manager.live.steps import step
-from session_manager.live.store import Identity, Snapshot, Store
-from session_manager.live.swap import Swap, identity_of, is_ours, is_temp
+from session_manager.live.store import Snapshot, Store
+from session_manager.live.swap import Swap, is_ours, is_temp
 from session_manager.live.transcripts import archive_timestamp, files_by_session
+from session_manager.live.versions import Identity, identity_of, read_file
 
 
 class Recovered(msgspec.Struct):

@@ -35,10 +35,11 @@ from session_manager.live.recovery import open_attempts, put_back, recover, roll
 from session_manager.live.second_names import AtRisk, SecondNames
 from session_manager.live.snapshot import read_snapshot
 from session_manager.live.steps import step
-from session_manager.live.store import Identity, Snapshot, Store
-from session_manager.live.swap import IndexChanged, Swap, identity_of, is_temp, look_again, parsed_by, write_temp
+from session_manager.live.store import Snapshot, Store
+from session_manager.live.swap import IndexChanged, Swap, is_temp, look_again, parsed_by, write_temp
 from session_manager.live.unguarded import refuse_unguarded
 from session_manager.live.unmovable import set_aside
+from session_manager.live.versions import Identity, identity_of
 from session_manager.live.waking import Woken, half_removed, idle_strays, take_back
 from session_manager.settings import Settings
 

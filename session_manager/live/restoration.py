@@ -32,10 +32,11 @@ from session_manager.live.recovery import places_of, recover_attempt, try_recove
 from session_manager.live.removal import Remover
 from session_manager.live.second_names import SecondNames
 from session_manager.live.sharing import gather
-from session_manager.live.snapshot import read_file, read_snapshot
+from session_manager.live.snapshot import read_snapshot
 from session_manager.live.steps import step
-from session_manager.live.store import Identity, Snapshot, Store
+from session_manager.live.store import Snapshot, Store
 from session_manager.live.swap import IndexChanged, Swap, look_again, parsed_by, write_temp
+from session_manager.live.versions import Identity, read_file
 
 _FRESH_STARTS = 20
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 128 * 1024

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections.abc import Iterator
 
@@ -11,7 +10,8 @@ from session_manager.core.errors import Damaged, Refused, SessionManagerError
 from session_manager.core.layout import tell_main
 from session_manager.core.session import Entry, Session, bare_sessions, build_sessions
 from session_manager.live.index import Index
-from session_manager.live.store import Identity, Snapshot, Store
+from session_manager.live.store import Snapshot, Store
+from session_manager.live.versions import Identity, read_file
 
 # Gateways 2026.2.17 to 2026.4.26 in enforce mode rename the old index away before they write the new one.
 MISSING_INDEX_PATIENCE_S = 1.0
@@ -121,14 +121,3 @@ def _damaged(store: Store, what: str, advice: str = _REBUILD) -> Damaged:
     return Damaged(
         f"the index of agent {store.agent_id!r} {what}; nothing was written: {advice}", agentId=store.agent_id
     )
-
-
-def read_file(path: str) -> tuple[bytes, Identity]:
-    """Reads a whole regular file; returns its text and the identity of that version. Raises OSError."""
-    # O_NONBLOCK: a FIFO in place of the file must be an error, not block.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(fd, "rb", buffering=0) as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(22, "not a regular file", path)
-        return file.read(), Identity.of(status)

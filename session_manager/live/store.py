@@ -9,22 +9,10 @@ import msgspec
 from session_manager.core.layout import Layout
 from session_manager.core.session import Session
 from session_manager.live.index import Index
+from session_manager.live.versions import Identity
 
 INDEX_NAME = "sessions.json"
 UNSUPPORTED = "store_unsupported"
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """Distinguishes one version of a file from the next: every writer of the index renames a new file into place."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Identity:
-        """Returns the identity in a stat result."""
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class Store(msgspec.Struct, frozen=True):

@@ -25,10 +25,11 @@ from session_manager.live.index import Index
 from session_manager.live.ledger import Attempt, Temp
 from session_manager.live.liveness import now_ms
 from session_manager.live.merge import living_ids, merge
-from session_manager.live.snapshot import read_file, read_snapshot
+from session_manager.live.snapshot import read_snapshot
 from session_manager.live.steps import step
-from session_manager.live.store import INDEX_NAME, Identity, Store
+from session_manager.live.store import INDEX_NAME, Store
 from session_manager.live.transcripts import files_by_session
+from session_manager.live.versions import Identity, identity_of, read_file
 
 TEMP_SUFFIX = ".index"
 # Each round keeps the displaced version until the end: at most so many of them, and of so many bytes in total.
@@ -208,11 +209,6 @@ def look_again(store: Store, swap: Swap) -> set[str]:
 def parsed_by(index: Index) -> float:
     """Returns the time (monotonic seconds) at which a gateway that reads the index now has parsed it."""
     return time.monotonic() + _SETTLE_S + len(index.data) / _PARSE_BYTES_PER_S
-
-
-def identity_of(path: str) -> Identity:
-    """Returns the identity of the file at ``path``, links not followed. Raises OSError."""
-    return Identity.of(os.lstat(path))
 
 
 def write_temp(

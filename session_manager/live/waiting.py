@@ -13,8 +13,8 @@ from session_manager.live.atomic import OWN_PREFIX, clear_errors, explain, priva
 from session_manager.live.index import Index
 from session_manager.live.ledger.rows import Member
 from session_manager.live.second_names import PART
-from session_manager.live.snapshot import read_file
 from session_manager.live.store import Snapshot, Store
+from session_manager.live.versions import read_file
 
 SUFFIX = ".restored"
 PUT_ASIDE = "session-sqlite-import-archive"

@@ -13,7 +13,8 @@ from session_manager.core.errors import NotFound, SessionManagerError, failure, 
 from session_manager.core.session import Session, count_or_none, epoch_ms
 from session_manager.live.liveness import now_ms
 from session_manager.live.snapshot import read_snapshot
-from session_manager.live.store import Identity, Store
+from session_manager.live.store import Store
+from session_manager.live.versions import Identity
 from session_manager.live.volume import Volume
 
 ID_LIMIT = 256

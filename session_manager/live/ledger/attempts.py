@@ -30,7 +30,7 @@ from session_manager.live.ledger.rows import (
 )
 from session_manager.live.ledger.run import Run, note_run
 from session_manager.live.liveness import now_ms
-from session_manager.live.store import Identity
+from session_manager.live.versions import Identity
 
 # Old entries are dropped in small batches, but faster than new ones arrive: 256 chunks are about 64 MB of entries.
 _LEAST_DROPPED = 256

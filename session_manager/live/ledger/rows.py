@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from session_manager.live.store import Identity
+from session_manager.live.versions import Identity
 
 # Kinds of attempts, and states of a removal.
 REMOVE, RESTORE = "remove", "restore"

@@ -19,8 +19,8 @@ from test_service_security import created
 from session_manager.functions import load
 from session_manager.functions.cleanup_ghosts import Arguments
 from session_manager.functions.context import Context
+from session_manager.live.archive_names import parse_archive
 from session_manager.live.emptiness import LONGEST
-from session_manager.live.transcripts import parse_archive
 from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
 

@@ -18,7 +18,7 @@ from session_manager.faces import runner
 from session_manager.functions import load
 from session_manager.functions.cleanup_orphans import Arguments
 from session_manager.functions.context import Context
-from session_manager.live.transcripts import parse_archive
+from session_manager.live.archive_names import parse_archive
 from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
 

@@ -20,7 +20,7 @@ from support import Skill, StoreBuilder, now_ms
 from session_manager.core.errors import Refused
 from session_manager.functions import delete_session, doctor
 from session_manager.functions.context import Context
-from session_manager.live import gateways
+from session_manager.live import gateways, liveness
 from session_manager.live.gateways import vouches
 from session_manager.live.liveness import iso_ms, may_be_gateway, process_stat, program_of
 from session_manager.live.volume import Volume
@@ -294,7 +294,7 @@ def test_doctor_names_the_stranger_behind_a_lock(agents: Path, skill: Skill) -> 
 
 
 def test_a_very_old_lock_of_pid_1_keeps_nothing_busy(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateways, "arguments_of", lambda pid: ["/sbin/tini", "--"] if pid == "1" else [])
+    monkeypatch.setattr(liveness, "arguments_of", lambda pid: ["/sbin/tini", "--"] if pid == "1" else [])
     context = Context(read_settings({"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": ""}), Volume(str(agents)), now_ms)
     store = StoreBuilder(agents)
     store.add("cron:a", 600, "a")

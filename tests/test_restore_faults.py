@@ -27,7 +27,7 @@ from test_faults import (
 )
 
 from session_manager.live import restoration
-from session_manager.live.transcripts import parse_archive
+from session_manager.live.archive_names import parse_archive
 
 Request = tuple[str, dict[str, Any]]
 NOTHING_OLD: Request = ("prune_sessions", {"max_age_minutes": 10**7})

@@ -11,7 +11,8 @@ import msgspec
 from session_manager.core.session import MAIN, Session, parse_key
 
 AGENT = "{agentId}"
-USUAL = f"{AGENT}/sessions/sessions.json"
+INDEX_NAME = "sessions.json"
+USUAL = f"{AGENT}/sessions/{INDEX_NAME}"
 MAIN_AGENT = "main"
 
 

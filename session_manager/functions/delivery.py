@@ -81,7 +81,10 @@ class History:
         if removed and not self._run.history and self.there:
             self._owe(removed)
         connect = None if self._settings.api_url is None else self._connect
-        return Deliverer(self._settings, self._volume, self._clock, self._run, connect).deliver(removed)
+        return Deliverer(self._settings, self._active, self._clock, self._run, connect).deliver(removed)
+
+    def _active(self, agent_id: str) -> dict[str, int]:
+        return self._volume.activity(agent_id, self._clock())
 
     def tell(self, removed: Collection[Name]) -> dict[str, Any]:
         """Delivers all pending marks; returns the members of a document that count those of ``removed``."""

@@ -13,10 +13,10 @@ import msgspec
 from session_manager.core.errors import Damaged, Locked, Refused, SessionManagerError
 from session_manager.functions.context import Context
 from session_manager.functions.diagnosis import Check, age, failed, page, plural, size
+from session_manager.live.archive_names import parse_archive
 from session_manager.live.observe import listing
 from session_manager.live.snapshot import read_snapshot
 from session_manager.live.store import Snapshot, Store
-from session_manager.live.transcripts import parse_archive
 from session_manager.live.whereabouts import is_transcript
 from session_manager.owners import run_as
 from session_manager.settings import ledger_path

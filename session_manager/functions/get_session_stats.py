@@ -14,7 +14,8 @@ from session_manager.functions.context import Agents, Context, Minutes
 from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.prune_sessions import preview
 from session_manager.functions.reading import AgentRead
-from session_manager.live.transcripts import files_by_session, parse_archive
+from session_manager.live.archive_names import parse_archive
+from session_manager.live.transcripts import files_by_session
 from session_manager.live.whereabouts import is_transcript
 
 DESCRIPTION = (

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from session_manager.core.errors import NotFound
 from session_manager.functions.naming import hint, keys_of, meant, parted
 from session_manager.functions.reading import AgentRead, View
-from session_manager.live.transcripts import owner, parse_archive
+from session_manager.live.archive_names import parse_archive
+from session_manager.live.transcripts import owner
 
 if TYPE_CHECKING:
     from session_manager.functions.delivery import History

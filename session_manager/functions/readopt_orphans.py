@@ -20,11 +20,11 @@ from session_manager.functions.context import (
 )
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Planner
 from session_manager.functions.reading import errors_or_raise
+from session_manager.live.archive_names import is_text
 from session_manager.live.names import session_id_of
 from session_manager.live.observe import last_timestamp, listing
 from session_manager.live.orphans import ORPHAN, TOPIC, Header, held_ids, read_header
 from session_manager.live.store import Snapshot, Store
-from session_manager.live.transcripts import is_text
 
 if TYPE_CHECKING:
     from session_manager.live.removal import Remover

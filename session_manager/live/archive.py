@@ -9,16 +9,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.core.progress import tracked
+from session_manager.live.archive_names import archive_names
 from session_manager.live.atomic import explain, opened_folder, rename_new
-from session_manager.live.gateway_lock import StoreLock
-from session_manager.live.joining import InUse, belongs, join
+from session_manager.live.folder import Folder, Guard, InUse
 from session_manager.live.ledger import RESTORE, Attempt, Ledger, Removal
 from session_manager.live.liveness import now_ms
 from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
-from session_manager.live.store import Store
-from session_manager.live.transcripts import archive_names
-from session_manager.live.whereabouts import is_transcript
 
 # Reading the marker costs about as much as a rename: often enough against a 30 s staleness, not at every file.
 _CHECK_EVERY = 64
@@ -28,8 +25,8 @@ Failures = list[tuple[str | None, SessionManagerError]]
 
 
 def archive_files(
-    store: Store,
-    lock: StoreLock,
+    store: Folder,
+    lock: Guard,
     ledger: Ledger,
     second_names: SecondNames,
     attempt: Attempt,
@@ -85,7 +82,7 @@ def _archived(folder: int, source: str, target: str) -> bool:
 
 
 def bring_back_files(
-    store: Store, second_names: SecondNames, attempt: Attempt, removals: Sequence[Removal]
+    store: Folder, second_names: SecondNames, attempt: Attempt, removals: Sequence[Removal]
 ) -> tuple[Failures, list[str]]:
     """Gives archived files their live names back; a lost archive is restored from its second name.
 
@@ -117,20 +114,19 @@ def bring_back_files(
     return failures, taken
 
 
-def _archive_of(store: Store, second_names: SecondNames, run_id: str, target: str) -> str | None:
+def _archive_of(store: Folder, second_names: SecondNames, run_id: str, target: str) -> str | None:
     """Returns the path of an archive, under one of its two names."""
     paths = (os.path.join(store.sessions_dir, target), second_names.path(run_id, store.agent_id, target))
     return next((path for path in paths if os.path.lexists(path)), None)
 
 
-def _join(store: Store, second_names: SecondNames, run_id: str, removal: Removal, position: int) -> None:
+def _join(store: Folder, second_names: SecondNames, run_id: str, removal: Removal, position: int) -> None:
     """Joins an archive and the file with its live name. Raises FileExistsError if they are two conversations."""
     source, target = removal.files[position]
     archive = _archive_of(store, second_names, run_id, target)
-    live = os.path.join(store.sessions_dir, source)
-    if archive is None or not is_transcript(source) or not belongs(live, archive, removal.session_id):
+    if archive is None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), source)
-    join(store.sessions_dir, source, archive, f"{removal.removal_id}.{position}")
+    store.join(source, archive, removal.session_id, f"{removal.removal_id}.{position}")
     for path in (os.path.join(store.sessions_dir, target), second_names.path(run_id, store.agent_id, target)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -146,7 +142,7 @@ def in_use(session_id: str) -> Refused:
     )
 
 
-def _bring_back(store: Store, folder: int, second_names: SecondNames, run_id: str, source: str, target: str) -> None:
+def _bring_back(store: Folder, folder: int, second_names: SecondNames, run_id: str, source: str, target: str) -> None:
     try:
         rename_new(target, source, folder)
     except FileNotFoundError:
@@ -157,7 +153,9 @@ def _bring_back(store: Store, folder: int, second_names: SecondNames, run_id: st
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), source) from None
 
 
-def forget_second_names(store: Store, second_names: SecondNames, attempt: Attempt, removals: Iterable[Removal]) -> None:
+def forget_second_names(
+    store: Folder, second_names: SecondNames, attempt: Attempt, removals: Iterable[Removal]
+) -> None:
     """Removes second names of files that are durably live again; a later run retries what fails."""
     by_run: dict[str, list[tuple[str, str]]] = {}
     for removal in removals:
@@ -170,7 +168,7 @@ def forget_second_names(store: Store, second_names: SecondNames, attempt: Attemp
             second_names.forget(run_id, store.agent_id, back)
 
 
-def never_brought_back(store: Store, second_names: SecondNames, attempt: Attempt, gone: Iterable[Removal]) -> set[str]:
+def never_brought_back(store: Folder, second_names: SecondNames, attempt: Attempt, gone: Iterable[Removal]) -> set[str]:
     """Returns live names that a restore found taken by other files, which must not be archived."""
     if attempt.kind != RESTORE:
         return set()

@@ -5,7 +5,7 @@ Nothing in here fails a call: undelivered marks stay pending, and the result say
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
 import msgspec
@@ -14,9 +14,7 @@ from session_manager.core.errors import SessionManagerError
 from session_manager.core.session import DAY_MS
 from session_manager.live.delivery_lock import delivery_lock
 from session_manager.live.ledger import Ledger, Mark, Run
-from session_manager.live.snapshot import read_snapshot
 from session_manager.live.steps import step
-from session_manager.live.volume import Volume
 from session_manager.settings import Settings
 
 Name = tuple[str, str]
@@ -47,6 +45,8 @@ class Heard(msgspec.Struct):
 
 
 Tell = Callable[[dict[Name, Status]], Heard]
+# Session id -> last activity in its entry (epoch ms), of an agent's live sessions. Raises SessionManagerError.
+Active = Callable[[str], Mapping[str, int]]
 
 
 class Delivery(msgspec.Struct):
@@ -91,12 +91,12 @@ class Delivery(msgspec.Struct):
 class Deliverer(msgspec.Struct, frozen=True):
     """Delivers the marks of one volume's ledger in one run.
 
-    ``connect`` opens the connection to history and may raise NoConversation; None: there is no history layer.
-    ``clock`` is in epoch milliseconds.
+    ``active`` reads an agent's live sessions. ``connect`` opens the connection to history and may raise
+    NoConversation; None: there is no history layer. ``clock`` is in epoch milliseconds.
     """
 
     settings: Settings
-    volume: Volume
+    active: Active
     clock: Callable[[], int]
     run: Run
     connect: Callable[[], Tell] | None
@@ -139,7 +139,7 @@ class Deliverer(msgspec.Struct, frozen=True):
                         self._deliver(self.connect, ledger, going, delivery)
 
     def _came_back(self, marks: list[Mark]) -> set[Mark]:
-        """Returns the marks of sessions that are in their index again with activity since they ended."""
+        """Returns the marks of sessions that are in their store again with activity since they ended."""
         by_agent: dict[str, list[Mark]] = {}
         for mark in marks:
             if mark.status == "ended":
@@ -147,12 +147,10 @@ class Deliverer(msgspec.Struct, frozen=True):
         back = set()
         for agent_id, ended in by_agent.items():
             try:
-                store = self.volume.store(agent_id)
-                sessions = read_snapshot(store, self.clock()).sessions if store is not None else []
+                active = self.active(agent_id)
             except SessionManagerError:
                 # Their state is unknown, and the mark was right when it was made.
                 continue
-            active = {session.id: session.entry_activity or 0 for session in sessions}
             back |= {mark for mark in ended if active.get(mark.session_id, 0) > mark.changed_at}
         return back
 

@@ -16,6 +16,7 @@ import msgspec
 from session_manager.core.errors import SessionManagerError
 from session_manager.core.session import Session
 from session_manager.live.archive import Failures
+from session_manager.live.archive_names import original_name
 from session_manager.live.atomic import clear_errors, sync_folder
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.ledger import Attempt, Ledger, Run
@@ -26,7 +27,7 @@ from session_manager.live.second_names import PART, SecondNames
 from session_manager.live.snapshot import read_snapshot
 from session_manager.live.steps import step
 from session_manager.live.store import Store
-from session_manager.live.transcripts import files_by_session, original_name, owner
+from session_manager.live.transcripts import files_by_session, owner
 
 
 class Traces(msgspec.Struct):

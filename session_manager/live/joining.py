@@ -30,6 +30,7 @@ import msgspec
 
 from session_manager.core.session import epoch_ms
 from session_manager.live.atomic import OWN_PREFIX, keep_mode, keep_owner, sync, sync_folder
+from session_manager.live.folder import InUse
 from session_manager.live.gateways import vouched_in
 from session_manager.live.jsonscan import scan_object
 from session_manager.live.liveness import TRANSCRIPT_STALE_MS, now_ms
@@ -41,10 +42,6 @@ _PIECE = 1024 * 1024
 _PARENT = re.compile(rb'"parentId"\s*:\s*(?:null|"(?:[^"\\]|\\.)*")')
 # An append that opened the displaced file writes within microseconds.
 _LAST_APPENDS_S = 0.01
-
-
-class InUse(OSError):
-    """A gateway holds the transcript's lock."""
 
 
 class _Line(msgspec.Struct, rename="camel"):

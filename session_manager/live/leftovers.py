@@ -11,10 +11,10 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from session_manager.core.layout import INDEX_NAME
+from session_manager.live.archive_names import is_text
 from session_manager.live.liveness import TRANSCRIPT_STALE_MS, process_lives
 from session_manager.live.names import owner_of_sidecar
-from session_manager.live.store import INDEX_NAME
-from session_manager.live.transcripts import is_text
 
 if TYPE_CHECKING:
     from session_manager.live.orphans import Folder, Mentions

@@ -6,9 +6,9 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 
+from session_manager.live.archive_names import original_name
 from session_manager.live.gateway_lock import KERNEL_LOCK_NAME
 from session_manager.live.store import Store
-from session_manager.live.transcripts import original_name
 from session_manager.live.whereabouts import is_transcript
 
 _PIECE = 1024 * 1024

@@ -14,6 +14,7 @@ import msgspec
 
 from session_manager.core.orphans import Orphan
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
+from session_manager.live.archive_names import archive_names
 from session_manager.live.atomic import clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock
 from session_manager.live.ledger import Removal
@@ -23,7 +24,7 @@ from session_manager.live.recovery import try_recover
 from session_manager.live.snapshot import read_snapshot
 from session_manager.live.steps import step
 from session_manager.live.store import Snapshot, Store
-from session_manager.live.transcripts import archive_names, files_by_session
+from session_manager.live.transcripts import files_by_session
 
 if TYPE_CHECKING:
     from session_manager.live.removal import Remover

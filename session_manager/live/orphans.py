@@ -15,19 +15,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
+from session_manager.core.layout import INDEX_NAME
 from session_manager.core.orphans import Orphan
 from session_manager.core.session import EARLIEST_MS, Session
+from session_manager.live.archive_names import original_name, parse_archive
 from session_manager.live.atomic import OWN_PREFIX
 from session_manager.live.leftovers import find_leftovers, is_being_written, written_at
 from session_manager.live.names import PARTIAL_NAME, SIDECAR_NAME, TOPIC_NAME, session_id_of
 from session_manager.live.observe import held_transcripts, last_timestamp
-from session_manager.live.store import INDEX_NAME, Store
-from session_manager.live.transcripts import (
-    files_by_session,
-    original_name,
-    owner,
-    parse_archive,
-)
+from session_manager.live.store import Store
+from session_manager.live.transcripts import files_by_session, owner
 from session_manager.live.whereabouts import REFUSED, Whereabouts, inside, is_transcript
 
 LIVE = "live"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from session_manager.core.session import Session, count_or_none, epoch_ms
+from session_manager.live.archive_names import archive_names, is_text
 from session_manager.live.ledger import Facts, Removal
 from session_manager.live.liveness import now_ms
 from session_manager.live.store import Snapshot
-from session_manager.live.transcripts import archive_names, files_by_session, is_text
+from session_manager.live.transcripts import files_by_session
 from session_manager.live.whereabouts import files_abroad
 
 _LONGEST_TEXT = 200

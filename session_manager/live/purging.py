@@ -19,12 +19,12 @@ import msgspec
 from session_manager.core.errors import SessionManagerError
 from session_manager.core.progress import tracked
 from session_manager.live.archive import Failures
+from session_manager.live.archive_names import archive_time, original_name, parse_archive
 from session_manager.live.atomic import clear_errors, explain, sync_folder
+from session_manager.live.folder import Folder
 from session_manager.live.ledger import Archived, Attempt, Ledger, Run
 from session_manager.live.second_names import SecondNames
 from session_manager.live.steps import step
-from session_manager.live.store import Store
-from session_manager.live.transcripts import archive_time, is_of, parse_archive
 
 if TYPE_CHECKING:
     from session_manager.core.policy import Pins
@@ -73,7 +73,7 @@ class Purged(msgspec.Struct):
 
 
 def plan_purge(
-    store: Store,
+    store: Folder,
     names: Iterable[str],
     second: Mapping[str, Sequence[str]],
     removed: Iterable[Archived],
@@ -107,9 +107,9 @@ def plan_purge(
     old, spared, woken = set(going), 0, 0
     for name in sorted(here | second.keys()):
         removal_id = owners.get(name)
-        if removal_id in awake or (removal_id is None and _is_old(name, cutoff) and _was_removed(name, living)):
+        if removal_id in awake or (removal_id is None and _is_old(name, cutoff) and _was_removed(store, name, living)):
             woken += 1
-        elif removal_id in pinned or (removal_id is None and _is_old(name, cutoff) and _is_pinned(name, pins)):
+        elif removal_id in pinned or (removal_id is None and _is_old(name, cutoff) and _is_pinned(store, name, pins)):
             spared += 1
         elif removal_id in old if removal_id is not None else _is_old(name, cutoff):
             paths = [os.path.join(store.sessions_dir, name)] if name in here else []
@@ -117,15 +117,15 @@ def plan_purge(
     return PurgePlan(archives, going, spared, woken)
 
 
-def _was_removed(name: str, living: Collection[str]) -> bool:
+def _was_removed(store: Folder, name: str, living: Collection[str]) -> bool:
     """Returns True if an archive comes from a live session's removal; a compaction's backup does not."""
     parsed = parse_archive(name)
-    return parsed is not None and parsed[1] != "bak" and is_of(name, living)
+    return parsed is not None and parsed[1] != "bak" and store.owner(original_name(name), living) is not None
 
 
-def _is_pinned(name: str, pins: Pins | None) -> bool:
+def _is_pinned(store: Folder, name: str, pins: Pins | None) -> bool:
     """Returns True if an archive that the ledger does not know bears the id of a pinned session."""
-    return pins is not None and is_of(name, pins.ids)
+    return pins is not None and store.owner(original_name(name), pins.ids) is not None
 
 
 def _is_old(name: str, cutoff: int) -> bool:
@@ -154,7 +154,7 @@ def preview_purge(plan: PurgePlan) -> Purged:
     return Purged(found, plan.removal_ids, [], plan.pinned, plan.living)
 
 
-def purge(store: Store, ledger: Ledger, run: Run, plan: PurgePlan, purged: Purged) -> None:
+def purge(store: Folder, ledger: Ledger, run: Run, plan: PurgePlan, purged: Purged) -> None:
     """Carries out ``plan``, for a caller who holds the store's lock. Raises Refused, Damaged or Failed.
 
     Adds each purged file to ``purged`` at once. A file that cannot be removed is in its errors, and stays with the
@@ -165,7 +165,7 @@ def purge(store: Store, ledger: Ledger, run: Run, plan: PurgePlan, purged: Purge
     _purge(store, ledger, attempt, plan, purged)
 
 
-def end_purge(store: Store, ledger: Ledger, attempt: Attempt) -> Failures:
+def end_purge(store: Folder, ledger: Ledger, attempt: Attempt) -> Failures:
     """Ends a killed purge: removes the remaining files of its removals. Returns those that could not be removed."""
     second_names = SecondNames(ledger.state_dir)
     archives = []
@@ -179,7 +179,7 @@ def end_purge(store: Store, ledger: Ledger, attempt: Attempt) -> Failures:
     return [(None, error) for error in purged.errors]
 
 
-def _purge(store: Store, ledger: Ledger, attempt: Attempt, plan: PurgePlan, purged: Purged) -> None:
+def _purge(store: Folder, ledger: Ledger, attempt: Attempt, plan: PurgePlan, purged: Purged) -> None:
     failed: set[int | None] = set()
     for archive in tracked(plan.archives, "removing archives"):
         if archive.owner is not None and archive.owner in failed:

@@ -15,6 +15,7 @@ import msgspec
 
 from session_manager.core.errors import Damaged, Locked, SessionManagerError
 from session_manager.core.session import trimmed_or_none
+from session_manager.live.archive_names import archive_timestamp
 from session_manager.live.atomic import clear_errors, exchange, private_in, rename_new, sync_folder, write_new
 from session_manager.live.gateway_lock import LockLost, StoreLock
 from session_manager.live.index import Index
@@ -27,7 +28,6 @@ from session_manager.live.snapshot import read_snapshot, sessions_of
 from session_manager.live.steps import step
 from session_manager.live.store import Snapshot, Store
 from session_manager.live.swap import IndexChanged, Swap, look_again, parsed_by, write_temp
-from session_manager.live.transcripts import archive_timestamp
 from session_manager.live.versions import Identity, identity_of, read_file
 from session_manager.live.wrapping import texts_inside
 

@@ -21,6 +21,7 @@ from session_manager.live.archive import (
     forget_second_names,
     never_brought_back,
 )
+from session_manager.live.archive_names import archive_timestamp
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, rename_new, sync_folder
 from session_manager.live.erasure import end_erasure
 from session_manager.live.gateway_lock import StoreLock
@@ -35,7 +36,7 @@ from session_manager.live.snapshot import read_snapshot
 from session_manager.live.steps import step
 from session_manager.live.store import Snapshot, Store
 from session_manager.live.swap import Swap, is_ours, is_temp
-from session_manager.live.transcripts import archive_timestamp, files_by_session
+from session_manager.live.transcripts import files_by_session
 from session_manager.live.versions import Identity, identity_of, read_file
 
 

@@ -21,6 +21,7 @@ from session_manager.core.progress import stage
 from session_manager.core.session import DAY_MS, Session
 from session_manager.live import weaker
 from session_manager.live.archive import Failures, archive_files, bring_back_files, forget_second_names
+from session_manager.live.archive_names import original_name
 from session_manager.live.atomic import clear_errors, sync_folder
 from session_manager.live.gateway_lock import LockLost, StoreLock, has_dead_marker, lock_of
 from session_manager.live.ledger import Attempt, Clock, Ledger, Removal, Run, Temp
@@ -117,11 +118,14 @@ class Remover:
             cutoff = clock.trusted - keep_days * DAY_MS
             self.second_names.drop_old(cutoff, lambda run_id: ledger.is_past(run_id, clock, keep_days), self._living)
 
-    def _living(self, agent_id: str) -> set[str] | None:
-        """Returns the ids of an agent's live sessions, or None when they cannot be read."""
+    def _living(self, agent_id: str) -> Callable[[str], bool] | None:
+        """Returns what tells if an archive belongs to a live session of an agent; None when that cannot be read."""
         with contextlib.suppress(OSError, SessionManagerError):
             store = open_volume(self._settings).archive_store(agent_id)
-            return set() if store is None else {s.id for s in read_snapshot(store, now_ms()).sessions}
+            if store is None:
+                return lambda name: False
+            ids = {session.id for session in read_snapshot(store, now_ms()).sessions}
+            return lambda name: store.owner(original_name(name), ids) is not None
         return None
 
     @property

@@ -15,7 +15,7 @@ import functools
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import FileIO
 from typing import BinaryIO
 
@@ -24,11 +24,9 @@ import msgspec
 from session_manager.core.progress import tracked
 from session_manager.live import weaker
 from session_manager.live.atomic import NO_LINKS, explain, keep_owner, opened_folder, rename_new, sync, sync_folder
-from session_manager.live.gateway_lock import StoreLock
+from session_manager.live.folder import Folder, Guard
 from session_manager.live.ledger import Attempt, Removal, run_started_at
 from session_manager.live.steps import step
-from session_manager.live.store import Store
-from session_manager.live.transcripts import is_of
 
 FOLDER = "archives"
 PART = ".part"
@@ -69,7 +67,7 @@ class SecondNames:
         """Returns the path of the second name of the archive ``name``, even if it does not exist."""
         return os.path.join(self.root, run_id, agent_id, name)
 
-    def keep_ahead(self, store: Store, lock: StoreLock, run_id: str, files: Sequence[tuple[str, str]]) -> None:
+    def keep_ahead(self, store: Folder, lock: Guard, run_id: str, files: Sequence[tuple[str, str]]) -> None:
         """Gives live files (live name, archive name), before they are archived, the second names of their archives.
 
         An archive that already exists is another file. If this fails, ``keep`` tries again and reports it. Raises
@@ -78,7 +76,7 @@ class SecondNames:
         self._keep(store, lock, run_id, files)
         self._kept += len(files)
 
-    def keep(self, store: Store, lock: StoreLock, attempt: Attempt, removals: Iterable[Removal]) -> AtRisk:
+    def keep(self, store: Folder, lock: Guard, attempt: Attempt, removals: Iterable[Removal]) -> AtRisk:
         """Gives the archived files of ``removals`` their second names; counts those that cannot have one.
 
         Skips files that have one, and files that do not exist. Raises LockLost.
@@ -93,7 +91,7 @@ class SecondNames:
             at_risk.add(self._keep(store, lock, run_id, files))
         return at_risk
 
-    def _keep(self, store: Store, lock: StoreLock, run_id: str, files: Sequence[tuple[str, str]]) -> AtRisk:
+    def _keep(self, store: Folder, lock: Guard, run_id: str, files: Sequence[tuple[str, str]]) -> AtRisk:
         at_risk = AtRisk()
         if not files:
             return at_risk
@@ -123,13 +121,13 @@ class SecondNames:
             at_risk.add(AtRisk(max(1, len(files) - at_risk.files), sentence))
         return at_risk
 
-    def _copying_under(self, lock: StoreLock) -> _Copying:
+    def _copying_under(self, lock: Guard) -> _Copying:
         """Returns the copier to use while ``lock`` is held: one budget for all of that time."""
         if self._copying.lock is not lock:
             self._copying = _Copying(lock)
         return self._copying
 
-    def bring_back(self, store: Store, run_id: str, name: str, source: str) -> bool:
+    def bring_back(self, store: Folder, run_id: str, name: str, source: str) -> bool:
         """Restores a file as ``source`` from the second name of its lost archive ``name``; False if there is none.
 
         Raises FileExistsError if that name is taken, and other OSErrors.
@@ -167,7 +165,7 @@ class SecondNames:
                 os.rename(old, new)
         sync_folder(os.path.dirname(new))
 
-    def may_be(self, store: Store, run_id: str, name: str, source: str) -> bool:
+    def may_be(self, store: Folder, run_id: str, name: str, source: str) -> bool:
         """Returns True if the live file ``source`` begins with the whole content of the second name of ``name``.
 
         True if there is no second name.
@@ -213,12 +211,12 @@ class SecondNames:
                 os.rmdir(empty)
 
     def drop_old(
-        self, cutoff: int, is_past: Callable[[str], bool], living: Callable[[str], Collection[str] | None]
+        self, cutoff: int, is_past: Callable[[str], bool], living: Callable[[str], Callable[[str], bool] | None]
     ) -> None:
         """Removes a batch of second names of runs before ``cutoff`` (epoch ms), but none of a live session.
 
-        ``is_past`` tells if the ledger counts a run as old, ``living`` returns the ids of an agent's live sessions;
-        None (not known) keeps all. Raises OSError.
+        ``is_past`` tells if the ledger counts a run as old, ``living`` returns a function that tells, for an
+        agent, if an archive's name is a live session's; None (not known) keeps all. Raises OSError.
         """
         known = functools.cache(living)
         try:
@@ -237,8 +235,8 @@ class SecondNames:
             for agent_id in os.listdir(os.path.join(self.root, run_id)):
                 names = os.listdir(os.path.join(self.root, run_id, agent_id))[:budget]
                 budget -= len(names)
-                if names and (ids := known(agent_id)) is not None:
-                    names = [name for name in names if not is_of(name, ids)]
+                if names and (lives := known(agent_id)) is not None:
+                    names = [name for name in names if not lives(name)]
                 else:
                     names = []
                 self.forget(run_id, agent_id, names)
@@ -340,7 +338,7 @@ def _reading(name: str, folder: int) -> BinaryIO:
 class _Copying:
     """Durable copies, within a budget of bytes and seconds for all of them together."""
 
-    def __init__(self, lock: StoreLock | None) -> None:
+    def __init__(self, lock: Guard | None) -> None:
         self.lock = lock
         self._bytes = _COPY_BYTES
         self._deadline: float | None = None

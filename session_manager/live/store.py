@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Collection
 
 import msgspec
 
-from session_manager.core.layout import Layout
+from session_manager.core.layout import INDEX_NAME, Layout
 from session_manager.core.session import Session
 from session_manager.live.index import Index
 from session_manager.live.versions import Identity
 
-INDEX_NAME = "sessions.json"
 UNSUPPORTED = "store_unsupported"
 
 
@@ -48,6 +49,21 @@ class Store(msgspec.Struct, frozen=True):
     def marker_name(self) -> str:
         """The name of the lock that gateways take on the index."""
         return self.index_name + ".lock"
+
+    def owner(self, name: str, ids: Collection[str]) -> str | None:
+        """Returns the one of ``ids`` that a live file belongs to, or None."""
+        from session_manager.live.transcripts import owner
+
+        return owner(name, ids)
+
+    def join(self, name: str, archive: str, session_id: str, number: str) -> None:
+        """Joins the two parts of a transcript, see ``archives.folder``."""
+        from session_manager.live.joining import belongs, join
+        from session_manager.live.whereabouts import is_transcript
+
+        if not is_transcript(name) or not belongs(os.path.join(self.sessions_dir, name), archive, session_id):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        join(self.sessions_dir, name, archive, number)
 
     def of(self, agent_id: str) -> Store:
         """Returns another agent's part of a shared index."""

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from session_manager.core.errors import Damaged, Locked
+from session_manager.core.layout import INDEX_NAME
 from session_manager.live.atomic import OWN_PREFIX, clear_errors, exchange, sync_file, write_new
 from session_manager.live.gateway_lock import StoreLock
 from session_manager.live.index import Index
@@ -27,7 +28,7 @@ from session_manager.live.liveness import now_ms
 from session_manager.live.merge import living_ids, merge
 from session_manager.live.snapshot import read_snapshot
 from session_manager.live.steps import step
-from session_manager.live.store import INDEX_NAME, Store
+from session_manager.live.store import Store
 from session_manager.live.transcripts import files_by_session
 from session_manager.live.versions import Identity, identity_of, read_file
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.core.session import Session
+from session_manager.live.archive_names import LONGEST_NAME
 from session_manager.live.store import Snapshot
-from session_manager.live.transcripts import LONGEST_NAME, files_by_session
+from session_manager.live.transcripts import files_by_session
 
 Chosen = Sequence[tuple[Session, str]]
 

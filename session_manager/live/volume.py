@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from session_manager.core.errors import Damaged, Failed, NotFound, Refused, SessionManagerError, UsageError
+from session_manager.core.layout import INDEX_NAME
 from session_manager.core.session import safe_name
-from session_manager.live.snapshot import folder_unreadable, not_readable
-from session_manager.live.store import INDEX_NAME, UNSUPPORTED, Store
+from session_manager.live.snapshot import folder_unreadable, not_readable, read_snapshot
+from session_manager.live.store import UNSUPPORTED, Store
 
 SQLITE_NAME = "openclaw-agent.sqlite"
 _SQLITE_HEADER = b"SQLite format 3\0"
@@ -113,6 +114,15 @@ class Volume:
             if store is None or store.mates:
                 raise
         return msgspec.structs.replace(store, database=_sqlite_path(os.path.join(self._agents_dir, agent_id)))
+
+    def activity(self, agent_id: str, now_ms: int) -> dict[str, int]:
+        """Returns the last activity (epoch ms) in the entries of an agent's sessions, by session id; 0 if unknown.
+
+        Raises what ``store`` and ``read_snapshot`` raise.
+        """
+        store = self.store(agent_id)
+        sessions = read_snapshot(store, now_ms).sessions if store is not None else ()
+        return {session.id: session.entry_activity or 0 for session in sessions}
 
     def _check_kind(self, agent_id: str) -> None:
         if _moved_to_sqlite(os.path.join(self._agents_dir, agent_id)):

@@ -12,12 +12,15 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from session_manager.core.layout import INDEX_NAME
 from session_manager.core.session import Session, safe_name
-from session_manager.live.store import INDEX_NAME, Store
+
+if TYPE_CHECKING:
+    from session_manager.live.store import Store
 
 # In the agent's own folder; elsewhere in the agents directory; in an unreadable place; where no gateway keeps it.
 OWN, INSIDE, ELSEWHERE, REFUSED = "own", "inside", "elsewhere", "refused"

@@ -81,7 +81,8 @@ async def deliver_marks(engine: AsyncEngine, config: Config) -> Delivered:
 
 def _deliver(settings: Settings, tell: Tell) -> Delivery:
     run = start_run("delivery", settings)
-    return Deliverer(settings, open_volume(settings), now_ms, run, lambda: tell).deliver()
+    volume = open_volume(settings)
+    return Deliverer(settings, lambda agent: volume.activity(agent, now_ms()), now_ms, run, lambda: tell).deliver()
 
 
 class _Here:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import floors, stores
+from session_manager.files.liveness import now_ms
 from session_manager.functions import load
 from session_manager.functions.context import Context
-from session_manager.live.liveness import now_ms
-from session_manager.live.opening import open_volume
 from session_manager.settings import read_settings
+from session_manager.stores.openclaw_files.opening import open_volume
 
 Action = Callable[[Path], object]
 

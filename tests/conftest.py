@@ -22,7 +22,8 @@ from small_aria import SmallAria  # noqa: E402
 from small_model import SmallModel, small_model  # noqa: E402
 from support import CLOSED_API, Skill  # noqa: E402
 
-from session_manager.live import removal, steps  # noqa: E402
+from session_manager.files import steps  # noqa: E402
+from session_manager.stores.openclaw_files import removal  # noqa: E402
 
 # A checkout may be read-only; what a run finds is printed with the example itself.
 settings.register_profile("here", database=None, deadline=None)

@@ -114,9 +114,14 @@ def _import_everything() -> None:
     import session_manager.core
     import session_manager.functions
     import session_manager.history
-    import session_manager.live
+    import session_manager.stores.openclaw_files
 
-    for room in (session_manager.core, session_manager.functions, session_manager.history, session_manager.live):
+    for room in (
+        session_manager.core,
+        session_manager.functions,
+        session_manager.history,
+        session_manager.stores.openclaw_files,
+    ):
         for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
             importlib.import_module(module.name)
     # A child that is an ordinary user may not be able to read the interpreter's own folder.
@@ -132,7 +137,7 @@ def _child(
     argv: list[str], environ: dict[str, str], kill_at: int, writes: Writes, ordinary: bool, files: list[Any]
 ) -> None:
     from session_manager.faces import runner
-    from session_manager.live import steps
+    from session_manager.files import steps
 
     given, out, err, log = (file.fileno() for file in files)
     seen = 0
@@ -204,7 +209,7 @@ def _call(
 def main() -> None:
     """Answers until standard input ends."""
     _import_everything()
-    from session_manager.live import removal
+    from session_manager.stores.openclaw_files import removal
 
     # No test's gateway takes its time: what it writes meanwhile, it writes at a step.
     removal.SECOND_LOOK_S = 0.0

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lacking import lacking
 
 from session_manager.faces import runner
-from session_manager.live import steps
+from session_manager.files import steps
 
 LIMIT, LOG = int(sys.argv[1]), sys.argv[2]
 seen = 0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 from unittest import mock
 
-from session_manager.live import atomic
+from session_manager.files import atomic
 
 EXCHANGE, LINKS, FLOCK, FSYNC, MODES = ALL = ("exchange", "hard_links", "flock", "fsync", "modes")
 # Nor can they rename without overwriting.

@@ -12,11 +12,11 @@ import pytest
 from support import CLOSED_API, Skill, StoreBuilder, picture
 
 from session_manager.core.errors import Refused
+from session_manager.files.liveness import now_ms
 from session_manager.functions import cleanup_after_delegation, load
 from session_manager.functions.context import Context
-from session_manager.live.liveness import now_ms
-from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
+from session_manager.stores.openclaw_files.volume import Volume
 
 CLEANUP = "cleanup_after_delegation"
 

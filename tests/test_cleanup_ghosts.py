@@ -16,13 +16,13 @@ from small_aria import SmallAria
 from support import Skill, StoreBuilder, now_ms, picture
 from test_service_security import created
 
+from session_manager.archives.names import parse_archive
 from session_manager.functions import load
 from session_manager.functions.cleanup_ghosts import Arguments
 from session_manager.functions.context import Context
-from session_manager.live.archive_names import parse_archive
-from session_manager.live.emptiness import LONGEST
-from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
+from session_manager.stores.openclaw_files.emptiness import LONGEST
+from session_manager.stores.openclaw_files.volume import Volume
 
 GHOSTS = "cleanup_ghosts"
 REAL = {"dry_run": False}

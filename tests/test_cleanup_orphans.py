@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from support import CLOSED_API, ROOT, Skill, StoreBuilder, now_ms, picture
 
+from session_manager.archives.names import parse_archive
 from session_manager.faces import runner
 from session_manager.functions import load
 from session_manager.functions.cleanup_orphans import Arguments
 from session_manager.functions.context import Context
-from session_manager.live.archive_names import parse_archive
-from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
+from session_manager.stores.openclaw_files.volume import Volume
 
 CLEANUP = "cleanup_orphans"
 REAL = {"dry_run": False}

@@ -239,7 +239,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["typer", "session_manager.functions.reading", "session_manager.live.ledger"])
+@pytest.mark.parametrize("module", ["typer", "session_manager.functions.reading", "session_manager.ledger"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_import_is_an_interrupted_command(store: StoreBuilder, module: str, number: int) -> None:
     # Whoever runs the tests may have SIGINT ignored, and children with it.

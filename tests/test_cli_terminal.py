@@ -20,7 +20,7 @@ from support import ROOT, Skill, StoreBuilder, ledger_sql, now_ms, picture
 # Waits, at a named step, for the Ctrl-C that the test types.
 WAIT_AT = """\
 import sys, time
-from session_manager.live import steps
+from session_manager.files import steps
 wanted = sys.argv.pop(1)
 def watch(name):
     if name == wanted:

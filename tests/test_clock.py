@@ -12,8 +12,8 @@ from small_aria import SmallAria
 from support import CLOSED_API, Skill, StoreBuilder, ledger_sql, now_ms, picture
 from test_faults import Call, in_process
 
-from session_manager.live import liveness
-from session_manager.live.archive_names import archive_timestamp
+from session_manager.archives.names import archive_timestamp
+from session_manager.files import liveness
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS

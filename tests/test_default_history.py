@@ -16,8 +16,8 @@ from support import CLOSED_API, Skill, StoreBuilder, ledger_sql, now_ms
 from session_manager.core.errors import NotFound, SessionManagerError
 from session_manager.functions import load
 from session_manager.functions.context import Context
-from session_manager.live.volume import Volume
 from session_manager.settings import DEFAULT_API_URL, read_settings
+from session_manager.stores.openclaw_files.volume import Volume
 
 TOKEN = "secret-token"
 REMOVERS: list[tuple[str, dict[str, Any]]] = [

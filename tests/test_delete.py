@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from support import CLOSED_API, Skill, StoreBuilder, picture
 
+from session_manager.files import steps
+from session_manager.files.liveness import now_ms
 from session_manager.functions import load
 from session_manager.functions.context import Context
-from session_manager.live import plan, steps
-from session_manager.live.liveness import now_ms
-from session_manager.live.volume import Volume
 from session_manager.settings import CALLER_VARIABLES, read_settings
+from session_manager.stores.openclaw_files import plan
+from session_manager.stores.openclaw_files.volume import Volume
 
 ARCHIVE = re.compile(r"^(?P<name>.+)\.deleted\.(?P<at>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z)$")
 FROZEN = 1_771_180_200_123

@@ -19,10 +19,10 @@ from test_faults import Fault
 from test_kill import run_until
 
 from session_manager.faces import runner
-from session_manager.live.ledger import Facts, Ledger, Removal, start_run
-from session_manager.live.mentions import mentions
-from session_manager.live.volume import Volume
+from session_manager.ledger import Facts, Ledger, Removal, start_run
 from session_manager.settings import read_settings
+from session_manager.stores.openclaw_files.mentions import mentions
+from session_manager.stores.openclaw_files.volume import Volume
 
 GONE = "0aded5e5-0000-4000-8000-00000000e5ed"
 STAYS = "57a75e55-0000-4000-8000-0000000057a7"
@@ -301,9 +301,9 @@ def test_a_search_for_mentions_is_bounded(agents: Path, monkeypatch: pytest.Monk
     assert found is not None
     assert mentions(found, store.names(), GONE) == (["a", "c"], ["pipe"])
     for piece in (1, 7, 50):
-        monkeypatch.setattr("session_manager.live.mentions._PIECE", piece)
+        monkeypatch.setattr("session_manager.stores.openclaw_files.mentions._PIECE", piece)
         assert mentions(found, ["a", "b"], GONE) == (["a"], [])
-    monkeypatch.setattr("session_manager.live.mentions._BUDGET", 150)
+    monkeypatch.setattr("session_manager.stores.openclaw_files.mentions._BUDGET", 150)
     assert mentions(found, ["a", "b", "c"], GONE) == (["a"], ["b", "c"])
 
 

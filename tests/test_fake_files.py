@@ -8,14 +8,14 @@ import pytest
 from pyfakefs.fake_filesystem import FakeFilesystem
 
 from session_manager.core.errors import Damaged, Refused, UsageError
+from session_manager.files.atomic import clear_errors, write_new
 from session_manager.functions.context import Context
 from session_manager.functions.policy import with_policy
-from session_manager.live.atomic import clear_errors, write_new
-from session_manager.live.observe import listing
-from session_manager.live.orphans import classify
-from session_manager.live.store import Store
-from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
+from session_manager.stores.openclaw_files.observe import listing
+from session_manager.stores.openclaw_files.orphans import classify
+from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.volume import Volume
 
 AGENTS = "/home/ann/.openclaw/agents"
 

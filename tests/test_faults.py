@@ -22,7 +22,7 @@ from forks import NOBODY
 from support import CLOSED_API, Skill, StoreBuilder, picture
 
 from session_manager.faces import runner
-from session_manager.live import atomic
+from session_manager.files import atomic
 
 CALLS: list[tuple[str, dict[str, Any]]] = [
     ("list_sessions", {}),

@@ -22,11 +22,12 @@ from test_faults import build, failing_sql, in_process, ours, sql_error
 from test_kill import CALLS, STEPS, run_until
 
 from session_manager.core.errors import Locked
-from session_manager.live import gateways, lock_file, own_lock, trial, unguarded
-from session_manager.live.gateway_lock import LockLost, StoreLock
-from session_manager.live.liveness import Payload, iso_ms
-from session_manager.live.store import Store
-from session_manager.live.volume import Volume
+from session_manager.files import lock_file, own_lock, trial
+from session_manager.files.liveness import Payload, iso_ms
+from session_manager.stores.openclaw_files import gateways, unguarded
+from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
+from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.volume import Volume
 
 EVERYTHING = (*ALL, EXCLUSIVELY)
 
@@ -191,8 +192,8 @@ CONTENDER = """\
 import os, sys, time
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 from lacking import EVERYTHING, lacking
-from session_manager.live.gateway_lock import StoreLock
-from session_manager.live.volume import Volume
+from session_manager.stores.openclaw_files.gateway_lock import StoreLock
+from session_manager.stores.openclaw_files.volume import Volume
 store, log = Volume(sys.argv[2]).store("main"), sys.argv[3]
 while not os.path.exists(log + ".go"):
     time.sleep(0.001)

@@ -16,11 +16,11 @@ import pytest
 from support import ROOT, Skill, StoreBuilder, contend, dead_pid, now_ms, picture
 
 from session_manager.core.errors import Locked
-from session_manager.live import lock_file
-from session_manager.live.gateway_lock import LockLost, StoreLock
-from session_manager.live.liveness import iso_ms, process_stat
-from session_manager.live.store import Store
-from session_manager.live.volume import Volume
+from session_manager.files import lock_file
+from session_manager.files.liveness import iso_ms, process_stat
+from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
+from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.volume import Volume
 
 
 @pytest.fixture
@@ -131,8 +131,8 @@ def test_a_dead_gateways_marker_is_reclaimed_when_stale(store: Store, marker: Pa
 CONTENDER = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
-from session_manager.live.gateway_lock import StoreLock
-from session_manager.live.volume import Volume
+from session_manager.stores.openclaw_files.gateway_lock import StoreLock
+from session_manager.stores.openclaw_files.volume import Volume
 store = Volume(sys.argv[2]).store("main")
 while not os.path.exists(sys.argv[3] + ".go"):
     time.sleep(0.0005)
@@ -209,7 +209,7 @@ def test_nothing_is_swapped_when_the_marker_is_lost(
         "import json, os, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from session_manager.faces import runner\n"
-        "from session_manager.live import steps\n"
+        "from session_manager.stores.openclaw_files import steps\n"
         f"marker = {str(marker)!r}\n"
         "def steal(name):\n"
         "    if name == 'intent written':\n"

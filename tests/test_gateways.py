@@ -18,13 +18,14 @@ import pytest
 from support import Skill, StoreBuilder, now_ms
 
 from session_manager.core.errors import Refused
+from session_manager.files import liveness
+from session_manager.files.liveness import iso_ms, may_be_gateway, process_stat, program_of
 from session_manager.functions import delete_session, doctor
 from session_manager.functions.context import Context
-from session_manager.live import gateways, liveness
-from session_manager.live.gateways import vouches
-from session_manager.live.liveness import iso_ms, may_be_gateway, process_stat, program_of
-from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
+from session_manager.stores.openclaw_files import gateways
+from session_manager.stores.openclaw_files.gateways import vouches
+from session_manager.stores.openclaw_files.volume import Volume
 
 
 @contextmanager

@@ -18,13 +18,13 @@ from support import CLOSED_API, ROOT, Skill, StoreBuilder, picture
 from test_delete import marks
 from test_kill import KILL_AT
 
+from session_manager.files.liveness import now_ms
 from session_manager.functions import load
 from session_manager.functions.context import Context
-from session_manager.live.delivery import ELSEWHERE
-from session_manager.live.delivery_lock import LOCK_NAME, delivery_lock
-from session_manager.live.liveness import now_ms
-from session_manager.live.volume import Volume
+from session_manager.ledger.delivery import ELSEWHERE
+from session_manager.ledger.delivery_lock import LOCK_NAME, delivery_lock
 from session_manager.settings import Settings, read_settings
+from session_manager.stores.openclaw_files.volume import Volume
 
 DAY_MS = 86_400_000
 TOKEN = "s3cret-token"
@@ -304,7 +304,7 @@ def kill_after(skill: Skill, step: str, tmp_path: Path, function: str, arguments
     """Runs a call and kills it when the step has been completed."""
     code = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from session_manager.faces import runner\nfrom session_manager.live import steps\n"
+        "from session_manager.faces import runner\nfrom session_manager.stores.openclaw_files import steps\n"
         "steps.watcher = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == sys.argv[2] else None\n"
         "sys.exit(runner.main(['session_manager', *sys.argv[3:]], os.environ))\n"
     )

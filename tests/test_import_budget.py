@@ -13,7 +13,8 @@ from support import ROOT, Skill, StoreBuilder
 
 HEAVY = {
     "httpx", "filelock", "sqlite3", "_sqlite3", "pydantic", "asyncio", "fastapi", "sqlalchemy", "ssl", "socket",
-    "subprocess", "multiprocessing", "session_manager.live.ledger", "session_manager.live.removal", "tomllib",
+    "subprocess", "multiprocessing", "session_manager.ledger", "session_manager.stores.openclaw_files.removal",
+    "tomllib",
     "typer", "rich", "session_manager.faces.cli",
 }  # fmt: skip
 # Prints the names of all modules after the runner has done its work; what the runner prints goes elsewhere.

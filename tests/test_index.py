@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from session_manager.core.index import Index
+from session_manager.core.jsonscan import scan_object
 from session_manager.core.session import Entry
-from session_manager.live.index import Index
-from session_manager.live.jsonscan import scan_object
 
 _TEXT = st.text(st.characters(codec=None), max_size=6)
 _JSON = st.recursive(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from session_manager.live.jsonscan import scan_object, without_lone_surrogates
+from session_manager.core.jsonscan import scan_object, without_lone_surrogates
 
 _TEXT = st.text(st.characters(codec=None), max_size=6)
 _JSON = st.recursive(

@@ -15,7 +15,7 @@ from scene import Scene, marks
 from small_aria import SmallAria
 from support import now_ms
 
-from session_manager.live.ledger import new_run_id
+from session_manager.ledger import new_run_id
 
 NOTHING_OLD = {"max_age_minutes": 1_000_000}
 SOAK = "SOAK" in os.environ

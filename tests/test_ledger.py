@@ -12,10 +12,10 @@ import pytest
 from small_aria import SmallAria
 from support import ROOT, Skill, StoreBuilder, ledger_sql, now_ms, picture
 
-from session_manager.live.ledger import Facts, Ledger, Removal, start_run
-from session_manager.live.ledger.entries import CHUNK_BYTES
-from session_manager.live.removal import Remover
+from session_manager.ledger import Facts, Ledger, Removal, start_run
+from session_manager.ledger.entries import CHUNK_BYTES
 from session_manager.settings import Settings, read_settings
+from session_manager.stores.openclaw_files.removal import Remover
 
 FORMAT_1 = (ROOT / "fixtures/ledger/format-1.sql").read_text()
 LONG = "36500"

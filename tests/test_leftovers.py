@@ -11,7 +11,7 @@ from forks import Forks
 from support import Skill, StoreBuilder, now_ms
 from test_faults import in_process
 
-from session_manager.live import gateways
+from session_manager.stores.openclaw_files import gateways
 
 CLEANUP = "cleanup_orphans"
 REAL = {"dry_run": False}

@@ -14,8 +14,8 @@ import pytest
 import support
 from support import now_ms
 
-from session_manager.live import gateways
-from session_manager.live.liveness import STORE_STALE_MS, is_held, iso_ms, process_lives, process_stat, read_marker
+from session_manager.files.liveness import STORE_STALE_MS, is_held, iso_ms, process_lives, process_stat, read_marker
+from session_manager.stores.openclaw_files import gateways
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from support import StoreBuilder
 
 from benchmarks import stores
 from benchmarks.measure import call
-from session_manager.live.snapshot import read_snapshot
-from session_manager.live.versions import Identity
-from session_manager.live.volume import Volume
+from session_manager.files.versions import Identity
+from session_manager.stores.openclaw_files.snapshot import read_snapshot
+from session_manager.stores.openclaw_files.volume import Volume
 
 SESSIONS, ENTRY_BYTES = 1_000, 6_000
 

@@ -13,15 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import StoreBuilder
 
+from session_manager.core.index import Index
+from session_manager.files import steps
+from session_manager.files.liveness import now_ms
 from session_manager.functions import load
 from session_manager.functions.context import Context
-from session_manager.live import steps, swap
-from session_manager.live.index import Index
-from session_manager.live.ledger import Removal
-from session_manager.live.liveness import now_ms
-from session_manager.live.merge import merge
-from session_manager.live.volume import Volume
+from session_manager.ledger import Removal
 from session_manager.settings import read_settings
+from session_manager.stores.openclaw_files import swap
+from session_manager.stores.openclaw_files.merge import merge
+from session_manager.stores.openclaw_files.volume import Volume
 
 
 def index(**entries: Any) -> Index:

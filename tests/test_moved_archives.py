@@ -20,9 +20,9 @@ from test_faults import in_process
 
 from session_manager.core.errors import Refused
 from session_manager.core.session import DAY_MS
-from session_manager.live.database import read_database
-from session_manager.live.ledger import attempts, new_run_id
-from session_manager.live.volume import Volume
+from session_manager.ledger import attempts, new_run_id
+from session_manager.stores.openclaw_files.database import read_database
+from session_manager.stores.openclaw_files.volume import Volume
 
 IMPORT = "openclaw doctor --session-sqlite import --session-sqlite-agent main"
 GONE = ["old-0", "old-1"]
@@ -285,7 +285,10 @@ def test_another_file_under_the_live_name_stays(scene: Scene) -> None:
     assert picture(scene.agents) == before
 
 
-@pytest.mark.parametrize("where", ["session_manager.live.waiting.write_new", "session_manager.live.moved.alone"])
+@pytest.mark.parametrize(
+    "where",
+    ["session_manager.stores.openclaw_files.waiting.write_new", "session_manager.stores.openclaw_files.moved.alone"],
+)
 def test_a_full_disk_changes_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -568,7 +571,7 @@ def test_a_log_that_a_kill_left_is_read_in_a_copy(scene: Scene) -> None:
 
 
 def test_a_write_in_between_is_not_missed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    from session_manager.live import database
+    from session_manager.stores.openclaw_files import database
 
     ask, written = database._ask, []
 
@@ -584,7 +587,7 @@ def test_a_write_in_between_is_not_missed(scene: Scene, monkeypatch: pytest.Monk
 
 
 def test_one_that_never_rests_is_refused(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    from session_manager.live import database
+    from session_manager.stores.openclaw_files import database
 
     ask = database._ask
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from session_manager.core.orphans import Orphan, judge_entries, judge_orphans, too_many
 from session_manager.core.retention import Policy
 from session_manager.core.session import Entry, Session, build_sessions
-from session_manager.live.orphans import (
+from session_manager.stores.openclaw_files.orphans import (
     CLASSES,
     Mentions,
     class_of_name,
@@ -25,7 +25,7 @@ from session_manager.live.orphans import (
     session_id_of,
     with_traces,
 )
-from session_manager.live.store import Store
+from session_manager.stores.openclaw_files.store import Store
 
 UUID = "6513270e-0b3c-4b8e-9a55-0123456789ab"
 STAMP = "2026-11-20T23-29-08.931Z"

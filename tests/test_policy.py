@@ -15,8 +15,8 @@ from support import Skill, StoreBuilder, ledger_sql, now_ms, picture
 
 from session_manager.functions import check_policy, prune_sessions
 from session_manager.functions.context import Context
-from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
+from session_manager.stores.openclaw_files.volume import Volume
 
 REMOVERS: list[tuple[str, dict[str, Any]]] = [
     ("prune_sessions", {}),

@@ -16,8 +16,8 @@ from support import Skill, StoreBuilder, ledger_sql, now_ms, picture
 from test_faults import Fault, in_process
 from test_kill import run_until
 
-from session_manager.live.archive_names import archive_time, archive_timestamp
-from session_manager.live.ledger import Facts, Ledger, Removal, attempts, start_run
+from session_manager.archives.names import archive_time, archive_timestamp
+from session_manager.ledger import Facts, Ledger, Removal, attempts, start_run
 from session_manager.settings import read_settings
 
 DAY_MS = 86_400_000

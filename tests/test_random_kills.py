@@ -18,7 +18,7 @@ from scene import OF_LIVING, OF_REMOVED, Scene, marks, query, second_names
 from small_aria import Prepared, SmallAria
 from support import ROOT, StoreBuilder
 
-from session_manager.live.archive_names import parse_archive
+from session_manager.archives.names import parse_archive
 
 KILLS = 300 if os.environ.get("SOAK") else 25
 LOOK_EVERY = 10

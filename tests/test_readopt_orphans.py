@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from support import ROOT, Skill, StoreBuilder, now_ms, picture
 
+from session_manager.core.jsonscan import scan_beginning, scan_object
 from session_manager.core.session import parse_key
 from session_manager.functions import load
 from session_manager.functions.context import Context
 from session_manager.functions.readopt_orphans import Arguments
-from session_manager.live.jsonscan import scan_beginning, scan_object
-from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
+from session_manager.stores.openclaw_files.volume import Volume
 
 READOPT = "readopt_orphans"
 REAL = {"dry_run": False}

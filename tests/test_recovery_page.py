@@ -16,7 +16,7 @@ from forks import Forks
 from service import Databases, Service, running
 from support import CLOSED_API, Skill, StoreBuilder, ledger_sql, now_ms, picture, small_file_system
 
-from session_manager.live.liveness import iso_ms
+from session_manager.files.liveness import iso_ms
 
 SECTIONS = sections("recovery.md")
 CRON = ("report", "digest", "backup")

@@ -24,11 +24,11 @@ from session_manager.core import errors
 from session_manager.core.errors import PARTIAL_EXIT_CODE, SessionManagerError
 from session_manager.core.session import KINDS, Entry, parse_key
 from session_manager.faces.runner import USAGE, catalogue_entry
+from session_manager.files.liveness import STORE_STALE_MS, TRANSCRIPT_STALE_MS, Payload
 from session_manager.functions import NAMES, load
-from session_manager.live.liveness import STORE_STALE_MS, TRANSCRIPT_STALE_MS, Payload
-from session_manager.live.orphans import CLASSES
 from session_manager.service import problems
 from session_manager.service.model import base
+from session_manager.stores.openclaw_files.orphans import CLASSES
 
 FUNCTIONS, STORE_FORMAT = sections("functions.md"), sections("store-format.md")
 # What a dry run of each function is called with; the others have none.

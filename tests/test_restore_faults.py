@@ -26,8 +26,8 @@ from test_faults import (
     sql_error,
 )
 
-from session_manager.live import restoration
-from session_manager.live.archive_names import parse_archive
+from session_manager.archives.names import parse_archive
+from session_manager.stores.openclaw_files import restoration
 
 Request = tuple[str, dict[str, Any]]
 NOTHING_OLD: Request = ("prune_sessions", {"max_age_minutes": 10**7})

@@ -17,8 +17,8 @@ from session_manager.core.selection import Selection
 from session_manager.core.session import KINDS, Entry, Session, build_sessions
 from session_manager.functions import prune_sessions
 from session_manager.functions.context import Context
-from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
+from session_manager.stores.openclaw_files.volume import Volume
 
 NOW = 1_771_180_200_000
 HOUR = 3_600_000

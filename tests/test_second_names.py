@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from support import CLOSED_API, Skill, StoreBuilder, ledger_sql, small_file_system
 
+from session_manager.archives import second_names
+from session_manager.files.liveness import now_ms
 from session_manager.functions import load
 from session_manager.functions.context import Context
-from session_manager.live import second_names
-from session_manager.live.liveness import now_ms
-from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
+from session_manager.stores.openclaw_files.volume import Volume
 
 DAY_MS = 86_400_000
 
@@ -247,7 +247,7 @@ def test_old_names_go_a_few_at_a_time(agents: Path, skill: Skill, monkeypatch: p
 
 def test_what_the_gateway_revived_keeps_no_second_name(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It shows a sign of life after its files were archived, and gets everything back."""
-    from session_manager.live import steps
+    from session_manager.files import steps
 
     store = build(agents)
     entries = dict(store.entries)

@@ -22,7 +22,7 @@ from test_service_process import waiting
 from test_service_sync import History
 
 from session_manager.core.errors import Refused, SessionManagerError
-from session_manager.live.delivery import ELSEWHERE
+from session_manager.ledger.delivery import ELSEWHERE
 from session_manager.service.config import read_config
 from session_manager.service.db import delivery as queries
 from session_manager.service.db.engine import make_engine
@@ -145,7 +145,7 @@ def test_an_id_that_no_row_can_have_waits_and_keeps_no_other_from_going(
 
 KILLED = """
 import asyncio, os, signal, sys
-from session_manager.live import steps
+from session_manager.files import steps
 from session_manager.service.config import read_config
 from session_manager.service.db.engine import make_engine
 from session_manager.service.jobs.delivery import deliver_marks

@@ -27,7 +27,7 @@ from scene import marks, query, second_names
 from small_aria import SmallAria
 from support import CLOSED_API, StoreBuilder, now_ms
 
-from session_manager.live.archive_names import parse_archive
+from session_manager.archives.names import parse_archive
 
 SOAK = "SOAK" in os.environ
 SHARDS, RUNS = (40, 50) if SOAK else (2, 8)

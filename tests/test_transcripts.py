@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from session_manager.archives.names import archive_names, archive_timestamp, parse_archive
 from session_manager.core.session import DAY_MS, Entry, Session, build_sessions
-from session_manager.live import observe
-from session_manager.live.archive_names import archive_names, archive_timestamp, parse_archive
-from session_manager.live.observe import last_timestamp, observe_transcripts
-from session_manager.live.store import Store
-from session_manager.live.transcripts import files_by_session, owner
-from session_manager.live.whereabouts import OWN, Whereabouts, is_transcript, outside_files
+from session_manager.stores.openclaw_files import observe
+from session_manager.stores.openclaw_files.observe import last_timestamp, observe_transcripts
+from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.transcripts import files_by_session, owner
+from session_manager.stores.openclaw_files.whereabouts import OWN, Whereabouts, is_transcript, outside_files
 
 UUID = "6513270e-0b3c-4b8e-9a55-0123456789ab"
 STAMP = "2026-11-20T23-29-08.931Z"

@@ -16,8 +16,9 @@ from scene import OF_LIVING, marks
 from support import Skill, StoreBuilder, ledger_sql, now_ms
 from test_faults import Call, build, in_process, ours
 
-from session_manager.live import archive, unmovable
-from session_manager.live.second_names import FOLDER
+from session_manager.archives import archive
+from session_manager.archives.second_names import FOLDER
+from session_manager.stores.openclaw_files import unmovable
 
 DELETE = ("delete_session", {"session_id": "a"})
 PRUNE = ("prune_sessions", {})
@@ -106,7 +107,7 @@ def test_what_cannot_be_rolled_back_now_is_by_the_next_call(
     agents: Path, refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fails for good in the middle; the call after it is repaired in part puts the session back."""
-    from session_manager.live import recovery
+    from session_manager.stores.openclaw_files import recovery
 
     store = build(agents)
     index = store.index.read_bytes()

@@ -13,8 +13,8 @@ from support import Skill, StoreBuilder, now_ms, picture
 from test_prune import hold
 
 from session_manager.core.session import Entry, build_sessions
-from session_manager.live.whereabouts import INSIDE, Spot, Whereabouts
-from session_manager.live.whereabouts import OWN as OWN_FOLDER
+from session_manager.stores.openclaw_files.whereabouts import INSIDE, Spot, Whereabouts
+from session_manager.stores.openclaw_files.whereabouts import OWN as OWN_FOLDER
 
 DAYS = 1440
 # Another agent's folder, as gateways of all kinds name it.

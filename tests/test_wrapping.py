@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from support import Skill, StoreBuilder, now_ms, picture
 
 from session_manager.core.errors import Damaged
-from session_manager.live.index import Index
-from session_manager.live.readoption import salvage
-from session_manager.live.store import Store
-from session_manager.live.wrapping import trouble, unwrapped
+from session_manager.core.index import Index
+from session_manager.stores.openclaw_files.readoption import salvage
+from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.wrapping import trouble, unwrapped
 
 READOPT = "readopt_orphans"
 REBUILD = {"dry_run": False, "rebuild": True}
@@ -219,7 +219,7 @@ def test_unwrapping_keeps_the_text(text: str) -> None:
 
 
 def test_a_long_broken_index_costs_no_more_than_it_is_long() -> None:
-    from session_manager.live.readoption import _most_of
+    from session_manager.stores.openclaw_files.readoption import _most_of
 
     whole = json.dumps({f"agent:main:cron:{i}": {"sessionId": f"s{i}", "x": {"y": [{}]}} for i in range(5000)})
     assert len(_most_of(whole[:-20].encode()).entries) == 4999

@@ -142,10 +142,10 @@ def call(function: Function, given: Mapping[str, Any], environ: Mapping[str, str
     """Calls a function with unchecked arguments, and returns its document. Raises SessionManagerError."""
     arguments = _arguments(function, given)
 
+    from session_manager.files.liveness import now_ms
     from session_manager.functions.context import Context
-    from session_manager.live.liveness import now_ms
-    from session_manager.live.opening import open_volume
     from session_manager.settings import read_settings
+    from session_manager.stores.openclaw_files.opening import open_volume
 
     settings = read_settings(environ)
     return function.run(Context(settings, open_volume(settings), now_ms), arguments)

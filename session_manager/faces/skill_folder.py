@@ -21,8 +21,8 @@ import msgspec
 from session_manager import __version__
 from session_manager.core.errors import Failed, Refused
 from session_manager.faces.runner import catalogue_entry
+from session_manager.files.atomic import clear_errors
 from session_manager.functions import NAMES, load
-from session_manager.live.atomic import clear_errors
 
 NAME = "aria-sessionmanager"
 _PACKAGE = Path(__file__).resolve().parents[1]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from session_manager.core.errors import Refused, SessionManagerError
+from session_manager.files.atomic import OWN_PREFIX
 from session_manager.functions.context import Context
-from session_manager.live.atomic import OWN_PREFIX
-from session_manager.live.ledger import Clock, Ledger
+from session_manager.ledger import Clock, Ledger
 
 
 def ages_from(context: Context, ledger: Ledger | None, *, force: bool) -> int:

@@ -15,7 +15,7 @@ from session_manager.functions.context import Agents, Context, iso_utc
 from session_manager.functions.policy import read_kept, with_policy
 from session_manager.functions.prune_sessions import policy_of, preview
 from session_manager.functions.reading import AgentRead
-from session_manager.live.observe import transcript_sizes
+from session_manager.stores.openclaw_files.observe import transcript_sizes
 
 if TYPE_CHECKING:
     from session_manager.core.policy import Pins

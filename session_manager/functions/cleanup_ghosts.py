@@ -23,12 +23,12 @@ from session_manager.functions.reading import (
 )
 from session_manager.functions.shared_files import archive_left, left_by
 from session_manager.functions.tally import ACTIVE, Notes, note
-from session_manager.live.emptiness import empty_or_unseen
-from session_manager.live.store import Snapshot, Store
+from session_manager.stores.openclaw_files.emptiness import empty_or_unseen
+from session_manager.stores.openclaw_files.store import Snapshot, Store
 
 if TYPE_CHECKING:
     from session_manager.functions.delivery import History
-    from session_manager.live.removal import Remover
+    from session_manager.stores.openclaw_files.removal import Remover
 
 DESCRIPTION = (
     "Removes ghosts that are old enough: conversations in aria-api without a message, and live sessions of prunable "
@@ -54,7 +54,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     database's result in its details.
     """
     from session_manager.functions.delivery import History, counted
-    from session_manager.live.ledger import start_run
+    from session_manager.ledger import start_run
 
     context = with_policy(context)
     run_info = start_run("cleanup_ghosts", context.settings)
@@ -63,7 +63,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     if arguments.dry_run:
         cleanup.preview()
     else:
-        from session_manager.live.removal import Remover
+        from session_manager.stores.openclaw_files.removal import Remover
 
         with named_when_interrupted(run_info), Remover(context.settings, run_info, force=arguments.force) as remover:
             cleanup.clean(remover)

@@ -25,12 +25,12 @@ from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Plan,
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise, only_observe
 from session_manager.functions.tally import ACTIVE, Notes, note
-from session_manager.live.orphans import CLASSES, ORPHAN
-from session_manager.live.store import Snapshot, Store
+from session_manager.stores.openclaw_files.orphans import CLASSES, ORPHAN
+from session_manager.stores.openclaw_files.store import Snapshot, Store
 
 if TYPE_CHECKING:
-    from session_manager.live.gateway_lock import StoreLock
-    from session_manager.live.removal import Remover
+    from session_manager.stores.openclaw_files.gateway_lock import StoreLock
+    from session_manager.stores.openclaw_files.removal import Remover
 
 DESCRIPTION = (
     "Classifies the files in the sessions folders, archives transcripts that no index entry refers to, and removes "
@@ -131,8 +131,8 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         return with_errors(cleanup.result.document(arguments), cleanup.result.errors)
 
     from session_manager.functions.delivery import tell
-    from session_manager.live.ledger import start_run
-    from session_manager.live.removal import Remover
+    from session_manager.ledger import start_run
+    from session_manager.stores.openclaw_files.removal import Remover
 
     run_info = start_run("cleanup_orphans", context.settings)
     with named_when_interrupted(run_info), Remover(context.settings, run_info, force=arguments.force) as remover:
@@ -208,7 +208,7 @@ class Cleanup:
         lock: StoreLock,
         plan: Callable[[Snapshot, Sequence[str]], tuple[list[Orphan], list[Session]]],
     ) -> None:
-        from session_manager.live.orphan_removal import archive_orphans
+        from session_manager.stores.openclaw_files.orphan_removal import archive_orphans
 
         result = self.result
         chosen: dict[str, Orphan] = {}

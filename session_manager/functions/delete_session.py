@@ -27,15 +27,15 @@ from session_manager.functions.reading import (
 from session_manager.functions.refusal import refusal
 from session_manager.functions.shared_files import archive_left, left_by
 from session_manager.functions.tally import Notes, note
-from session_manager.live.observe import listing
-from session_manager.live.snapshot import read_snapshot
-from session_manager.live.store import Snapshot, Store
-from session_manager.live.transcripts import no_texts_of
-from session_manager.live.whereabouts import outside_files, still_outside
+from session_manager.stores.openclaw_files.observe import listing
+from session_manager.stores.openclaw_files.snapshot import read_snapshot
+from session_manager.stores.openclaw_files.store import Snapshot, Store
+from session_manager.stores.openclaw_files.transcripts import no_texts_of
+from session_manager.stores.openclaw_files.whereabouts import outside_files, still_outside
 
 if TYPE_CHECKING:
     from session_manager.functions.delivery import History
-    from session_manager.live.removal import Outcome, Remover
+    from session_manager.stores.openclaw_files.removal import Outcome, Remover
 
 DESCRIPTION = (
     "Removes one session: all its keys leave the index, its transcripts are archived, its history row is marked ended."
@@ -92,8 +92,8 @@ def delete(
     _wait(scope, arguments.session_id, wait_seconds, context)
 
     from session_manager.functions.delivery import History
-    from session_manager.live.ledger import start_run
-    from session_manager.live.removal import Remover
+    from session_manager.ledger import start_run
+    from session_manager.stores.openclaw_files.removal import Remover
 
     run_info = start_run(function, context.settings)
     with (

@@ -37,11 +37,11 @@ from session_manager.functions.reading import (
 from session_manager.functions.refusal import kept_although_named
 from session_manager.functions.shared_files import archive_left
 from session_manager.functions.tally import Tally, plan_rows
-from session_manager.live.store import Snapshot
+from session_manager.stores.openclaw_files.store import Snapshot
 
 if TYPE_CHECKING:
     from session_manager.functions.gone import Absent
-    from session_manager.live.ledger import Run
+    from session_manager.ledger import Run
 
 DESCRIPTION = (
     "Removes all sessions that session_ids lists or the filters match, of any type and, without older_than_minutes, "
@@ -120,7 +120,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     if arguments.dry_run:
         return _preview(context, scope, arguments, choice, absent)
 
-    from session_manager.live.ledger import start_run
+    from session_manager.ledger import start_run
 
     run_info = start_run("delete_sessions", context.settings)
     with named_when_interrupted(run_info):
@@ -142,7 +142,7 @@ def _preview(
     lost = None
     if absent:
         from session_manager.functions.gone import Absent
-        from session_manager.live.ledger import Ledger
+        from session_manager.ledger import Ledger
 
         lost = Absent(scope, absent)
         if (ledger := Ledger.open_existing(context.settings, "ro")) is not None:
@@ -157,7 +157,7 @@ def _delete(
     context: Context, everyone: View, scope: View, choice: Choice, run_info: Run, absent: Sequence[str]
 ) -> dict[str, Any]:
     from session_manager.functions.delivery import History
-    from session_manager.live.removal import Remover
+    from session_manager.stores.openclaw_files.removal import Remover
 
     references = foreign_references(everyone.agents)
     tally, failed = Tally([], [], set(), []), list(scope.failed)
@@ -215,7 +215,7 @@ def _chooser(
     context: Context, choice: Choice, last: list[Decision], earlier: dict[str, Decision], already: int
 ) -> Callable[[Snapshot, Sequence[str]], list[tuple[Session, str]]]:
     """Returns the decider to call under the lock; it records decisions in ``last``, previous ones in ``earlier``."""
-    from session_manager.live.measure import measure
+    from session_manager.stores.openclaw_files.measure import measure
 
     def choose(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
         now = context.clock()

@@ -30,7 +30,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     Raises the ledger's failure.
     """
     from session_manager.functions.delivery import History
-    from session_manager.live.ledger import start_run
+    from session_manager.ledger import start_run
 
     run_info = start_run("deliver_history", context.settings)
     with (

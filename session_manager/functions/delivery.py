@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from session_manager.core.errors import SessionManagerError
 from session_manager.core.progress import stage
 from session_manager.functions.context import Context
-from session_manager.live.delivery import OFF, Deliverer, Delivery, Heard, Name, NoConversation, Status, Tell
-from session_manager.live.ledger import Ledger, Run
+from session_manager.ledger import Ledger, Run
+from session_manager.ledger.delivery import OFF, Deliverer, Delivery, Heard, Name, NoConversation, Status, Tell
 
 if TYPE_CHECKING:
     from session_manager.history.client import Client

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from session_manager.core.errors import Damaged, Failed, Refused, SessionManagerError
 from session_manager.core.session import DAY_MS
+from session_manager.files.liveness import iso_ms
+from session_manager.files.owners import run_as
 from session_manager.functions.context import Context, iso_utc
 from session_manager.functions.diagnosis import Check, age, failed, plural, size
-from session_manager.live.liveness import iso_ms
-from session_manager.owners import run_as
 from session_manager.settings import ledger_path
 
 if TYPE_CHECKING:
     from session_manager.history.client import Client
-    from session_manager.live.ledger import Ledger, Unfinished
+    from session_manager.ledger import Ledger, Unfinished
 
 # Normally a service or the next work cycle delivers marks sooner.
 _PATIENCE_MS = 3_600_000
@@ -40,7 +40,7 @@ def ledger_checks(context: Context) -> Iterator[Check]:
         what = f"a killed process left a transaction open in {path}, or one is taking long"
         yield Check("ledger", False, what, "the next call that changes something rolls it back")
         return
-    from session_manager.live.ledger import Ledger
+    from session_manager.ledger import Ledger
 
     try:
         ledger = Ledger.open_existing(context.settings, "ro")
@@ -62,8 +62,8 @@ def ledger_checks(context: Context) -> Iterator[Check]:
 
 
 def _delivery_lock(context: Context) -> Iterator[Check]:
-    from session_manager.live.delivery_lock import LOCK_NAME
-    from session_manager.live.locks import kernel_lock_holder
+    from session_manager.ledger.delivery_lock import LOCK_NAME
+    from session_manager.stores.openclaw_files.locks import kernel_lock_holder
 
     pid = kernel_lock_holder(os.path.join(context.settings.state_dir, LOCK_NAME))
     if pid is not None:
@@ -91,7 +91,7 @@ def _none_yet(path: str) -> Check:
 
 
 def _has_second_names(state_dir: str) -> bool:
-    from session_manager.live.second_names import FOLDER
+    from session_manager.archives.second_names import FOLDER
 
     try:
         with os.scandir(os.path.join(state_dir, FOLDER)) as found:
@@ -147,7 +147,7 @@ def _whole(ledger: Ledger, path: str) -> Check:
 
 def _clock(context: Context, ledger: Ledger) -> Check:
     """Checks whether the clock has jumped since the ledger was written, so that too much would count as old."""
-    from session_manager.live.ledger.clock import JUMP_MS
+    from session_manager.ledger.clock import JUMP_MS
 
     clock = ledger.clock(context.clock())
     set_it = "correct the clock if it is wrong; if it is right, there is nothing to do"
@@ -206,7 +206,7 @@ def _marks(context: Context, ledger: Ledger) -> Check:
 
 def history_checks(context: Context) -> Iterator[Check]:
     """Yields the checks of aria-api, of the token's scopes, and of the database behind it."""
-    from session_manager.live.ledger import is_owed
+    from session_manager.ledger import is_owed
 
     settings = context.settings
     if settings.api_url is None:

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from session_manager.archives.names import parse_archive
 from session_manager.core.errors import Damaged, Locked, Refused, SessionManagerError
+from session_manager.files.owners import run_as
 from session_manager.functions.context import Context
 from session_manager.functions.diagnosis import Check, age, failed, page, plural, size
-from session_manager.live.archive_names import parse_archive
-from session_manager.live.observe import listing
-from session_manager.live.snapshot import read_snapshot
-from session_manager.live.store import Snapshot, Store
-from session_manager.live.whereabouts import is_transcript
-from session_manager.owners import run_as
 from session_manager.settings import ledger_path
+from session_manager.stores.openclaw_files.observe import listing
+from session_manager.stores.openclaw_files.snapshot import read_snapshot
+from session_manager.stores.openclaw_files.store import Snapshot, Store
+from session_manager.stores.openclaw_files.whereabouts import is_transcript
 
 if TYPE_CHECKING:
-    from session_manager.live.ledger import Ledger
+    from session_manager.ledger import Ledger
 
 DESCRIPTION = (
     "Finds problems and says how to fix them. Checks the agents directory, every store, locks, the retention policy, "
@@ -95,7 +95,7 @@ def _agents_dir(context: Context) -> Check:
 def _ledger(context: Context) -> Iterator[Ledger | None]:
     """Yields the ledger, read-only; None when there is none, or when its own check reports a problem."""
     from session_manager.functions.diagnosis_history import left_in_the_middle
-    from session_manager.live.ledger import Ledger
+    from session_manager.ledger import Ledger
 
     ledger = None
     if not left_in_the_middle(ledger_path(context.settings)):
@@ -145,10 +145,10 @@ def _store(context: Context, name: str, store: Store, names: list[str]) -> Snaps
 
 def _halves(context: Context, snapshot: Snapshot, names: list[str], ledger: Ledger | None) -> Iterator[Check]:
     """Yields a check for removed sessions with new messages, and for those with a transcript but no entry."""
+    from session_manager.archives.second_names import SecondNames
     from session_manager.functions.reading import foreign_references, names_referred_to, read_view
-    from session_manager.live.ledger import REMOVED, RESTORED
-    from session_manager.live.second_names import SecondNames
-    from session_manager.live.waking import half_removed, strays
+    from session_manager.ledger import REMOVED, RESTORED
+    from session_manager.stores.openclaw_files.waking import half_removed, strays
 
     store = snapshot.store
     if ledger is None:
@@ -243,8 +243,8 @@ def _bytes(store: Store, names: list[str]) -> int:
 
 
 def _locks(context: Context, store: Store, names: list[str]) -> Iterator[Check]:
-    from session_manager.live.liveness import TRANSCRIPT_STALE_MS
-    from session_manager.live.locks import ALIVE, STALE, UNSEEN, locks
+    from session_manager.files.liveness import TRANSCRIPT_STALE_MS
+    from session_manager.stores.openclaw_files.locks import ALIVE, STALE, UNSEEN, locks
 
     for lock in locks(store, names, context.clock()):
         name = f"lock {store.agent_id}/{lock.name}"

@@ -18,9 +18,9 @@ from session_manager.functions.refusal import refusal
 if TYPE_CHECKING:
     from session_manager.functions.delivery import History
     from session_manager.functions.erasing import Result
-    from session_manager.live.ledger import Removed
-    from session_manager.live.removal import Remover
-    from session_manager.live.store import Store
+    from session_manager.ledger import Removed
+    from session_manager.stores.openclaw_files.removal import Remover
+    from session_manager.stores.openclaw_files.store import Store
 
 DESCRIPTION = (
     "Erases one session for privacy: its index entry, transcripts, archives, details in the ledger and details in "
@@ -67,9 +67,9 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     from session_manager.functions.delivery import History
     from session_manager.functions.erasing import Erasing
-    from session_manager.live.keeping import forget
-    from session_manager.live.ledger import start_run
-    from session_manager.live.removal import Remover
+    from session_manager.ledger import start_run
+    from session_manager.ledger.keeping import forget
+    from session_manager.stores.openclaw_files.removal import Remover
 
     run_info = start_run("erase_session", context.settings)
     with (
@@ -206,8 +206,8 @@ def _erased_at(remover: Remover, session_id: str) -> int | None:
 
 def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str, Any]) -> list[dict[str, str]]:
     """Returns where the session still has, or may have, data: places found first, then unreadable ones."""
-    from session_manager.live.mentions import mentions
-    from session_manager.live.observe import listing
+    from session_manager.stores.openclaw_files.mentions import mentions
+    from session_manager.stores.openclaw_files.observe import listing
 
     found = [_place(agent_id, name, "it also belongs to a session that stays") for agent_id, name in result.spared]
     for agent_id in sorted({*result.done, *result.begun}):
@@ -228,8 +228,8 @@ def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str
 
 def _with_gateway(store: Store, session_id: str) -> list[dict[str, str]]:
     """Returns where a gateway may have a session of an agent that has moved to SQLite."""
-    from session_manager.live.volume import SQLITE_NAME
-    from session_manager.live.waiting import PUT_ASIDE, put_aside
+    from session_manager.stores.openclaw_files.volume import SQLITE_NAME
+    from session_manager.stores.openclaw_files.waiting import PUT_ASIDE, put_aside
 
     found = [{"place": f"{store.agent_id}/agent/{SQLITE_NAME}", "reason": _IN_SQLITE}]
     folder = f"{store.agent_id}/{PUT_ASIDE}"

@@ -14,15 +14,15 @@ from session_manager.functions.context import Context
 from session_manager.functions.reading import AgentRead, View, foreign_references, names_referred_to, observe
 from session_manager.functions.refusal import refusal
 from session_manager.functions.shared_files import archive_left, left_by
-from session_manager.live.erasure import Erased, Traces, erase, erase_lost, find_traces
-from session_manager.live.gateway_lock import StoreLock
-from session_manager.live.observe import listing
-from session_manager.live.orphans import held_ids
-from session_manager.live.reappeared import reported
-from session_manager.live.removal import Remover
-from session_manager.live.sharing import others_too, pass_on
-from session_manager.live.snapshot import read_snapshot
-from session_manager.live.store import UNSUPPORTED, Snapshot, Store
+from session_manager.stores.openclaw_files.erasure import Erased, Traces, erase, erase_lost, find_traces
+from session_manager.stores.openclaw_files.gateway_lock import StoreLock
+from session_manager.stores.openclaw_files.observe import listing
+from session_manager.stores.openclaw_files.orphans import held_ids
+from session_manager.stores.openclaw_files.reappeared import reported
+from session_manager.stores.openclaw_files.removal import Remover
+from session_manager.stores.openclaw_files.sharing import others_too, pass_on
+from session_manager.stores.openclaw_files.snapshot import read_snapshot
+from session_manager.stores.openclaw_files.store import UNSUPPORTED, Snapshot, Store
 
 
 class Result(msgspec.Struct):

@@ -8,15 +8,15 @@ from typing import Any
 
 import msgspec
 
+from session_manager.archives.names import parse_archive
 from session_manager.core.errors import SessionManagerError, with_errors
 from session_manager.core.retention import Policy
 from session_manager.functions.context import Agents, Context, Minutes
 from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.prune_sessions import preview
 from session_manager.functions.reading import AgentRead
-from session_manager.live.archive_names import parse_archive
-from session_manager.live.transcripts import files_by_session
-from session_manager.live.whereabouts import is_transcript
+from session_manager.stores.openclaw_files.transcripts import files_by_session
+from session_manager.stores.openclaw_files.whereabouts import is_transcript
 
 DESCRIPTION = (
     "Counts sessions: total, stale by age, prunable, by agent and by type; also bytes on disk and pending history "
@@ -107,7 +107,7 @@ def pending_marks(context: Context) -> int | None:
         return 0
     except OSError:
         return None
-    from session_manager.live.ledger import Ledger
+    from session_manager.ledger import Ledger
 
     try:
         ledger = Ledger.open_existing(context.settings, "ro")

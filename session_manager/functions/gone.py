@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from session_manager.archives.names import parse_archive
 from session_manager.core.errors import NotFound
 from session_manager.functions.naming import hint, keys_of, meant, parted
 from session_manager.functions.reading import AgentRead, View
-from session_manager.live.archive_names import parse_archive
-from session_manager.live.transcripts import owner
+from session_manager.stores.openclaw_files.transcripts import owner
 
 if TYPE_CHECKING:
     from session_manager.functions.delivery import History
     from session_manager.history.rows import Row
-    from session_manager.live.ledger import Ledger
-    from session_manager.live.removal import Remover
+    from session_manager.ledger import Ledger
+    from session_manager.stores.openclaw_files.removal import Remover
 
 # Agent id and session id.
 Name = tuple[str, str]

@@ -10,13 +10,13 @@ import msgspec
 from session_manager.core.errors import NotFound, SessionManagerError
 from session_manager.core.retention import MINUTE_MS
 from session_manager.functions.context import Agents, Context, Limit, Minutes, iso_utc, named
-from session_manager.live.observe import listing
-from session_manager.live.snapshot import read_snapshot
+from session_manager.stores.openclaw_files.observe import listing
+from session_manager.stores.openclaw_files.snapshot import read_snapshot
 
 if TYPE_CHECKING:
-    from session_manager.live.ledger import Removed
-    from session_manager.live.obstacles import Place
-    from session_manager.live.second_names import SecondNames
+    from session_manager.archives.second_names import SecondNames
+    from session_manager.ledger import Removed
+    from session_manager.stores.openclaw_files.obstacles import Place
 
 DESCRIPTION = (
     "Lists removed sessions, newest first: when, why, by whom and by which run each was removed, and whether it can "
@@ -42,8 +42,8 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     Raises UsageError or NotFound for a bad agent name, and the ledger's failure.
     """
-    from session_manager.live.ledger import Ledger
-    from session_manager.live.second_names import SecondNames
+    from session_manager.archives.second_names import SecondNames
+    from session_manager.ledger import Ledger
 
     agents = dict([_resolved(context, name) for name in named(arguments.agent, "agent") or ()])
     ledger = Ledger.open_existing(context.settings, "ro")
@@ -99,7 +99,7 @@ class Stores:
         return None if obstacle is None else obstacle.reason
 
     def _place(self, agent_id: str) -> Place | str:
-        from session_manager.live.obstacles import Place
+        from session_manager.stores.openclaw_files.obstacles import Place
 
         try:
             store = self._context.volume.archive_store(agent_id)

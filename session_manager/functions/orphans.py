@@ -10,6 +10,7 @@ from session_manager.core.errors import SessionManagerError
 from session_manager.core.orphans import Judged, judge_entries, judge_orphans
 from session_manager.core.retention import Policy
 from session_manager.core.session import Session
+from session_manager.files.versions import Identity, read_file
 from session_manager.functions.context import Context
 from session_manager.functions.reading import (
     AgentRead,
@@ -22,12 +23,11 @@ from session_manager.functions.reading import (
     observe,
 )
 from session_manager.functions.sharing import names_of
-from session_manager.live.observe import listing
-from session_manager.live.orphans import Folder, Mentions, classify, orphans_in, with_traces
-from session_manager.live.snapshot import bare_entries, read_snapshot
-from session_manager.live.store import Snapshot, Store
-from session_manager.live.versions import Identity, read_file
-from session_manager.live.wrapping import unwrapped
+from session_manager.stores.openclaw_files.observe import listing
+from session_manager.stores.openclaw_files.orphans import Folder, Mentions, classify, orphans_in, with_traces
+from session_manager.stores.openclaw_files.snapshot import bare_entries, read_snapshot
+from session_manager.stores.openclaw_files.store import Snapshot, Store
+from session_manager.stores.openclaw_files.wrapping import unwrapped
 
 # The most elements that a list in a result shows; the counts beside it count all.
 SHOWN = 100

@@ -28,7 +28,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     Raises UsageError, NotFound (``session_not_found``), or the failure to write the pins.
     """
-    from session_manager.live.keeping import pin
+    from session_manager.ledger.keeping import pin
 
     found = find(context, arguments.session_id, arguments.agent)
     before = bool(pin(context.settings, [found.id], context.clock()))

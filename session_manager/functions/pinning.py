@@ -28,7 +28,7 @@ class Found(msgspec.Struct, frozen=True):
 
 def find(context: Context, name: str, agent: str | None) -> Found:
     """Returns the session with that id or key. Raises UsageError or NotFound (``session_not_found``)."""
-    from session_manager.live.ledger import Ledger
+    from session_manager.ledger import Ledger
 
     wanted = tidied(name)
     check_session_id(wanted)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from session_manager.core.errors import Damaged, Refused, UsageError
+from session_manager.files.versions import read_file
 from session_manager.functions.context import Context
-from session_manager.live.versions import read_file
 from session_manager.settings import Settings, kept_path
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def read_kept(settings: Settings) -> Kept | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as error:
-        from session_manager.live.atomic import explain
+        from session_manager.files.atomic import explain
 
         raise explain(error, "look for pins in", path) from error
     except OSError as error:
@@ -86,7 +86,7 @@ def _read(settings: Settings) -> RetentionPolicy | None:
         if missing and not settings.policy_named:
             return None
         if isinstance(error, PermissionError) and not settings.policy_named:
-            from session_manager.live.atomic import explain
+            from session_manager.files.atomic import explain
 
             # There may be a policy file, with pins in it.
             raise explain(error, "look for the retention policy", path) from error

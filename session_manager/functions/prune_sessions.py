@@ -26,12 +26,12 @@ from session_manager.functions.reading import (
 )
 from session_manager.functions.shared_files import archive_left
 from session_manager.functions.tally import Tally, plan_rows
-from session_manager.live.observe import transcript_sizes
-from session_manager.live.store import Snapshot, Store
+from session_manager.stores.openclaw_files.observe import transcript_sizes
+from session_manager.stores.openclaw_files.store import Snapshot, Store
 
 if TYPE_CHECKING:
     from session_manager.core.rules import ByRules, Overrun
-    from session_manager.live.ledger import Run
+    from session_manager.ledger import Run
 
 DESCRIPTION = (
     "Removes every session whose last activity is older than max_age_minutes (default: what the retention policy "
@@ -70,7 +70,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         if arguments.details:
             document["plan"] = plan_rows(tally.decisions, context.settings.current)
         return with_errors(document, tally.errors)
-    from session_manager.live.ledger import start_run
+    from session_manager.ledger import start_run
 
     run_info = start_run("prune_sessions", context.settings)
     with named_when_interrupted(run_info):
@@ -157,8 +157,8 @@ def _decide(
 def _prune(
     context: Context, arguments: Arguments, policy: Policy | ByRules, run_info: Run
 ) -> tuple[Tally, dict[str, Any]]:
-    from session_manager.live.measure import measure
-    from session_manager.live.removal import Remover
+    from session_manager.stores.openclaw_files.measure import measure
+    from session_manager.stores.openclaw_files.removal import Remover
 
     settings = context.settings
     stores = list(stores_of(context, arguments.agent))

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from session_manager.archives.purging import Archive, Purged, PurgePlan, plan_purge, preview_purge, purge
+from session_manager.archives.second_names import SecondNames
 from session_manager.core.errors import SessionManagerError, failure, with_errors
 from session_manager.core.session import DAY_MS
+from session_manager.files.atomic import clear_errors
 from session_manager.functions.ages import ages_from
 from session_manager.functions.context import Agents, AllRows, Context, named, named_when_interrupted
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise
 from session_manager.functions.sharing import archives_of, stores_ever
-from session_manager.live.atomic import clear_errors
-from session_manager.live.ledger import Ledger, start_run
-from session_manager.live.observe import listing
-from session_manager.live.purging import Archive, Purged, PurgePlan, plan_purge, preview_purge, purge
-from session_manager.live.second_names import SecondNames
-from session_manager.live.snapshot import read_snapshot
-from session_manager.live.store import UNSUPPORTED, Store
+from session_manager.ledger import Ledger, start_run
+from session_manager.stores.openclaw_files.observe import listing
+from session_manager.stores.openclaw_files.snapshot import read_snapshot
+from session_manager.stores.openclaw_files.store import UNSUPPORTED, Store
 
 if TYPE_CHECKING:
-    from session_manager.live.gateway_lock import StoreLock
-    from session_manager.live.removal import Remover
+    from session_manager.stores.openclaw_files.gateway_lock import StoreLock
+    from session_manager.stores.openclaw_files.removal import Remover
 
 DESCRIPTION = (
     "Permanently deletes archived transcripts that are old enough, and what the ledger keeps to restore their "
@@ -69,7 +69,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
             call.each(lambda store: call.preview(store, ledger), ledger)
         return with_errors(call.document(), call.errors)
 
-    from session_manager.live.removal import Remover
+    from session_manager.stores.openclaw_files.removal import Remover
 
     run_info = start_run("purge_archives", context.settings)
     with named_when_interrupted(run_info, call.so_far), Remover(context.settings, run_info) as remover:

@@ -14,11 +14,11 @@ from session_manager.core.progress import stage
 from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.functions.context import Context, named
-from session_manager.live.observe import Cutoff, listing, observe_locks, observe_transcripts
-from session_manager.live.snapshot import read_snapshot
-from session_manager.live.store import UNSUPPORTED, Snapshot, Store
-from session_manager.live.transcripts import files_by_session
-from session_manager.live.whereabouts import paths_inside
+from session_manager.stores.openclaw_files.observe import Cutoff, listing, observe_locks, observe_transcripts
+from session_manager.stores.openclaw_files.snapshot import read_snapshot
+from session_manager.stores.openclaw_files.store import UNSUPPORTED, Snapshot, Store
+from session_manager.stores.openclaw_files.transcripts import files_by_session
+from session_manager.stores.openclaw_files.whereabouts import paths_inside
 
 if TYPE_CHECKING:
     from session_manager.core.policy import Pins
@@ -79,7 +79,7 @@ def observe(snapshot: Snapshot, names: Sequence[str], now_ms: int, cutoff: Cutof
             pins.mark(session)
     observe_locks(snapshot.store, snapshot.sessions, names, now_ms)
     if cutoff is not None:
-        from session_manager.live.bindings import observe_bindings
+        from session_manager.stores.openclaw_files.bindings import observe_bindings
 
         observe_transcripts(snapshot.store, snapshot.sessions, names, cutoff, now_ms)
         observe_bindings(snapshot.store, snapshot.sessions, now_ms)
@@ -176,7 +176,7 @@ def measure_view(view: View, only: Selection, *, sizes: bool = False) -> None:
     """Looks up the details that ``only`` selects, and with ``sizes`` every session's size."""
     if not (sizes or only.empty or only.min_bytes is not None):
         return
-    from session_manager.live.measure import measure
+    from session_manager.stores.openclaw_files.measure import measure
 
     for read in view.agents:
         if read.store is not None:

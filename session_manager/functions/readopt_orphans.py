@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from session_manager.archives.names import is_text
 from session_manager.core.errors import Damaged, NotFound, SessionManagerError, failure, with_errors
 from session_manager.core.session import epoch_ms, safe_name
 from session_manager.functions.context import (
@@ -20,14 +21,13 @@ from session_manager.functions.context import (
 )
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Planner
 from session_manager.functions.reading import errors_or_raise
-from session_manager.live.archive_names import is_text
-from session_manager.live.names import session_id_of
-from session_manager.live.observe import last_timestamp, listing
-from session_manager.live.orphans import ORPHAN, TOPIC, Header, held_ids, read_header
-from session_manager.live.store import Snapshot, Store
+from session_manager.stores.openclaw_files.names import session_id_of
+from session_manager.stores.openclaw_files.observe import last_timestamp, listing
+from session_manager.stores.openclaw_files.orphans import ORPHAN, TOPIC, Header, held_ids, read_header
+from session_manager.stores.openclaw_files.store import Snapshot, Store
 
 if TYPE_CHECKING:
-    from session_manager.live.removal import Remover
+    from session_manager.stores.openclaw_files.removal import Remover
 
 DESCRIPTION = (
     "Creates index entries for readable transcripts that have none, after an index was damaged; with rebuild it "
@@ -124,8 +124,8 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     if arguments.dry_run:
         _each(scope, result, lambda state, store: _preview(context, everyone, state, store, result, arguments))
     else:
-        from session_manager.live.ledger import start_run
-        from session_manager.live.removal import Remover
+        from session_manager.ledger import start_run
+        from session_manager.stores.openclaw_files.removal import Remover
 
         run_info = start_run("readopt_orphans", context.settings)
         with named_when_interrupted(run_info), Remover(context.settings, run_info, force=arguments.force) as remover:
@@ -154,7 +154,7 @@ def _preview(
 ) -> None:
     snapshot, names = state.snapshot, state.names
     if isinstance(state.error, Damaged) and arguments.rebuild:
-        from session_manager.live.readoption import salvage
+        from session_manager.stores.openclaw_files.readoption import salvage
 
         names = listing(store)
         snapshot, _ = salvage(store, state.error)
@@ -170,7 +170,7 @@ def _preview(
 def _act(
     context: Context, everyone: Everyone, remover: Remover, store: Store, result: Result, arguments: Arguments
 ) -> None:
-    from session_manager.live.readoption import readopt
+    from session_manager.stores.openclaw_files.readoption import readopt
 
     planner = _planner(context, everyone, store)
     last: tuple[list[Adoption], list[dict[str, str]]] = ([], [])

@@ -14,9 +14,9 @@ from session_manager.functions.restore_session import Pin
 
 if TYPE_CHECKING:
     from session_manager.functions.restoring import Outcome
-    from session_manager.live.ledger import Ledger
-    from session_manager.live.removal import Remover
-    from session_manager.live.restoration import Find, Life
+    from session_manager.ledger import Ledger
+    from session_manager.stores.openclaw_files.removal import Remover
+    from session_manager.stores.openclaw_files.restoration import Find, Life
 
 DESCRIPTION = (
     "Undoes one run: restores everything that it removed, in both layers. If one session cannot be restored, nothing "
@@ -43,8 +43,8 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     with all ``conflicts``, or the failure of the only agent concerned.
     """
     from session_manager.functions.sharing import resolve_ever
-    from session_manager.live.ledger import start_run
-    from session_manager.live.removal import Remover
+    from session_manager.ledger import start_run
+    from session_manager.stores.openclaw_files.removal import Remover
 
     run_info = start_run("restore_run", context.settings)
     with Remover(context.settings, run_info, force=arguments.force) as remover:
@@ -116,8 +116,8 @@ def _pinned(context: Context, remover: Remover, run_id: str, agents: Sequence[st
 
 def _finder(agent_id: str, run_id: str) -> Find:
     """Returns a function that finds the run's removals in one agent, each with later removals of the same session."""
-    from session_manager.live.reappeared import REASON
-    from session_manager.live.restoration import lives
+    from session_manager.stores.openclaw_files.reappeared import REASON
+    from session_manager.stores.openclaw_files.restoration import lives
 
     def find(ledger: Ledger) -> Sequence[Life]:
         removed = ledger.removals(agent_id=agent_id, run_id=run_id)

@@ -15,9 +15,9 @@ from session_manager.functions.reading import View, read_view, with_moved
 
 if TYPE_CHECKING:
     from session_manager.functions.restoring import Outcome
-    from session_manager.live.ledger import Ledger, Removed
-    from session_manager.live.removal import Remover
-    from session_manager.live.restoration import Find, Life
+    from session_manager.ledger import Ledger, Removed
+    from session_manager.stores.openclaw_files.removal import Remover
+    from session_manager.stores.openclaw_files.restoration import Find, Life
 
 DESCRIPTION = (
     "Restores one removed session: its keys return to the index byte for byte, its transcripts get their names back, "
@@ -48,8 +48,8 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     wanted = tidied(arguments.session_id)
     check_session_id(wanted)
     from session_manager.functions.sharing import resolve_ever
-    from session_manager.live.ledger import start_run
-    from session_manager.live.removal import Remover
+    from session_manager.ledger import start_run
+    from session_manager.stores.openclaw_files.removal import Remover
 
     run_info = start_run("restore_session", context.settings)
     with Remover(context.settings, run_info, force=arguments.force) as remover:
@@ -76,7 +76,7 @@ def _restore(
     if ":" in wanted and removed:
         # A key may have named several sessions, one after the other: take the last.
         wanted = removed[0].session_id
-    from session_manager.live.orphan_removal import LEFTOVER
+    from session_manager.stores.openclaw_files.orphan_removal import LEFTOVER
 
     ordered = sorted(removed, key=lambda r: r.reason == LEFTOVER)
     newest = {r.agent_id: r for r in reversed(ordered) if r.session_id == wanted}
@@ -98,7 +98,7 @@ def _restore(
 
 
 def _finder(agent_id: str, session_id: str) -> Find:
-    from session_manager.live.restoration import lives
+    from session_manager.stores.openclaw_files.restoration import lives
 
     def find(ledger: Ledger) -> list[Life]:
         return lives(ledger.removals(agent_id=agent_id, session=session_id))[:1]

@@ -10,15 +10,22 @@ import msgspec
 from session_manager.core.errors import Refused, SessionManagerError, failure
 from session_manager.functions.context import Context
 from session_manager.functions.reading import errors_or_raise
-from session_manager.live import keeping
-from session_manager.live.ledger import Removal, Removed
-from session_manager.live.observe import listing
-from session_manager.live.obstacles import UNFINISHED, Obstacle
-from session_manager.live.removal import Remover
-from session_manager.live.restoration import Find, Life, Restored, refusal, restore, spare_memory, split
-from session_manager.live.sharing import give_back
-from session_manager.live.snapshot import read_snapshot
-from session_manager.live.store import Store
+from session_manager.ledger import Removal, Removed, keeping
+from session_manager.stores.openclaw_files.observe import listing
+from session_manager.stores.openclaw_files.obstacles import UNFINISHED, Obstacle
+from session_manager.stores.openclaw_files.removal import Remover
+from session_manager.stores.openclaw_files.restoration import (
+    Find,
+    Life,
+    Restored,
+    refusal,
+    restore,
+    spare_memory,
+    split,
+)
+from session_manager.stores.openclaw_files.sharing import give_back
+from session_manager.stores.openclaw_files.snapshot import read_snapshot
+from session_manager.stores.openclaw_files.store import Store
 
 
 class Outcome(msgspec.Struct):
@@ -110,7 +117,7 @@ def _way_back(store: Store) -> Callable[..., Restored]:
     """Returns how sessions come back to a store: into its index, or as files if it has moved to SQLite."""
     if not store.database:
         return restore
-    from session_manager.live.moved_restoration import restore_moved
+    from session_manager.stores.openclaw_files.moved_restoration import restore_moved
 
     return restore_moved
 
@@ -170,7 +177,7 @@ def pinned(context: Context, session_ids: Collection[str]) -> dict[str, Any]:
 
 
 def _to_import(store: Store) -> dict[str, str]:
-    from session_manager.live.waiting import how_to_import, waiting_path
+    from session_manager.stores.openclaw_files.waiting import how_to_import, waiting_path
 
     return {"agentId": store.agent_id, "index": waiting_path(store), "how": how_to_import(store)}
 

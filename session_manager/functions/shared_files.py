@@ -11,11 +11,11 @@ import msgspec
 from session_manager.core.errors import SessionManagerError, failure
 from session_manager.functions.context import Context
 from session_manager.functions.reading import foreign_references, names_referred_to, read_view
-from session_manager.live.store import Store
+from session_manager.stores.openclaw_files.store import Store
 
 if TYPE_CHECKING:
-    from session_manager.live.ledger import Removal
-    from session_manager.live.removal import Remover
+    from session_manager.ledger import Removal
+    from session_manager.stores.openclaw_files.removal import Remover
 
 
 class Left(msgspec.Struct):
@@ -46,7 +46,7 @@ def archive_left(context: Context, remover: Remover, left: Iterable[tuple[str, s
         by_agent.setdefault(agent_id, {})[file] = session_id
     result = Left()
     for agent_id, names in by_agent.items():
-        from session_manager.live.sharing import archive_last
+        from session_manager.stores.openclaw_files.sharing import archive_last
 
         try:
             store = context.volume.store(agent_id)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from session_manager.core.errors import NotFound, SessionManagerError
 from session_manager.core.session import Session
 from session_manager.functions.context import Context, named
-from session_manager.live.store import Store
-from session_manager.live.transcripts import files_by_session
+from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.transcripts import files_by_session
 
 if TYPE_CHECKING:
-    from session_manager.live.ledger import Archived, Ledger
+    from session_manager.ledger import Archived, Ledger
 
 
 def files_of(store: Store, names: Iterable[str], sessions: Iterable[Session]) -> set[str]:

@@ -16,9 +16,9 @@ from session_manager.functions.naming import hint, keys_of, meant, tidied
 from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.reading import AgentRead, read_view
 from session_manager.functions.rows import row
-from session_manager.live.observe import file_bytes, last_timestamp
-from session_manager.live.transcripts import files_by_session
-from session_manager.live.whereabouts import OWN, Whereabouts, inside, is_transcript
+from session_manager.stores.openclaw_files.observe import file_bytes, last_timestamp
+from session_manager.stores.openclaw_files.transcripts import files_by_session
+from session_manager.stores.openclaw_files.whereabouts import OWN, Whereabouts, inside, is_transcript
 
 DESCRIPTION = (
     "Shows one session, by its full id or one of its keys: its keys, times, counters and files, and what was removed "
@@ -81,8 +81,8 @@ def _live(context: Context, read: AgentRead, wanted: str) -> Iterator[dict[str, 
 
 
 def _facts(session: Session) -> dict[str, Any]:
-    from session_manager.live.liveness import now_ms
-    from session_manager.live.plan import facts_of
+    from session_manager.files.liveness import now_ms
+    from session_manager.stores.openclaw_files.plan import facts_of
 
     facts = facts_of(session, now_ms())
     return {
@@ -106,9 +106,9 @@ def _last_written(path: str, now_ms: int) -> int:
 
 def _removed(context: Context, agent: str | None, wanted: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Returns the rows of removals, and the keys in the ledger with this ending."""
+    from session_manager.archives.second_names import SecondNames
     from session_manager.functions.list_deleted import Stores, removal_row
-    from session_manager.live.ledger import Ledger
-    from session_manager.live.second_names import SecondNames
+    from session_manager.ledger import Ledger
 
     ledger = Ledger.open_existing(context.settings, "ro")
     if ledger is None:

@@ -12,13 +12,13 @@ from session_manager.core.retention import Decision
 from session_manager.functions.reading import AgentRead
 from session_manager.functions.rows import row
 from session_manager.functions.shared_files import left_by
-from session_manager.live.store import Store
-from session_manager.live.transcripts import no_texts_of
-from session_manager.live.whereabouts import outside_files, still_outside
+from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.transcripts import no_texts_of
+from session_manager.stores.openclaw_files.whereabouts import outside_files, still_outside
 
 if TYPE_CHECKING:
     from session_manager.core.rules import Overrun
-    from session_manager.live.removal import Outcome
+    from session_manager.stores.openclaw_files.removal import Outcome
 
 ACTIVE = "active"
 
@@ -28,7 +28,7 @@ Notes = dict[str, list[dict[str, object]]]
 
 def note(notes: Notes, store: Store, outcome: Outcome) -> list[dict[str, object]]:
     """Adds additional work done in a store; returns the failures as a document's ``errors``."""
-    from session_manager.live.reappeared import reported
+    from session_manager.stores.openclaw_files.reappeared import reported
 
     for name, found in (
         ("recovered", outcome.recovered),

@@ -28,7 +28,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     Raises UsageError, NotFound (``session_not_found``), or the failure to write the pins.
     """
-    from session_manager.live.keeping import unpin
+    from session_manager.ledger.keeping import unpin
 
     found = _found(context, arguments)
     before = unpin(context.settings, found.id)

@@ -20,7 +20,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
     A broken chain is an answer, not a failure, and it blocks nothing.
     """
-    from session_manager.live.ledger import Ledger
+    from session_manager.ledger import Ledger
 
     ledger = Ledger.open_existing(context.settings, "ro")
     if ledger is None:

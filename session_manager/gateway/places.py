@@ -9,6 +9,7 @@ import msgspec
 
 from session_manager.core.errors import Refused, SessionManagerError, UsageError
 from session_manager.core.layout import USUAL, Layout
+from session_manager.files.owners import run_as
 from session_manager.gateway.home import (
     EARLY,
     LATE,
@@ -20,7 +21,6 @@ from session_manager.gateway.home import (
     state_dir,
     value_of,
 )
-from session_manager.owners import run_as
 
 CONTAINER = "/app/agents"
 DEFAULT = "a default place"

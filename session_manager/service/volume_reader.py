@@ -11,11 +11,11 @@ import msgspec
 
 from session_manager.core.errors import NotFound, SessionManagerError, failure, printable
 from session_manager.core.session import Session, count_or_none, epoch_ms
-from session_manager.live.liveness import now_ms
-from session_manager.live.snapshot import read_snapshot
-from session_manager.live.store import Store
-from session_manager.live.versions import Identity
-from session_manager.live.volume import Volume
+from session_manager.files.liveness import now_ms
+from session_manager.files.versions import Identity
+from session_manager.stores.openclaw_files.snapshot import read_snapshot
+from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.volume import Volume
 
 ID_LIMIT = 256
 # Change this whenever the same entry gives a different row.

@@ -23,11 +23,11 @@ from real_gateway import VERSIONS, Gateway
 from support import Skill, now_ms
 
 from session_manager.core.errors import Refused
+from session_manager.files import steps
 from session_manager.functions import load
 from session_manager.functions.context import Context
-from session_manager.live import steps
-from session_manager.live.volume import Volume
 from session_manager.settings import read_settings
+from session_manager.stores.openclaw_files.volume import Volume
 
 pytestmark = pytest.mark.system
 

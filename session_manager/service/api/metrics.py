@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from session_manager.core.errors import SessionManagerError
-from session_manager.live.ledger import Ledger
+from session_manager.ledger import Ledger
 from session_manager.service import metrics
 from session_manager.service.api.answers import BUSY, WHO
 from session_manager.service.config import Config

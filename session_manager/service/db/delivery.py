@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from session_manager.live.delivery import Heard, Name, Status
+from session_manager.ledger.delivery import Heard, Name, Status
 from session_manager.service.db import sessions as queries
 from session_manager.service.db.engine import server_message
 from session_manager.service.db.locks import LIMITS

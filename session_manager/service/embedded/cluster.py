@@ -11,7 +11,7 @@ import stat
 from collections.abc import Mapping
 
 from session_manager.core.errors import Failed, Refused, SessionManagerError
-from session_manager.live.atomic import sync_folder
+from session_manager.files.atomic import sync_folder
 from session_manager.service.embedded import places
 from session_manager.service.embedded.accounts import Account, run_as
 from session_manager.service.embedded.programs import MAJOR, Programs, for_initdb

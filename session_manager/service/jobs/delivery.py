@@ -13,15 +13,15 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from session_manager.live.delivery import Deliverer, Delivery, Heard, Name, Status, Tell
-from session_manager.live.ledger import start_run
-from session_manager.live.liveness import now_ms
-from session_manager.live.opening import open_volume
+from session_manager.files.liveness import now_ms
+from session_manager.ledger import start_run
+from session_manager.ledger.delivery import Deliverer, Delivery, Heard, Name, Status, Tell
 from session_manager.service.api.schemas import SessionRef
 from session_manager.service.config import Config
 from session_manager.service.db.delivery import mark
 from session_manager.service.jobs.quiet import Result
 from session_manager.settings import Settings
+from session_manager.stores.openclaw_files.opening import open_volume
 
 REFUSED = "no row can have this agent and session id"
 _REF = TypeAdapter(SessionRef)

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from session_manager.live.opening import open_volume
 from session_manager.service import metrics
 from session_manager.service.config import Config
 from session_manager.service.db import sync as queries
 from session_manager.service.db.locks import LIMITS
 from session_manager.service.jobs.quiet import Result
 from session_manager.service.volume_reader import VolumeRead, read_volume
+from session_manager.stores.openclaw_files.opening import open_volume
 
 _log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import os
 import msgspec
 
 from session_manager.core.errors import SessionManagerError, printable
-from session_manager.live.ledger import Ledger
-from session_manager.live.ledger.runs import RunSummary, recent_runs
+from session_manager.ledger import Ledger
+from session_manager.ledger.runs import RunSummary, recent_runs
 from session_manager.settings import Settings
 
 RUNS = 10

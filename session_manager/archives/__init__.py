@@ -1,0 +1,1 @@
+"""Archived files of sessions and their second names; knows no kind of store."""

@@ -1,0 +1,1 @@
+"""Stores of sessions, one folder for each kind."""

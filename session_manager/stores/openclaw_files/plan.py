@@ -1,0 +1,73 @@
+"""Plans removals: keys, raw members, files from → to, and the facts to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from session_manager.archives.names import archive_names, is_text
+from session_manager.core.session import Session, count_or_none, epoch_ms
+from session_manager.files.liveness import now_ms
+from session_manager.ledger import Facts, Removal
+from session_manager.stores.openclaw_files.store import Snapshot
+from session_manager.stores.openclaw_files.transcripts import files_by_session
+from session_manager.stores.openclaw_files.whereabouts import files_abroad
+
+_LONGEST_TEXT = 200
+
+
+def plan(
+    snapshot: Snapshot, names: Sequence[str], chosen: Sequence[tuple[Session, str]], shared: Collection[str]
+) -> list[Removal]:
+    """Returns the removals of ``chosen`` (session, reason).
+
+    Files in ``shared``, or of sessions that stay, are kept; so are files whose names are not UTF-8.
+    """
+    assert snapshot.index is not None
+    index = snapshot.index
+    files = files_by_session(names, snapshot.sessions, snapshot.store.sessions_dir)
+    going = {session.id for session, _ in chosen}
+    kept = {n for s in snapshot.sessions if s.id not in going for n in files.get(s.id, ())} | set(shared)
+    abroad = files_abroad(snapshot.store, snapshot.sessions, names, [session for session, _ in chosen])
+    order = {key: place for place, key in enumerate(index.entries)}
+    taken, now = set(names), now_ms()
+    removals = []
+    for session, reason in chosen:
+        mine = [n for n in files.get(session.id, ()) if n not in kept and is_text(n)]
+        shares = [n for n in files.get(session.id, ()) if n in kept and is_text(n)] + abroad.get(session.id, [])
+        kept.update(mine)
+        targets = archive_names(mine, taken, now)
+        places = [order[key] for key in session.keys]
+        facts = facts_of(session, now)
+        removal = Removal(session.id, reason, list(session.keys), [], targets, facts=facts, places=places)
+        removal.members += [index.view(key) for key in session.keys]
+        removal.shares = shares
+        removals.append(removal)
+    return removals
+
+
+def facts_of(session: Session, now: int) -> Facts:
+    """Returns the facts that the ledger keeps: counters and names from the entry, nothing from the transcript."""
+    total, given, written, cost, started, run_started = session.usage
+    tokens = count_or_none(total)
+    if tokens is None and not (given is None and written is None):
+        parts = [n for n in (count_or_none(given), count_or_none(written)) if n is not None]
+        tokens = sum(parts) if parts else None
+    return Facts(
+        session_type=session.session_type,
+        label=_short(session.label),
+        model=_short(session.model),
+        tokens=tokens,
+        cost_usd=count_or_none(cost),
+        started_at=_time(started, now) or _time(run_started, now),
+        activity=session.last_activity,
+    )
+
+
+def _time(value: object, now: int) -> int | None:
+    return None if value is None else epoch_ms(value, now)
+
+
+def _short(text: str | None) -> str | None:
+    if text is None or (text.isascii() and len(text) <= _LONGEST_TEXT):
+        return text
+    return text[:_LONGEST_TEXT].encode(errors="replace").decode()

@@ -1,0 +1,83 @@
+"""One agent's store, and one read of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection
+
+import msgspec
+
+from session_manager.core.index import Index
+from session_manager.core.layout import INDEX_NAME, Layout
+from session_manager.core.session import Session
+from session_manager.files.versions import Identity
+
+UNSUPPORTED = "store_unsupported"
+
+
+class Store(msgspec.Struct, frozen=True):
+    """One agent's sessions folder. ``index_path`` is the index itself, links resolved.
+
+    ``store_id`` names the folder in the ledger however it is mounted: its inode number. ``agents_dir`` holds the other
+    agents' folders; left out, it is two levels up. ``main_key`` is, beside ``main``, the end of a main session's key.
+    If all agents share one index, ``shared_as`` assigns its keys to agents. If several agents share one folder, each
+    has ``mates``, and one of them, the ``keeper``, handles files without an owner. ``gateway_dir`` is the gateway's
+    own agents directory, if that is not ``agents_dir``. ``database`` is the path that the sessions have moved to, if
+    they have: the folder then has no index, only earlier archives.
+    """
+
+    agent_id: str
+    sessions_dir: str
+    index_path: str
+    store_id: str
+    agents_dir: str = ""
+    index_name: str = INDEX_NAME
+    main_key: str | None = None
+    shared_as: Layout | None = None
+    mates: bool = False
+    keeper: bool = True
+    gateway_dir: str = ""
+    database: str = ""
+
+    @property
+    def gateways(self) -> str:
+        """The gateway's own agents directory; its parent is the gateway's state folder."""
+        return self.gateway_dir or self.agents_dir or os.path.dirname(os.path.dirname(self.sessions_dir))
+
+    @property
+    def marker_name(self) -> str:
+        """The name of the lock that gateways take on the index."""
+        return self.index_name + ".lock"
+
+    def owner(self, name: str, ids: Collection[str]) -> str | None:
+        """Returns the one of ``ids`` that a live file belongs to, or None."""
+        from session_manager.stores.openclaw_files.transcripts import owner
+
+        return owner(name, ids)
+
+    def join(self, name: str, archive: str, session_id: str, number: str) -> None:
+        """Joins the two parts of a transcript, see ``archives.folder``."""
+        from session_manager.stores.openclaw_files.joining import belongs, join
+        from session_manager.stores.openclaw_files.whereabouts import is_transcript
+
+        if not is_transcript(name) or not belongs(os.path.join(self.sessions_dir, name), archive, session_id):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        join(self.sessions_dir, name, archive, number)
+
+    def of(self, agent_id: str) -> Store:
+        """Returns another agent's part of a shared index."""
+        if self.shared_as is None or agent_id == self.agent_id:
+            return self
+        store_id = agent_id + self.store_id.removeprefix(self.agent_id)
+        keeper = agent_id == self.shared_as.default_agent
+        return msgspec.structs.replace(self, agent_id=agent_id, store_id=store_id, keeper=keeper)
+
+
+class Snapshot(msgspec.Struct):
+    """One read of a store. ``identity`` is None when there is no index, and then there are no sessions."""
+
+    store: Store
+    index: Index | None
+    identity: Identity | None
+    sessions: list[Session]

@@ -1,0 +1,89 @@
+"""Decides if an index may be changed on a file system that cannot swap two files in one step.
+
+There our rename overwrites anything that a gateway writes after our last look. A gateway that takes the store's lock
+(up to 2026.4.29) does not write then, nor does a stopped one; but one that runs elsewhere is not visible from here.
+So a change is refused if a gateway of the store is visible, and if there are signs that one may run elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from session_manager.core.errors import Refused
+from session_manager.core.session import Session
+from session_manager.files import weaker
+from session_manager.files.liveness import now_ms
+from session_manager.files.trial import can_exchange
+from session_manager.stores.openclaw_files.gateways import vouches
+from session_manager.stores.openclaw_files.locks import UNSEEN, locks
+from session_manager.stores.openclaw_files.store import Store
+
+ADVICE = (
+    "stop the gateway and call with force: true, or set ARIA_ALLOW_NO_EXCHANGE=1 for a gateway that takes the lock "
+    "(2026.4.29 or older)"
+)
+# File systems that other machines may write, too.
+_SHARES = frozenset(
+    ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "afs", "vboxsf", "fuse.sshfs", "fuse.glusterfs",
+     "fuse.ceph", "fuse.rclone", "fuse.s3fs", "fuse.grpcfuse", "fuse.osxfs", "fuse.vmhgfs-fuse", "fakeowner")
+)  # fmt: skip
+
+
+def refuse_unguarded(store: Store, names: Iterable[str], sessions: Iterable[Session], *, allowed: bool) -> None:
+    """Raises Refused (``no_exchange``) if an edit of the index could overwrite a gateway's writes.
+
+    ``names`` lie in the folder. ``allowed``: the user has made sure that no gateway writes. Raises OSError.
+    """
+    folder = os.path.dirname(store.index_path)
+    if can_exchange(folder):
+        return
+    who = None if allowed else writer(store, names, sessions)
+    if who is not None:
+        raise Refused(
+            f"the file system of {folder} cannot swap two files atomically, and {who}: what it writes at that moment "
+            f"would be lost; nothing was changed: {ADVICE}",
+            code="no_exchange",
+            agentId=store.agent_id,
+        )
+    weaker.note(weaker.EXCHANGE)
+
+
+def writer(store: Store, names: Iterable[str], sessions: Iterable[Session]) -> str | None:
+    """Returns what may write a store now, as part of a sentence; None without a sign of any."""
+    if vouches(store.sessions_dir, store.gateways):
+        return "a gateway of this store runs here"
+    if (kind := kind_of(store.sessions_dir)) in _SHARES:
+        return f"it is a network share ({kind}), and a gateway on another machine may write to it"
+    held = next((lock for lock in locks(store, names, now_ms()) if lock.state == UNSEEN), None)
+    if held is not None:
+        return f"{held.name} is held by a process that is not visible from here"
+    mount = next((path for session in sessions for path in session.session_files if _is_elsewhere(path)), None)
+    if mount is not None:
+        return f"its gateway has other paths ({mount}), as in another container"
+    return None
+
+
+def kind_of(folder: str) -> str | None:
+    """Returns the type of a folder's file system, or None if unknown."""
+    try:
+        device = os.stat(folder).st_dev
+        place = f"{os.major(device)}:{os.minor(device)}"
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                # "36 35 98:0 /root /mount options tag - type source superblock", with any number of tags.
+                fields, _, rest = line.partition(" - ")
+                if fields.split()[2] == place and rest:
+                    return rest.split()[0]
+    except (OSError, IndexError):
+        pass
+    return None
+
+
+def _is_elsewhere(session_file: str) -> bool:
+    """Returns True if a path belongs to another machine or container."""
+    if "\0" in session_file:
+        return False
+    if "\\" in session_file:
+        return True
+    return os.path.isabs(session_file) and not os.path.isdir(os.path.dirname(session_file))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pwd
 import shutil
@@ -35,11 +37,6 @@ class Account:
     gid: int
     other: bool
 
-    @property
-    def ids(self) -> tuple[int, int] | None:
-        """The ids that a new process must change to, None when it already has them."""
-        return (self.uid, self.gid) if self.other else None
-
 
 def database_account() -> Account:
     """Returns this process's own account, or for root the system user, creating it if necessary.
@@ -60,36 +57,30 @@ def database_account() -> Account:
 
 
 def _system_account() -> Account:
+    create = next((command for command in _CREATE if shutil.which(command[0], path=_PATH)), None)
     said = "neither useradd nor adduser is installed"
     end = time.monotonic() + _PATIENCE_S
     while True:
-        try:
+        with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(SYSTEM_USER)
-        except KeyError:
-            pass
-        else:
             if entry.pw_uid == 0:
                 raise Refused(f"the user {SYSTEM_USER} is root under another name", code="database_account")
             return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, other=True)
-        if time.monotonic() > end:
+        if create is None or time.monotonic() > end:
             raise Refused(
                 f"PostgreSQL does not run as root, and the system user {SYSTEM_USER} cannot be created ({said}); "
                 f"create it, run the service as an ordinary user, or set DATABASE_URL",
                 code="database_account",
             )
-        for command in _CREATE:
-            if program := shutil.which(command[0], path=_PATH):
-                done = subprocess.run(
-                    [program, *command[1:], SYSTEM_USER],
-                    capture_output=True,
-                    stdin=subprocess.DEVNULL,
-                    env={"PATH": _PATH, "LC_ALL": "C"},
-                    check=False,
-                )
-                said = (done.stderr or done.stdout).decode(errors="replace").strip() or said
-                break
-        else:
-            end = 0.0
+        done = subprocess.run(
+            [*create, SYSTEM_USER],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={"PATH": _PATH, "LC_ALL": "C"},
+            check=False,
+        )
+        said = done.stdout.decode(errors="replace").strip() or said
         time.sleep(0.1)
 
 
@@ -100,19 +91,25 @@ def start_as(
     cwd: str,
     output: int | IO[bytes],
     stdin: int = subprocess.DEVNULL,
-    reads: list[str] | None = None,
     signal: int = 0,
     keep: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """Starts a program as ``account``: it inherits nothing of our environment, and no open file but ``keep``.
 
-    Standard error goes where ``output`` goes. ``reads`` and ``signal``: see ``become.order``. Raises OSError.
+    Standard error goes where ``output`` goes. ``signal`` reaches the program when the thread that started it ends
+    (Linux). Raises OSError.
     """
+    order = {
+        "argv": argv,
+        "cwd": cwd,
+        "ids": [account.uid, account.gid] if account.other else None,
+        "signal": signal,
+        "parent": os.getpid(),
+    }
     # A Python outside the system's folders may need it to find its own library.
     libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    order = become.order(argv, cwd=cwd, ids=account.ids, reads=reads, signal=signal)
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", os.path.abspath(become.__file__), order],
+        [sys.executable, "-I", "-S", os.path.abspath(become.__file__), json.dumps(order)],
         stdin=stdin,
         stdout=output,
         stderr=subprocess.STDOUT,
@@ -125,29 +122,15 @@ def start_as(
 
 
 def run_as(
-    account: Account,
-    argv: list[str],
-    *,
-    cwd: str,
-    text: str = "",
-    reads: list[str] | None = None,
-    keep: tuple[int, ...] = (),
+    account: Account, argv: list[str], *, cwd: str, text: str = "", keep: tuple[int, ...] = ()
 ) -> tuple[int, str]:
     """Runs a program to its end with ``text`` as its input; returns exit code and output. It dies with this process.
 
     Raises Failed (``database_failed``) when it cannot be started.
     """
+    pipe = subprocess.PIPE
     try:
-        process = start_as(
-            account,
-            argv,
-            cwd=cwd,
-            output=subprocess.PIPE,
-            stdin=subprocess.PIPE,
-            reads=reads,
-            signal=SIGKILL,
-            keep=keep,
-        )
+        process = start_as(account, argv, cwd=cwd, output=pipe, stdin=pipe, signal=SIGKILL, keep=keep)
     except OSError as error:
         raise Failed(f"cannot run {argv[0]}: {error.strerror}", code="database_failed") from error
     printed, _ = process.communicate(text.encode())

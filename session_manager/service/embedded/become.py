@@ -1,8 +1,8 @@
 """Run as a script: changes to an account, ties its life to its parent, and then executes a program.
 
 It is a separate process because a service with threads must not run Python between fork and exec. It uses only the
-standard library, and gets all its input in one JSON argument (see ``order``). Exit code 111: it could not, and standard
-error says why.
+standard library, and gets all its input in one JSON argument (see ``accounts.start_as``). Exit code 111: it could not,
+and standard error says why.
 """
 
 from __future__ import annotations
@@ -15,19 +15,6 @@ from typing import Any
 
 COULD_NOT = 111
 _PR_SET_PDEATHSIG = 1
-
-
-def order(
-    argv: list[str], *, cwd: str, ids: tuple[int, int] | None = None, reads: list[str] | None = None, signal: int = 0
-) -> str:
-    """Returns the script's argument.
-
-    ``ids`` is the (user id, group id) to become, None to stay; ``cwd`` the folder to work in; ``reads`` the files that
-    the account must be able to read; ``signal`` reaches the program when the thread that started it ends (Linux).
-    """
-    return json.dumps(
-        {"argv": argv, "cwd": cwd, "ids": ids, "reads": reads or [], "signal": signal, "parent": os.getpid()}
-    )
 
 
 def _follow(order: dict[str, Any]) -> None:
@@ -43,9 +30,6 @@ def _follow(order: dict[str, Any]) -> None:
         if os.getppid() != order["parent"]:
             raise OSError("the service ended before its server began")
     os.chdir(order["cwd"])
-    for path in order["reads"]:
-        with open(path, "rb") as file:
-            file.read(1)
     os.umask(0o077)
     os.execv(order["argv"][0], order["argv"])
 

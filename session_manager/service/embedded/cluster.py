@@ -17,6 +17,7 @@ from session_manager.service.embedded.programs import MAJOR, Programs, for_initd
 
 # The name of the database, and of the role that owns it. The role is no superuser, and no superuser can log in.
 NAME = "session_manager"
+DATA = "data"
 _SUPERUSER = "postgres"
 _KEPT_LOGS = 5
 _TAIL_BYTES = 2000
@@ -56,20 +57,20 @@ CREATE DATABASE {name} OWNER {name}
 """
 
 
-def data_folder(base: str, account: Account, programs: Programs, keep: int, settings: Mapping[str, str]) -> str:
-    """Returns the data folder, creating it if necessary.
+def ensure_data(base: str, account: Account, programs: Programs, keep: int, settings: Mapping[str, str]) -> None:
+    """Creates the data folder, or checks the one that is there.
 
     ``keep`` is a lock that the programs inherit; new data is on disk on return, unless ``settings`` switch ``fsync``
     off. Raises OSError, Refused (``database_version``, ``database_not_owned``, ``database_unreachable``, ``disk_full``)
     and Failed (``database_failed``).
     """
-    data = os.path.join(base, "data")
+    data = os.path.join(base, DATA)
     fresh = f"{data}.new"
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(fresh)
     if os.path.lexists(data):
         check_data(base, account)
-        return data
+        return
     places.make_folder(fresh, account)
     try:
         with for_initdb(programs, account) as plain:
@@ -79,7 +80,6 @@ def data_folder(base: str, account: Account, programs: Programs, keep: int, sett
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     sync_folder(base)
-    return data
 
 
 def check_data(base: str, account: Account) -> None:
@@ -87,8 +87,8 @@ def check_data(base: str, account: Account) -> None:
 
     Raises OSError and Refused (``database_version``, ``database_not_owned``).
     """
-    os.lstat(os.path.join(base, "data"))
-    data = places.own_folder(base, "data", account)
+    os.lstat(os.path.join(base, DATA))
+    data = places.own_folder(base, DATA, account)
     version = os.path.join(data, "PG_VERSION")
     with open(version, opener=places.private, encoding="ascii", errors="replace") as file:
         found = file.read(16).strip()
@@ -128,7 +128,7 @@ def failure(base: str, what: str, said: str) -> SessionManagerError:
     )
 
 
-def server_arguments(base: str, data: str, folder: str, account: Account, settings: Mapping[str, str]) -> list[str]:
+def server_arguments(base: str, folder: str, account: Account, settings: Mapping[str, str]) -> list[str]:
     """Writes the access rules, and returns the server's arguments. ``settings`` override ours, except for access.
 
     Raises OSError and Refused (``database_not_owned``).
@@ -160,7 +160,11 @@ def server_arguments(base: str, data: str, folder: str, account: Account, settin
         "unix_socket_directories": _quoted(folder),
         "unix_socket_permissions": "0700",
     }
-    return ["-D", data, *(part for name, value in chosen.items() for part in ("-c", f"{name}={value}"))]
+    return [
+        "-D",
+        os.path.join(base, DATA),
+        *(part for name, value in chosen.items() for part in ("-c", f"{name}={value}")),
+    ]
 
 
 def _quoted(text: str) -> str:

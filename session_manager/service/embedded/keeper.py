@@ -29,8 +29,8 @@ from session_manager.service.embedded.accounts import Account, start_as
 
 # Recovery after a crash replays at most ``max_wal_size``.
 _START_PATIENCE_S = 120.0
-FAST_SHUTDOWN_S = 30.0
-IMMEDIATE_SHUTDOWN_S = 10.0
+# A fast shutdown, then an immediate one, each with the seconds that it may take.
+SHUTDOWNS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 10.0))
 _AGAIN_S = 0.5
 _POLL_S = 0.01
 _LOOK_S = 0.25
@@ -113,7 +113,7 @@ class Keeper:
             process = start_as(
                 self._account,
                 self._argv,
-                cwd=os.path.join(self._base, "data"),
+                cwd=os.path.join(self._base, cluster.DATA),
                 output=output,
                 signal=signal.SIGINT,
                 keep=(lock,),
@@ -216,11 +216,7 @@ def connect(folder: str, patience_s: int) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    for number, patience_s in (
-        (signal.SIGINT, FAST_SHUTDOWN_S),
-        (signal.SIGQUIT, IMMEDIATE_SHUTDOWN_S),
-        (signal.SIGKILL, math.inf),
-    ):
+    for number, patience_s in (*SHUTDOWNS, (signal.SIGKILL, math.inf)):
         until = time.monotonic() + patience_s
         while time.monotonic() < until:
             # Again and again: one that is just beginning misses a signal that its service ignores.

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Iterator, Mapping
 from urllib.parse import quote
 
@@ -24,14 +23,7 @@ import psycopg
 from session_manager.core.errors import Refused
 from session_manager.service.embedded import cluster, places
 from session_manager.service.embedded.accounts import database_account
-from session_manager.service.embedded.keeper import (
-    FAST_SHUTDOWN_S,
-    IMMEDIATE_SHUTDOWN_S,
-    Keeper,
-    Told,
-    connect,
-    server_lock,
-)
+from session_manager.service.embedded.keeper import SHUTDOWNS, Keeper, Told, connect, server_lock
 from session_manager.service.embedded.programs import usable
 
 _SERVICE_LOCK = "service.lock"
@@ -79,11 +71,11 @@ class EmbeddedPostgres:
             with _nothing_left(base) as lock:
                 places.drop_record(base, account)
                 programs = usable(account, base)
-                data = cluster.data_folder(base, account, programs, lock, chosen)
+                cluster.ensure_data(base, account, programs, lock, chosen)
             folder = places.socket_folder(base, account)
             places.write_record(base, folder, 0)
             undo.callback(places.drop_record, base, account)
-            arguments = cluster.server_arguments(base, data, folder, account, chosen)
+            arguments = cluster.server_arguments(base, folder, account, chosen)
             keeper = Keeper(base, folder, account, [programs.path("postgres"), *arguments], told)
             undo.callback(keeper.stop)
             keeper.start()
@@ -143,9 +135,9 @@ def _take_service_lock(base: str, undo: contextlib.ExitStack) -> None:
 @contextlib.contextmanager
 def _nothing_left(base: str) -> Iterator[int]:
     """Holds the server's lock; waits until no process of a killed service's server is left, telling it to end again."""
-    ways = ((None, 0.0), (signal.SIGINT, FAST_SHUTDOWN_S), (signal.SIGQUIT, IMMEDIATE_SHUTDOWN_S))
-    for number, patience_s in ways:
-        if number is not None and (pid := _left_over(base)) is not None:
+    # Signal 0 is none.
+    for number, patience_s in ((0, 0.0), *SHUTDOWNS):
+        if (pid := _left_over(base)) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         with server_lock(base, patience_s) as lock:
@@ -161,7 +153,7 @@ def _left_over(base: str) -> int | None:
     if found is None or found[1] <= 1:
         return None
     with contextlib.suppress(OSError):
-        if os.path.samefile(f"/proc/{found[1]}/cwd", os.path.join(base, "data")):
+        if os.path.samefile(f"/proc/{found[1]}/cwd", os.path.join(base, cluster.DATA)):
             return found[1]
     return None
 

@@ -12,9 +12,8 @@ from session_manager.files.atomic import clear_errors, write_new
 from session_manager.functions.context import Context
 from session_manager.functions.policy import with_policy
 from session_manager.settings import read_settings
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.orphans import classify
-from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.store import Store, listing
 from session_manager.stores.openclaw_files.volume import Volume
 
 AGENTS = "/home/ann/.openclaw/agents"

@@ -209,7 +209,7 @@ def test_nothing_is_swapped_when_the_marker_is_lost(
         "import json, os, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from session_manager.faces import runner\n"
-        "from session_manager.stores.openclaw_files import steps\n"
+        "from session_manager.files import steps\n"
         f"marker = {str(marker)!r}\n"
         "def steal(name):\n"
         "    if name == 'intent written':\n"

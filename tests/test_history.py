@@ -304,7 +304,7 @@ def kill_after(skill: Skill, step: str, tmp_path: Path, function: str, arguments
     """Runs a call and kills it when the step has been completed."""
     code = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from session_manager.faces import runner\nfrom session_manager.stores.openclaw_files import steps\n"
+        "from session_manager.faces import runner\nfrom session_manager.files import steps\n"
         "steps.watcher = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == sys.argv[2] else None\n"
         "sys.exit(runner.main(['session_manager', *sys.argv[3:]], os.environ))\n"
     )

@@ -14,8 +14,8 @@ import pytest
 import support
 from support import now_ms
 
+from session_manager.files import liveness
 from session_manager.files.liveness import STORE_STALE_MS, is_held, iso_ms, process_lives, process_stat, read_marker
-from session_manager.stores.openclaw_files import gateways
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_dead_pid_is_dead_at_once_beside_a_gateway_of_the_store(dead_pid: int,
 def test_pid_1_of_another_container_is_not_ours(
     arguments: str, age_s: float, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateways, "_arguments", lambda pid: arguments.split("\0") if arguments else [])
+    monkeypatch.setattr(liveness, "arguments_of", lambda pid: arguments.split("\0") if arguments else [])
     assert held(write(tmp_path / "lock", 1, age_s)) is expected
     own = process_stat(1)
     assert own is not None

@@ -236,8 +236,11 @@ def test_a_result_in_part_has_the_fields_of_the_page(store: StoreBuilder, skill:
         check_fields(name, CALLS[name][0], answer.document)
 
 
+ROOMS = ("functions", "stores", "archives", "ledger", "files", "core")
+
+
 def test_what_comes_sometimes_has_its_name_in_the_sources() -> None:
-    sources = "".join(path.read_text() for room in ("functions", "live", "core") for path in sources_of(room))
+    sources = "".join(path.read_text() for room in ROOMS for path in sources_of(room))
     for name in NAMES:
         for row in table(FUNCTIONS[name], "field"):
             for field in names(row[0]):
@@ -270,7 +273,7 @@ def raised() -> set[tuple[str, int]]:
     trees = [
         ast.parse(path.read_text())
         for path in [
-            *(p for room in ("core", "gateway", "live", "functions", "history") for p in sources_of(room)),
+            *(p for room in (*ROOMS, "gateway", "history") for p in sources_of(room)),
             *sources_of("faces"),
         ]
         if path.parent.name != "cli" and path.name not in ("mcp_server.py", "skill_folder.py")
@@ -396,7 +399,7 @@ def test_the_chain_is_made_as_the_page_says(used: sqlite3.Connection, skill: Ski
 
 
 def test_kinds_and_states_are_those_of_the_sources() -> None:
-    sources = "".join(path.read_text() for path in (ROOT / "session_manager" / "live" / "ledger").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "session_manager" / "ledger").glob("*.py"))
     (kinds,) = re.findall(r"Kinds are (.*?)\.", " ".join(STORE_FORMAT["The ledger"].split()))
     appended = set(re.findall(r'chain\.append\(\s*\w+,\s*"(\w+)"', sources))
     assert appended <= set(names(kinds))

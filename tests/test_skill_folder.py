@@ -71,7 +71,7 @@ def test_the_folder_is_valid(folder: Path) -> None:
 def test_the_folder_holds_what_an_agent_needs_and_nothing_else(folder: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {"SKILL.md", "run_skill.py", "session_manager", "references"}
     rooms = {p.name for p in (folder / "session_manager").iterdir()}
-    assert rooms >= {"core", "live", "history", "functions", "faces", "settings.py"}
+    assert rooms >= {"core", "stores", "ledger", "history", "functions", "faces", "settings.py"}
     assert "service" not in rooms
     assert {p.name for p in (folder / "session_manager" / "faces").iterdir()} == {"__init__.py", "runner.py"}
     assert not list(folder.rglob("__pycache__"))

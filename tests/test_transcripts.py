@@ -17,7 +17,7 @@ from session_manager.archives.names import archive_names, archive_timestamp, par
 from session_manager.core.session import DAY_MS, Entry, Session, build_sessions
 from session_manager.stores.openclaw_files import observe
 from session_manager.stores.openclaw_files.observe import last_timestamp, observe_transcripts
-from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.store import Snapshot, Store
 from session_manager.stores.openclaw_files.transcripts import files_by_session, owner
 from session_manager.stores.openclaw_files.whereabouts import OWN, Whereabouts, is_transcript, outside_files
 
@@ -379,9 +379,8 @@ def test_a_link_is_not_followed_and_counts_as_young_by_its_own_time(tmp_path: Pa
 def _observed(folder: Path, names: set[str], **fields: Any) -> Session:
     """What a look at ``names`` says about session "s", whose entry is two hours old; the cut-off is one hour ago."""
     found = sessions(("s", fields))
-    observe_transcripts(
-        Store("main", str(folder), str(folder / "sessions.json"), "main:1"), found, names, NOW - HOUR, NOW
-    )
+    store = Store("main", str(folder), str(folder / "sessions.json"), "main:1")
+    observe_transcripts(Snapshot(store, None, None, found, sorted(names)), NOW - HOUR, NOW)
     return found[0]
 
 

@@ -74,8 +74,8 @@ def _transcripts(agents: list[AgentRead]) -> _Transcripts:
     return {
         (agent.agent_id, session_id): files
         for agent in agents
-        if agent.store is not None
-        for session_id, files in transcript_sizes(agent.store, agent.sessions, agent.names).items()
+        if agent.snapshot is not None
+        for session_id, files in transcript_sizes(agent.snapshot).items()
     }
 
 

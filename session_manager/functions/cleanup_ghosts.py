@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -117,8 +117,8 @@ class Cleanup:
     def preview(self) -> None:
         """Decides without acting."""
         for agent in self._agents:
-            if agent.store is not None:
-                for decision in self._judge(agent.store, agent.sessions, agent.names):
+            if agent.snapshot is not None:
+                for decision in self._judge(agent.snapshot):
                     self._note(decision, decision.reason)
 
     def clean(self, remover: Remover) -> None:
@@ -126,9 +126,9 @@ class Cleanup:
         references = foreign_references(self._agents)
         for agent in self._agents:
             store = agent.store
-            if store is None:
+            if store is None or agent.snapshot is None:
                 continue
-            found = self._judge(store, agent.sessions, agent.names)
+            found = self._judge(agent.snapshot)
             going = {d.session.id: d for d in found if d.prune}
             for decision in found:
                 if not decision.prune:
@@ -157,24 +157,22 @@ class Cleanup:
 
     def _chooser(
         self, going: Collection[str], last: dict[str, Decision]
-    ) -> Callable[[Snapshot, Sequence[str]], list[tuple[Session, str]]]:
-        def choose(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
+    ) -> Callable[[Snapshot], list[tuple[Session, str]]]:
+        def choose(snapshot: Snapshot) -> list[tuple[Session, str]]:
             now = self._context.clock()
-            observe(snapshot, names, now, self._policy.cutoff(now), self._context.pins)
+            observe(snapshot, now, self._policy.cutoff(now), self._context.pins)
             last.clear()
-            last.update({d.session.id: d for d in self._judge(snapshot.store, snapshot.sessions, names, going)})
+            last.update({d.session.id: d for d in self._judge(snapshot, going)})
             return [(d.session, REASON) for d in last.values() if d.prune]
 
         return choose
 
-    def _judge(
-        self, store: Store, sessions: Sequence[Session], names: Sequence[str], among: Collection[str] | None = None
-    ) -> list[Decision]:
+    def _judge(self, snapshot: Snapshot, among: Collection[str] | None = None) -> list[Decision]:
         """Decides, as a prune would, about sessions (``among`` these ids) without a message that are not young."""
-        kin = self._kin.get(store.agent_id, ())
-        decisions = decide(sessions, self._policy, self._context.clock(), self._context.settings.current, kin)
+        kin = self._kin.get(snapshot.store.agent_id, ())
+        decisions = decide(snapshot.sessions, self._policy, self._context.clock(), self._context.settings.current, kin)
         old = [d for d in decisions if (d.prune or d.reason is not None) and (among is None or d.session.id in among)]
-        empty, unseen = empty_or_unseen(store, sessions, names, (d.session for d in old))
+        empty, unseen = empty_or_unseen(snapshot, (d.session for d in old))
         return [d for d in old if d.session.id in empty or (d.session.id in unseen and not d.prune)]
 
     def _note(self, decision: Decision, reason: str | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -172,7 +172,7 @@ class Cleanup:
     def preview(self, state: AgentState, store: Store) -> None:
         """Decides without acting."""
         assert state.snapshot is not None
-        plan = self._planner(state).plan(state.snapshot, state.names)
+        plan = self._planner(state).plan(state.snapshot)
         self.result.count(plan)
         orphans, sessions = self._going(plan)
         for orphan in orphans:
@@ -186,8 +186,8 @@ class Cleanup:
         planner = self._planner(state)
         first: list[Plan] = []
 
-        def plan(snapshot: Snapshot, names: Sequence[str]) -> tuple[list[Orphan], list[Session]]:
-            found = planner.plan(snapshot, names)
+        def plan(snapshot: Snapshot) -> tuple[list[Orphan], list[Session]]:
+            found = planner.plan(snapshot)
             if not first:
                 first.append(found)
                 self.result.count(found)
@@ -206,7 +206,7 @@ class Cleanup:
         state: AgentState,
         store: Store,
         lock: StoreLock,
-        plan: Callable[[Snapshot, Sequence[str]], tuple[list[Orphan], list[Session]]],
+        plan: Callable[[Snapshot], tuple[list[Orphan], list[Session]]],
     ) -> None:
         from session_manager.stores.openclaw_files.orphan_removal import archive_orphans
 
@@ -214,14 +214,14 @@ class Cleanup:
         chosen: dict[str, Orphan] = {}
         by_id: dict[str, Session] = {}
 
-        def choose_sessions(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
-            sessions = plan(snapshot, names)[1]
+        def choose_sessions(snapshot: Snapshot) -> list[tuple[Session, str]]:
+            sessions = plan(snapshot)[1]
             by_id.update({s.id: s for s in (*snapshot.sessions, *sessions)})
             return [(session, "entry without transcript") for session in sessions]
 
-        def chooser(of_sessions: bool) -> Callable[[Snapshot, Sequence[str]], list[Orphan]]:
-            def choose_orphans(snapshot: Snapshot, names: Sequence[str]) -> list[Orphan]:
-                orphans = [o for o in plan(snapshot, names)[0] if o.is_session == of_sessions]
+        def chooser(of_sessions: bool) -> Callable[[Snapshot], list[Orphan]]:
+            def choose_orphans(snapshot: Snapshot) -> list[Orphan]:
+                orphans = [o for o in plan(snapshot)[0] if o.is_session == of_sessions]
                 chosen.update({o.id: o for o in orphans})
                 return orphans
 

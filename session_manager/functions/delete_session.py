@@ -27,7 +27,6 @@ from session_manager.functions.reading import (
 from session_manager.functions.refusal import refusal
 from session_manager.functions.shared_files import archive_left, left_by
 from session_manager.functions.tally import Notes, note
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
 from session_manager.stores.openclaw_files.store import Snapshot, Store
 from session_manager.stores.openclaw_files.transcripts import no_texts_of
@@ -146,8 +145,8 @@ def _remove(
         ):
             continue
 
-        def choose(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
-            observe(snapshot, names, context.clock(), None, context.pins)
+        def choose(snapshot: Snapshot) -> list[tuple[Session, str]]:
+            observe(snapshot, context.clock(), None, context.pins)
             found = _matching(snapshot.sessions, arguments.session_id)
             for session in found:
                 protected = protection(session, context.settings.current)
@@ -302,9 +301,9 @@ def _wait(scope: View, wanted: str, seconds: float, context: Context) -> None:
             time.sleep(_POLL_S)
             now = context.clock()
             try:
-                snapshot, names = read_snapshot(read.store, now), listing(read.store)
+                snapshot = read_snapshot(read.store, now)
+                observe(snapshot, now, None, context.pins)
             except SessionManagerError:
                 # The removal meets the same failure under the lock, and reports it.
                 break
-            observe(snapshot, names, now, None, context.pins)
-            read.sessions, read.names = snapshot.sessions, names
+            read.snapshot, read.names = snapshot, snapshot.names

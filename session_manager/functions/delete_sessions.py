@@ -213,14 +213,14 @@ def _with_named(document: dict[str, Any], tally: Tally, choice: Choice, lost: Ab
 
 def _chooser(
     context: Context, choice: Choice, last: list[Decision], earlier: dict[str, Decision], already: int
-) -> Callable[[Snapshot, Sequence[str]], list[tuple[Session, str]]]:
+) -> Callable[[Snapshot], list[tuple[Session, str]]]:
     """Returns the decider to call under the lock; it records decisions in ``last``, previous ones in ``earlier``."""
     from session_manager.stores.openclaw_files.measure import measure
 
-    def choose(snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
+    def choose(snapshot: Snapshot) -> list[tuple[Session, str]]:
         now = context.clock()
-        observe(snapshot, names, now, choice.cutoff(now), context.pins)
-        measure(snapshot.store, snapshot.sessions, names, choice.only)
+        observe(snapshot, now, choice.cutoff(now), context.pins)
+        measure(snapshot, choice.only)
         earlier.update({d.session.id: d for d in last})
         last[:] = choice.decide(snapshot.sessions, now, already)
         return [(d.session, d.rule) for d in last if d.prune]

@@ -73,7 +73,6 @@ def _try_out(context: Context, place: str, stores: list[Store]) -> Iterator[Chec
 
 def _without_exchange(context: Context, name: str, what: str, stores: list[Store]) -> Check:
     """Returns a check of whether changes are refused because of that."""
-    from session_manager.stores.openclaw_files.observe import listing
     from session_manager.stores.openclaw_files.snapshot import read_snapshot
     from session_manager.stores.openclaw_files.unguarded import ADVICE, writer
 
@@ -81,8 +80,7 @@ def _without_exchange(context: Context, name: str, what: str, stores: list[Store
         return Check(name, False, f"{what}; files are changed anyway, because ARIA_ALLOW_NO_EXCHANGE is 1", _PLACE)
     for store in stores:
         try:
-            sessions = read_snapshot(store, context.clock()).sessions
-            who = writer(store, listing(store), sessions)
+            who = writer(read_snapshot(store, context.clock()))
         except SessionManagerError:
             continue
         if who is not None:

@@ -16,9 +16,8 @@ from session_manager.files.owners import run_as
 from session_manager.functions.context import Context
 from session_manager.functions.diagnosis import Check, age, failed, page, plural, size
 from session_manager.settings import ledger_path
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
-from session_manager.stores.openclaw_files.store import Snapshot, Store
+from session_manager.stores.openclaw_files.store import Snapshot, Store, listing
 from session_manager.stores.openclaw_files.whereabouts import is_transcript
 
 if TYPE_CHECKING:
@@ -117,13 +116,13 @@ def _agent(
     else:
         try:
             names = listing(store)
-            found = _store(context, name, store, names)
+            found = _store(context, name, store)
             if isinstance(found, Check):
                 yield found
             else:
-                yield _described(name, found, names)
-                yield from _privacy(found, names)
-                yield from _halves(context, found, names, ledger)
+                yield _described(name, found)
+                yield from _privacy(found)
+                yield from _halves(context, found, ledger)
             # Locks of a folder that agents share are reported once.
             yield from _locks(context, store, names) if store.keeper else ()
         except SessionManagerError as error:
@@ -134,7 +133,7 @@ def _run_as(error: SessionManagerError, path: str) -> str:
     return run_as(path) if error.code in ("not_readable", "not_writable") else _OTHER_USER
 
 
-def _store(context: Context, name: str, store: Store, names: list[str]) -> Snapshot | Check:
+def _store(context: Context, name: str, store: Store) -> Snapshot | Check:
     try:
         return read_snapshot(store, context.clock())
     except Damaged as error:
@@ -143,7 +142,7 @@ def _store(context: Context, name: str, store: Store, names: list[str]) -> Snaps
         return failed(name, error, _run_as(error, store.index_path), store.agent_id)
 
 
-def _halves(context: Context, snapshot: Snapshot, names: list[str], ledger: Ledger | None) -> Iterator[Check]:
+def _halves(context: Context, snapshot: Snapshot, ledger: Ledger | None) -> Iterator[Check]:
     """Yields a check for removed sessions with new messages, and for those with a transcript but no entry."""
     from session_manager.archives.second_names import SecondNames
     from session_manager.functions.reading import foreign_references, names_referred_to, read_view
@@ -155,12 +154,12 @@ def _halves(context: Context, snapshot: Snapshot, names: list[str], ledger: Ledg
         return
     try:
         second_names = SecondNames(context.settings.state_dir)
-        halves = {r.session_id for r in half_removed(ledger, store, snapshot.sessions, names, second_names)}
-        lost = strays(ledger, store, snapshot.sessions, names, (REMOVED, RESTORED), ())
+        halves = {r.session_id for r in half_removed(ledger, snapshot, snapshot.sessions, second_names)}
+        lost = strays(ledger, snapshot, (REMOVED, RESTORED), ())
         if lost:
             references = foreign_references(read_view(context, None).agents)
             shared = names_referred_to(references, store, ())
-            lost = strays(ledger, store, snapshot.sessions, names, (REMOVED, RESTORED), shared)
+            lost = strays(ledger, snapshot, (REMOVED, RESTORED), shared)
     except SessionManagerError:
         return
     if halves:
@@ -177,7 +176,7 @@ def _halves(context: Context, snapshot: Snapshot, names: list[str], ledger: Ledg
         yield Check(f"strays {store.agent_id}", False, what, advice, None, store.agent_id)
 
 
-def _privacy(snapshot: Snapshot, names: list[str]) -> Iterator[Check]:
+def _privacy(snapshot: Snapshot) -> Iterator[Check]:
     """Yields a warning when other users of this machine can read the index or transcripts."""
     store = snapshot.store
     places = [store.sessions_dir]
@@ -186,7 +185,7 @@ def _privacy(snapshot: Snapshot, names: list[str]) -> Iterator[Check]:
     # A folder closed to others protects its files, whatever their modes.
     if not all(_mode(place) & stat.S_IXOTH for place in places):
         return
-    files = [os.path.basename(store.index_path), *(name for name in names if is_transcript(name))]
+    files = [os.path.basename(store.index_path), *(name for name in snapshot.names if is_transcript(name))]
     open_files = [name for name in files if _mode(os.path.join(store.sessions_dir, name)) & stat.S_IROTH]
     if open_files:
         what = f"every user of this machine can read {plural(len(open_files), 'file')}, such as {open_files[0]}"
@@ -207,8 +206,8 @@ def _some(ids: Collection[str]) -> str:
     return ", ".join(shown) + more
 
 
-def _described(name: str, snapshot: Snapshot, names: list[str]) -> Check:
-    store = snapshot.store
+def _described(name: str, snapshot: Snapshot) -> Check:
+    store, names = snapshot.store, snapshot.names
     if store.shared_as is not None and not store.keeper:
         shared = f"{plural(len(snapshot.sessions), 'session')} in {store.index_name}, which all agents share"
         return Check(name, True, shared, None, None, store.agent_id)

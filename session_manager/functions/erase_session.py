@@ -207,7 +207,7 @@ def _erased_at(remover: Remover, session_id: str) -> int | None:
 def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str, Any]) -> list[dict[str, str]]:
     """Returns where the session still has, or may have, data: places found first, then unreadable ones."""
     from session_manager.stores.openclaw_files.mentions import mentions
-    from session_manager.stores.openclaw_files.observe import listing
+    from session_manager.stores.openclaw_files.store import listing
 
     found = [_place(agent_id, name, "it also belongs to a session that stays") for agent_id, name in result.spared]
     for agent_id in sorted({*result.done, *result.begun}):

@@ -16,13 +16,12 @@ from session_manager.functions.refusal import refusal
 from session_manager.functions.shared_files import archive_left, left_by
 from session_manager.stores.openclaw_files.erasure import Erased, Traces, erase, erase_lost, find_traces
 from session_manager.stores.openclaw_files.gateway_lock import StoreLock
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.orphans import held_ids
 from session_manager.stores.openclaw_files.reappeared import reported
 from session_manager.stores.openclaw_files.removal import Remover
 from session_manager.stores.openclaw_files.sharing import others_too, pass_on
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
-from session_manager.stores.openclaw_files.store import UNSUPPORTED, Snapshot, Store
+from session_manager.stores.openclaw_files.store import UNSUPPORTED, Snapshot, Store, listing
 
 
 class Result(msgspec.Struct):
@@ -173,8 +172,8 @@ class Erasing:
                 agentId=store.agent_id,
             )
 
-    def _choose(self, snapshot: Snapshot, names: Sequence[str]) -> list[tuple[Session, str]]:
-        observe(snapshot, names, self._context.clock(), None, self._context.pins)
+    def _choose(self, snapshot: Snapshot) -> list[tuple[Session, str]]:
+        observe(snapshot, self._context.clock(), None, self._context.pins)
         found = [session for session in snapshot.sessions if session.id == self._session_id]
         for session in found:
             protected = protection(session, self._context.settings.current)

@@ -10,7 +10,6 @@ import msgspec
 from session_manager.core.errors import NotFound, SessionManagerError
 from session_manager.core.retention import MINUTE_MS
 from session_manager.functions.context import Agents, Context, Limit, Minutes, iso_utc, named
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class Stores:
             if store is None:
                 return f"agent {agent_id} has no sessions folder"
             snapshot = read_snapshot(store, self._context.clock())
-            return Place(snapshot, listing(store), self._second_names, self._context.settings.keep_days)
+            return Place(snapshot, self._second_names, self._context.settings.keep_days)
         except SessionManagerError as error:
             return error.message
 

@@ -23,7 +23,6 @@ from session_manager.functions.reading import (
     observe,
 )
 from session_manager.functions.sharing import names_of
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.orphans import Folder, Mentions, classify, orphans_in, with_traces
 from session_manager.stores.openclaw_files.snapshot import bare_entries, read_snapshot
 from session_manager.stores.openclaw_files.store import Snapshot, Store
@@ -34,7 +33,7 @@ SHOWN = 100
 
 
 class AgentState(msgspec.Struct):
-    """One agent as of one read: a snapshot with the names in its folder, or the error that prevented it.
+    """One agent as of one read: a snapshot, or the error that prevented it.
 
     ``store`` is None when there is none or that is unknown. ``mentions`` are there even when the index is damaged.
     """
@@ -42,7 +41,6 @@ class AgentState(msgspec.Struct):
     agent_id: str
     store: Store | None
     snapshot: Snapshot | None
-    names: list[str]
     mentions: Mentions
     error: SessionManagerError | None = None
 
@@ -52,9 +50,8 @@ class Everyone:
 
     def __init__(self, context: Context) -> None:
         self.agents = [_state(context, agent_id, store) for agent_id, store in context.volume.stores(None)]
-        reads = [
-            AgentRead(a.agent_id, a.store, a.snapshot.sessions, a.names) for a in self.agents if a.snapshot is not None
-        ]
+        found = [(a, a.snapshot) for a in self.agents if a.snapshot is not None]
+        reads = [AgentRead(a.agent_id, a.store, snapshot, snapshot.names) for a, snapshot in found]
         self._references: list[Reference] = foreign_references(reads)
         self._kin = kin_by_agent(View(reads, []))
 
@@ -79,15 +76,14 @@ class Everyone:
 def _state(context: Context, agent_id: str, store: Store | SessionManagerError | None) -> AgentState:
     nothing = Mentions(b"")
     if store is None or isinstance(store, SessionManagerError):
-        return AgentState(agent_id, None, None, [], nothing, store)
+        return AgentState(agent_id, None, None, nothing, store)
     try:
         now = context.clock()
         snapshot = read_snapshot(store, now)
-        names = listing(store)
-        observe(snapshot, names, now, None, context.pins)
+        observe(snapshot, now, None, context.pins)
     except SessionManagerError as error:
-        return AgentState(agent_id, store, None, [], _mentions_of_damaged(store), error)
-    return AgentState(agent_id, store, snapshot, names, Mentions(snapshot.index.data if snapshot.index else b""))
+        return AgentState(agent_id, store, None, _mentions_of_damaged(store), error)
+    return AgentState(agent_id, store, snapshot, Mentions(snapshot.index.data if snapshot.index else b""))
 
 
 def _mentions_of_damaged(store: Store) -> Mentions:
@@ -119,14 +115,14 @@ class Planner:
         self._policy = Policy(older_than_minutes, include_durable=True)
         self._mentions: tuple[Identity | None, Mentions] | None = None
 
-    def plan(self, snapshot: Snapshot, names: Sequence[str]) -> Plan:
+    def plan(self, snapshot: Snapshot) -> Plan:
         """Classifies the folder and decides about its orphans and the entries without a transcript."""
         now = self._context.clock()
         store, sessions = snapshot.store, snapshot.sessions
         cutoff, current = self._policy.cutoff(now), self._context.settings.current
-        observe(snapshot, names, now, None, self._context.pins)
-        folder = self.classify(snapshot, names)
-        found_orphans = orphans_in(store, folder, names, cutoff, now) if store.keeper else []
+        observe(snapshot, now, None, self._context.pins)
+        folder = self.classify(snapshot)
+        found_orphans = orphans_in(store, folder, snapshot.names, cutoff, now) if store.keeper else []
         orphans = judge_orphans(found_orphans, cutoff, current, self._context.pins)
         listed = [*sessions, *bare_entries(snapshot, now)]
         raws = (
@@ -137,15 +133,17 @@ class Planner:
         found = with_traces(store, folder, listed, raws)
         kin = self._everyone.kin(self._agent_id)
         entries = judge_entries(listed, found, self._policy, now, current, kin)
-        part = folder.only(names_of(store, names, sessions, self._everyone.shared(store)))
+        part = folder.only(names_of(store, snapshot.names, sessions, self._everyone.shared(store)))
         return Plan(part, orphans, entries, len(folder.transcripts()))
 
-    def classify(self, snapshot: Snapshot, names: Sequence[str]) -> Folder:
+    def classify(self, snapshot: Snapshot) -> Folder:
         """Only classifies the folder."""
         if self._mentions is None or self._mentions[0] != snapshot.identity:
             self._mentions = (snapshot.identity, Mentions(snapshot.index.data if snapshot.index else b""))
         mentions = [self._mentions[1], *self._everyone.mentions_elsewhere(self._agent_id)]
-        return classify(snapshot.store, names, snapshot.sessions, self._everyone.shared(snapshot.store), mentions)
+        return classify(
+            snapshot.store, snapshot.names, snapshot.sessions, self._everyone.shared(snapshot.store), mentions
+        )
 
 
 def _has_file(folder: Folder, session: Session) -> bool:

@@ -27,7 +27,7 @@ from session_manager.functions.reading import (
 from session_manager.functions.shared_files import archive_left
 from session_manager.functions.tally import Tally, plan_rows
 from session_manager.stores.openclaw_files.observe import transcript_sizes
-from session_manager.stores.openclaw_files.store import Snapshot, Store
+from session_manager.stores.openclaw_files.store import Snapshot
 
 if TYPE_CHECKING:
     from session_manager.core.rules import ByRules, Overrun
@@ -126,9 +126,9 @@ def preview(
     kin = kin_by_agent(everyone)
     for read in scope.agents:
         others = kin.get(read.agent_id, ())
-        decisions, overruns = _decide(
-            context, policy, now, read.store, read.sessions, read.names, others, len(tally.removed)
-        )
+        if read.snapshot is None:
+            continue
+        decisions, overruns = _decide(context, policy, now, read.snapshot, others, len(tally.removed))
         tally.overruns += [(read.agent_id, overrun) for overrun in overruns]
         tally.foresee(decisions)
     return tally
@@ -138,19 +138,17 @@ def _decide(
     context: Context,
     policy: Policy | ByRules,
     now: int,
-    store: Store | None,
-    sessions: Sequence[Session],
-    names: Sequence[str],
+    snapshot: Snapshot,
     kin: Sequence[Session],
     already: int,
 ) -> tuple[list[Decision], list[Overrun]]:
     """Decides about one agent's sessions by ``policy``; also returns the budgets that cannot be met."""
-    current = context.settings.current
+    current, sessions = context.settings.current, snapshot.sessions
     if isinstance(policy, Policy):
         return decide(sessions, policy, now, current, kin, already), []
     from session_manager.core.rules import decide_by_rules
 
-    transcripts = transcript_sizes(store, sessions, names) if policy.needs_sizes and store is not None else {}
+    transcripts = transcript_sizes(snapshot) if policy.needs_sizes else {}
     return decide_by_rules(sessions, policy, transcripts, now, current, kin, already)
 
 
@@ -177,18 +175,15 @@ def _prune(
 
             def choose(
                 snapshot: Snapshot,
-                names: Sequence[str],
                 kin: Sequence[Session] = kin.get(agent_id, ()),
                 last: list[Decision] = last,
                 earlier: dict[str, Decision] = earlier,
             ) -> list[tuple[Session, str]]:
                 now = context.clock()
-                observe(snapshot, names, now, policy.cutoff(now), context.pins)
-                measure(snapshot.store, snapshot.sessions, names, policy.only)
+                observe(snapshot, now, policy.cutoff(now), context.pins)
+                measure(snapshot, policy.only)
                 earlier.update({d.session.id: d for d in last})
-                last[:] = _decide(
-                    context, policy, now, snapshot.store, snapshot.sessions, names, kin, len(tally.removed)
-                )[0]
+                last[:] = _decide(context, policy, now, snapshot, kin, len(tally.removed))[0]
                 return [(d.session, d.rule) for d in last if d.prune]
 
             try:

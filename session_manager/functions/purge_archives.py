@@ -19,9 +19,8 @@ from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise
 from session_manager.functions.sharing import archives_of, stores_ever
 from session_manager.ledger import Ledger, start_run
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
-from session_manager.stores.openclaw_files.store import UNSUPPORTED, Store
+from session_manager.stores.openclaw_files.store import UNSUPPORTED, Store, listing
 
 if TYPE_CHECKING:
     from session_manager.stores.openclaw_files.gateway_lock import StoreLock

@@ -14,7 +14,7 @@ from session_manager.core.progress import stage
 from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.functions.context import Context, named
-from session_manager.stores.openclaw_files.observe import Cutoff, listing, observe_locks, observe_transcripts
+from session_manager.stores.openclaw_files.observe import Cutoff, observe_locks, observe_transcripts
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
 from session_manager.stores.openclaw_files.store import UNSUPPORTED, Snapshot, Store
 from session_manager.stores.openclaw_files.transcripts import files_by_session
@@ -25,12 +25,19 @@ if TYPE_CHECKING:
 
 
 class AgentRead(msgspec.Struct):
-    """One agent's sessions as of one read; ``store`` is None when the agent has no sessions folder."""
+    """One agent's sessions as of one read; ``store`` and ``snapshot`` are None when the agent has no sessions
+    folder. ``names`` are its own in a folder that agents share.
+    """
 
     agent_id: str
     store: Store | None
-    sessions: list[Session]
+    snapshot: Snapshot | None
     names: list[str]
+
+    @property
+    def sessions(self) -> list[Session]:
+        """The agent's sessions; none without a store."""
+        return [] if self.snapshot is None else self.snapshot.sessions
 
 
 class View(msgspec.Struct):
@@ -69,7 +76,7 @@ def errors_or_raise(failed: Sequence[tuple[str, SessionManagerError]], any_done:
     return errors
 
 
-def observe(snapshot: Snapshot, names: Sequence[str], now_ms: int, cutoff: Cutoff | None, pins: Pins | None) -> None:
+def observe(snapshot: Snapshot, now_ms: int, cutoff: Cutoff | None, pins: Pins | None) -> None:
     """Completes a snapshot's sessions from the files beside the index, and from the policy's pins.
 
     Times inside transcripts, and the gateway's records of spawned sessions, are read only with a cut-off.
@@ -77,19 +84,19 @@ def observe(snapshot: Snapshot, names: Sequence[str], now_ms: int, cutoff: Cutof
     if pins is not None:
         for session in snapshot.sessions:
             pins.mark(session)
-    observe_locks(snapshot.store, snapshot.sessions, names, now_ms)
+    observe_locks(snapshot, now_ms)
     if cutoff is not None:
         from session_manager.stores.openclaw_files.bindings import observe_bindings
 
-        observe_transcripts(snapshot.store, snapshot.sessions, names, cutoff, now_ms)
+        observe_transcripts(snapshot, cutoff, now_ms)
         observe_bindings(snapshot.store, snapshot.sessions, now_ms)
 
 
-def only_observe(context: Context) -> Callable[[Snapshot, Sequence[str]], Sequence[tuple[Session, str]]]:
+def only_observe(context: Context) -> Callable[[Snapshot], Sequence[tuple[Session, str]]]:
     """Returns the decider for a second read under the lock: it observes, and selects nothing."""
 
-    def choose(snapshot: Snapshot, names: Sequence[str]) -> Sequence[tuple[Session, str]]:
-        observe(snapshot, names, context.clock(), None, context.pins)
+    def choose(snapshot: Snapshot) -> Sequence[tuple[Session, str]]:
+        observe(snapshot, context.clock(), None, context.pins)
         return ()
 
     return choose
@@ -126,18 +133,17 @@ def read_view(
         if isinstance(store, SessionManagerError):
             view.failed.append((agent_id, store))
         elif store is None:
-            view.agents.append(AgentRead(agent_id, None, [], []))
+            view.agents.append(AgentRead(agent_id, None, None, []))
         else:
             try:
                 stage(f"reading the sessions of {agent_id}")
                 now = context.clock()
                 snapshot = read_snapshot(store, now)
-                names = listing(store)
-                observe(snapshot, names, now, cutoff, context.pins)
+                observe(snapshot, now, cutoff, context.pins)
             except SessionManagerError as error:
                 view.failed.append((agent_id, error))
             else:
-                view.agents.append(AgentRead(agent_id, store, snapshot.sessions, names))
+                view.agents.append(AgentRead(agent_id, store, snapshot, snapshot.names))
     if agents is None and any(read.store is not None and read.store.mates for read in view.agents):
         _tell_names_apart(view)
     return view
@@ -154,8 +160,8 @@ def with_moved(context: Context, view: View) -> View:
             store = context.volume.archive_store(agent_id) if error.code == UNSUPPORTED else None
             if store is None:
                 raise error
-            sessions = read_snapshot(store, context.clock()).sessions
-            found.agents.append(AgentRead(agent_id, store, sessions, listing(store)))
+            snapshot = read_snapshot(store, context.clock())
+            found.agents.append(AgentRead(agent_id, store, snapshot, snapshot.names))
         except SessionManagerError as failed:
             found.failed.append((agent_id, failed))
     return found
@@ -179,8 +185,8 @@ def measure_view(view: View, only: Selection, *, sizes: bool = False) -> None:
     from session_manager.stores.openclaw_files.measure import measure
 
     for read in view.agents:
-        if read.store is not None:
-            measure(read.store, read.sessions, read.names, only, sizes=sizes)
+        if read.snapshot is not None:
+            measure(read.snapshot, only, sizes=sizes)
 
 
 def kin_by_agent(view: View) -> dict[str, list[Session]]:
@@ -210,13 +216,13 @@ def foreign_references(agents: Iterable[AgentRead]) -> list[Reference]:
     """
     found = []
     for agent in agents:
-        store = agent.store
-        if store is None:
+        store, snapshot = agent.store, agent.snapshot
+        if store is None or snapshot is None:
             continue
         if store.mates:
             own = files_by_session(agent.names, agent.sessions, store.sessions_dir)
             found += [Reference(agent.agent_id, i, store.sessions_dir, name) for i in own for name in own[i]]
-        elsewhere = paths_inside(store, agent.sessions, agent.names, agent.sessions)
+        elsewhere = paths_inside(snapshot, agent.sessions)
         found += [
             Reference(agent.agent_id, i, *os.path.split(path)) for i, paths in elsewhere.items() for path in paths
         ]

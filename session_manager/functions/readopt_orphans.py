@@ -22,7 +22,7 @@ from session_manager.functions.context import (
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Planner
 from session_manager.functions.reading import errors_or_raise
 from session_manager.stores.openclaw_files.names import session_id_of
-from session_manager.stores.openclaw_files.observe import last_timestamp, listing
+from session_manager.stores.openclaw_files.observe import last_timestamp
 from session_manager.stores.openclaw_files.orphans import ORPHAN, TOPIC, Header, held_ids, read_header
 from session_manager.stores.openclaw_files.store import Snapshot, Store
 
@@ -152,17 +152,16 @@ def _each(scope: Sequence[AgentState], result: Result, act: Callable[[AgentState
 def _preview(
     context: Context, everyone: Everyone, state: AgentState, store: Store, result: Result, arguments: Arguments
 ) -> None:
-    snapshot, names = state.snapshot, state.names
+    snapshot = state.snapshot
     if isinstance(state.error, Damaged) and arguments.rebuild:
         from session_manager.stores.openclaw_files.readoption import salvage
 
-        names = listing(store)
         snapshot, _ = salvage(store, state.error)
         result.salvaged += len(snapshot.index.entries) if snapshot.index else 0
     elif state.error is not None:
         raise state.error
     assert snapshot is not None
-    adopted, skipped = _decide(context, _planner(context, everyone, store), snapshot, names, arguments)
+    adopted, skipped = _decide(context, _planner(context, everyone, store), snapshot, arguments)
     result.adopted += adopted
     result.skipped += skipped
 
@@ -175,9 +174,9 @@ def _act(
     planner = _planner(context, everyone, store)
     last: tuple[list[Adoption], list[dict[str, str]]] = ([], [])
 
-    def choose(snapshot: Snapshot, names: Sequence[str]) -> Mapping[str, tuple[bytes, bytes]]:
+    def choose(snapshot: Snapshot) -> Mapping[str, tuple[bytes, bytes]]:
         nonlocal last
-        last = _decide(context, planner, snapshot, names, arguments)
+        last = _decide(context, planner, snapshot, arguments)
         return {adoption.key: adoption.member() for adoption in last[0]}
 
     done = remover.locked(store, lambda lock: readopt(remover, store, lock, choose, rebuild=arguments.rebuild))
@@ -195,14 +194,14 @@ def _planner(context: Context, everyone: Everyone, store: Store) -> Planner:
 
 
 def _decide(
-    context: Context, planner: Planner, snapshot: Snapshot, names: Sequence[str], arguments: Arguments
+    context: Context, planner: Planner, snapshot: Snapshot, arguments: Arguments
 ) -> tuple[list[Adoption], list[dict[str, str]]]:
     """Picks the transcripts that get an entry: idle orphans and topic files that name their session."""
     store, now = snapshot.store, context.clock()
-    folder = planner.classify(snapshot, names)
+    folder = planner.classify(snapshot)
     # In a shared folder the keeper adopts files that belong to no agent.
     files = {name: session_id_of(name) or "" for name in folder.of_class(ORPHAN, TOPIC) if store.keeper}
-    busy = held_ids(store, names, set(files.values()), now)
+    busy = held_ids(store, snapshot.names, set(files.values()), now)
     taken = set(snapshot.index.entries) if snapshot.index else set()
     living = {s.id for s in snapshot.sessions}
     adopted: dict[str, Adoption] = {}

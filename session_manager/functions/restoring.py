@@ -11,7 +11,6 @@ from session_manager.core.errors import Refused, SessionManagerError, failure
 from session_manager.functions.context import Context
 from session_manager.functions.reading import errors_or_raise
 from session_manager.ledger import Removal, Removed, keeping
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.obstacles import UNFINISHED, Obstacle
 from session_manager.stores.openclaw_files.removal import Remover
 from session_manager.stores.openclaw_files.restoration import (
@@ -25,7 +24,7 @@ from session_manager.stores.openclaw_files.restoration import (
 )
 from session_manager.stores.openclaw_files.sharing import give_back
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
-from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.store import Store, listing
 
 
 class Outcome(msgspec.Struct):
@@ -146,7 +145,7 @@ def _look(
     context: Context, remover: Remover, store: Store, find: Find
 ) -> tuple[list[str], list[tuple[Life, Obstacle]], dict[str, list[str]]]:
     """Returns the ids of sessions that can be restored to a store, the others' conflicts, and their shared files."""
-    place = remover.place(read_snapshot(store, context.clock()), listing(store))
+    place = remover.place(read_snapshot(store, context.clock()))
     able, unable = split(place, find(remover.ledger))
     return [life[0].session_id for life in able], unable, _abroad(removed for life in able for removed in life)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from session_manager.core.session import Session
-from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.store import Snapshot
 from session_manager.stores.openclaw_files.transcripts import files_by_session
 from session_manager.stores.openclaw_files.whereabouts import ELSEWHERE, REFUSED, Whereabouts, is_transcript
 
@@ -25,24 +25,17 @@ _HARNESS = ".codex-app-server.json"
 _SILENT = frozenset({"session", "model_change", "thinking_level_change", "custom", "label", "session_info"})
 
 
-def empty_sessions(
-    store: Store, sessions: Sequence[Session], names: Collection[str], asked: Iterable[Session]
-) -> set[str]:
-    """Returns the ids of the sessions in ``asked`` whose transcripts are here and hold no message.
+def empty_or_unseen(snapshot: Snapshot, asked: Iterable[Session]) -> tuple[set[str], set[str]]:
+    """Returns the ids of the sessions in ``asked`` whose transcripts are here and hold no message, and of those of
+    which only an empty part can be read.
 
-    ``sessions`` are all of the store, ``names`` lie in its folder. A session without a transcript is not empty (it may
-    not be written yet), nor is one in a CLI or ACP backend or with counted tokens (another program has its messages).
+    A session without a transcript is not empty (it may not be written yet), nor is one in a CLI or ACP backend or with
+    counted tokens (another program has its messages).
     """
-    return empty_or_unseen(store, sessions, names, asked)[0]
-
-
-def empty_or_unseen(
-    store: Store, sessions: Sequence[Session], names: Collection[str], asked: Iterable[Session]
-) -> tuple[set[str], set[str]]:
-    """Returns what ``empty_sessions`` does, and the ids of sessions of which only an empty part can be read."""
     waiting = [s for s in asked if not _was_used(s)]
     if not waiting:
         return set(), set()
+    store, sessions, names = snapshot.store, snapshot.sessions, snapshot.names
     files = files_by_session(names, sessions, store.sessions_dir)
     whereabouts = Whereabouts.of(store, sessions, names)
     empty, unseen = set(), set()

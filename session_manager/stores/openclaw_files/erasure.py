@@ -24,9 +24,8 @@ from session_manager.files.liveness import now_ms
 from session_manager.files.steps import step
 from session_manager.ledger import Attempt, Ledger, Run
 from session_manager.stores.openclaw_files.gateway_lock import StoreLock
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
-from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.store import Store, listing
 from session_manager.stores.openclaw_files.transcripts import files_by_session, owner
 
 

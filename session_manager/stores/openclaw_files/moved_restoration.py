@@ -11,7 +11,6 @@ from session_manager.files.steps import step
 from session_manager.ledger import Removal, Removed
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
 from session_manager.stores.openclaw_files.moved import settle
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.removal import Remover
 from session_manager.stores.openclaw_files.restoration import LOST, Find, Restored, refusal, split
 from session_manager.stores.openclaw_files.sharing import gather
@@ -22,7 +21,7 @@ from session_manager.stores.openclaw_files.store import Store
 def restore_moved(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip_conflicts: bool) -> Restored:
     """Does what ``restoration.restore`` does, for a moved store."""
     done, recovered, failures = remover.end_earlier(store, lock)
-    going, blocked = split(remover.place(read_snapshot(store, now_ms()), listing(store)), find(remover.ledger))
+    going, blocked = split(remover.place(read_snapshot(store, now_ms())), find(remover.ledger))
     if blocked and not skip_conflicts:
         raise refusal(blocked)
     if not going:
@@ -33,7 +32,7 @@ def restore_moved(remover: Remover, store: Store, lock: StoreLock, find: Find, *
     alive = {removal.session_id for removal in back}
     lost = [life for life in going if life[0].session_id not in alive]
     if lost:
-        place = remover.place(read_snapshot(store, now_ms()), listing(store))
+        place = remover.place(read_snapshot(store, now_ms()))
         blocked += [(life, place.obstacle(life) or LOST) for life in lost]
         if not back and not done:
             raise failed[0][1] if failed else refusal(blocked)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from session_manager.core.progress import tracked
 from session_manager.core.session import RUN_STALE_MS, Session, epoch_ms
 from session_manager.files.liveness import TRANSCRIPT_STALE_MS, is_held, read_marker
-from session_manager.stores.openclaw_files.snapshot import folder_unreadable
-from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.store import Snapshot, Store
 from session_manager.stores.openclaw_files.transcripts import LOCK_SUFFIX, files_by_session
 from session_manager.stores.openclaw_files.whereabouts import (
     ELSEWHERE,
@@ -36,26 +35,13 @@ class _Line(msgspec.Struct):
 _DECODE_LINE = msgspec.json.Decoder(_Line)
 
 
-def listing(store: Store) -> list[str]:
-    """Returns the names of the files (not folders) in the sessions folder.
-
-    Raises Refused or Damaged when it cannot be read.
-    """
-    try:
-        with os.scandir(store.sessions_dir) as found:
-            return [entry.name for entry in found if not entry.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise folder_unreadable(store.agent_id, store.sessions_dir, error) from error
-
-
-def observe_locks(store: Store, sessions: Sequence[Session], names: Collection[str], now_ms: int) -> None:
+def observe_locks(snapshot: Snapshot, now_ms: int) -> None:
     """Sets ``busy`` on every session with a held transcript lock (``<file>.jsonl.lock``), and ``elsewhere`` on those
-    that may have a transcript in a place that cannot be read. ``sessions`` are all of the store.
+    that may have a transcript in a place that cannot be read.
 
     Also sets ``busy`` if the entry says running and a transcript was written lately, though nobody holds its lock.
     """
+    store, sessions, names = snapshot.store, snapshot.sessions, snapshot.names
     strange = list(Whereabouts.of(store, sessions, names).strange(sessions))
     others = {session.id: inside(spots) for session, spots in strange}
     held = held_transcripts(
@@ -94,14 +80,13 @@ def held_transcripts(store: Store, names: Iterable[str], now_ms: int) -> list[st
     return held
 
 
-def observe_transcripts(
-    store: Store, sessions: Sequence[Session], names: Collection[str], cutoff: Cutoff, now_ms: int
-) -> None:
+def observe_transcripts(snapshot: Snapshot, cutoff: Cutoff, now_ms: int) -> None:
     """Sets ``transcript_activity`` on the sessions that look older than ``cutoff`` but may have newer files.
 
     The tail of a transcript is read only when its mtime is newer than the cut-off: an old mtime proves
     that nothing new is inside.
     """
+    store, sessions, names = snapshot.store, snapshot.sessions, snapshot.names
     old = []
     for session in sessions:
         if session.entry_activity is not None:
@@ -112,7 +97,7 @@ def observe_transcripts(
         return
     # The grammar needs all ids, or it would read a topic-like id as another session's topic.
     files = files_by_session(names, sessions, store.sessions_dir)
-    others = paths_inside(store, sessions, names, (session for session, _ in old))
+    others = paths_inside(snapshot, (session for session, _ in old))
     for session, limit in tracked(old, "looking into transcripts"):
         mine = (name for name in files.get(session.id, ()) if is_transcript(name))
         for name in (*mine, *others.get(session.id, ())):
@@ -120,14 +105,16 @@ def observe_transcripts(
             session.transcript_activity = max(session.transcript_activity or 0, seen or 0) or None
 
 
-def transcript_sizes(store: Store, sessions: Sequence[Session], names: Iterable[str]) -> dict[str, dict[str, int]]:
+def transcript_sizes(snapshot: Snapshot) -> dict[str, dict[str, int]]:
     """Returns the bytes of each transcript by session id and name; one may belong to several sessions.
 
     A file that is gone counts 0.
     """
+    folder = snapshot.store.sessions_dir
+    files = files_by_session(snapshot.names, snapshot.sessions, folder)
     return {
-        session_id: {name: file_bytes(os.path.join(store.sessions_dir, name)) for name in files if is_transcript(name)}
-        for session_id, files in files_by_session(names, sessions, store.sessions_dir).items()
+        session_id: {name: file_bytes(os.path.join(folder, name)) for name in mine if is_transcript(name)}
+        for session_id, mine in files.items()
     }
 
 

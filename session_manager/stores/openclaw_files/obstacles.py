@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -30,11 +30,11 @@ class Obstacle(msgspec.Struct, frozen=True):
 
 
 class Place:
-    """A store as it is now (``names`` lie in its folder), with the keys and names claimed since."""
+    """A store as it is now, with the keys and names claimed since."""
 
-    def __init__(self, snapshot: Snapshot, names: Collection[str], second_names: SecondNames, keep_days: int) -> None:
+    def __init__(self, snapshot: Snapshot, second_names: SecondNames, keep_days: int) -> None:
         self._snapshot = snapshot
-        self._names = set(names)
+        self._names = set(snapshot.names)
         self._living = {session.id for session in snapshot.sessions}
         self._second_names = second_names
         self._keep_days = keep_days

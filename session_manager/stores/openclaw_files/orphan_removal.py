@@ -20,7 +20,6 @@ from session_manager.files.liveness import now_ms
 from session_manager.files.steps import step
 from session_manager.ledger import Removal
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.recovery import try_recover
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
 from session_manager.stores.openclaw_files.store import Snapshot, Store
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 REASON, LEFTOVER = "orphan", "leftover"
 ORPHAN = "true_orphan"
 
-ChooseOrphans = Callable[[Snapshot, Sequence[str]], Sequence[Orphan]]
+ChooseOrphans = Callable[[Snapshot], Sequence[Orphan]]
 
 
 def archive_orphans(
@@ -50,11 +49,11 @@ def archive_orphans(
     moved; their orphans stay whole. Raises whatever ``choose`` raises, LockLost, Refused, Damaged or Failed; the
     files then have their names. With ``history`` false they are no sessions, and no marks are recorded.
     """
-    names = listing(store)
-    chosen = choose(read_snapshot(store, now_ms()), names)
+    snapshot = read_snapshot(store, now_ms())
+    chosen = choose(snapshot)
     if not chosen:
         return [], set(), []
-    taken, now = set(names), now_ms()
+    taken, now = set(snapshot.names), now_ms()
     removals = [
         Removal(o.id, reason if o.kind == ORPHAN else LEFTOVER, [], [], archive_names(o.files, taken, now))
         for o in chosen
@@ -67,7 +66,7 @@ def archive_orphans(
     try:
         with clear_errors("archive orphans in", store.sessions_dir):
             lock.check()
-            again = {o.id: o.files for o in choose(read_snapshot(store, now_ms()), listing(store))}
+            again = {o.id: o.files for o in choose(read_snapshot(store, now_ms()))}
             spared = {o.id for o in chosen if again.get(o.id) != o.files}
             going = [r for r in removals if r.session_id not in spared]
             failures = archive_files(store, lock, ledger, remover.second_names, attempt, going, ())

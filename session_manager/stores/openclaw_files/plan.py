@@ -15,19 +15,17 @@ from session_manager.stores.openclaw_files.whereabouts import files_abroad
 _LONGEST_TEXT = 200
 
 
-def plan(
-    snapshot: Snapshot, names: Sequence[str], chosen: Sequence[tuple[Session, str]], shared: Collection[str]
-) -> list[Removal]:
+def plan(snapshot: Snapshot, chosen: Sequence[tuple[Session, str]], shared: Collection[str]) -> list[Removal]:
     """Returns the removals of ``chosen`` (session, reason).
 
     Files in ``shared``, or of sessions that stay, are kept; so are files whose names are not UTF-8.
     """
     assert snapshot.index is not None
-    index = snapshot.index
+    index, names = snapshot.index, snapshot.names
     files = files_by_session(names, snapshot.sessions, snapshot.store.sessions_dir)
     going = {session.id for session, _ in chosen}
     kept = {n for s in snapshot.sessions if s.id not in going for n in files.get(s.id, ())} | set(shared)
-    abroad = files_abroad(snapshot.store, snapshot.sessions, names, [session for session, _ in chosen])
+    abroad = files_abroad(snapshot, [session for session, _ in chosen])
     order = {key: place for place, key in enumerate(index.entries)}
     taken, now = set(names), now_ms()
     removals = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -23,7 +23,6 @@ from session_manager.files.liveness import now_ms
 from session_manager.files.steps import step
 from session_manager.files.versions import Identity, identity_of, read_file
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.recovery import try_recover
 from session_manager.stores.openclaw_files.removal import Remover
 from session_manager.stores.openclaw_files.snapshot import read_snapshot, sessions_of
@@ -36,7 +35,7 @@ _EMPTY = Index(b"{}")
 
 # Key → (key token, value), both raw.
 Members = Mapping[str, tuple[bytes, bytes]]
-ChooseMembers = Callable[[Snapshot, Sequence[str]], Members]
+ChooseMembers = Callable[[Snapshot], Members]
 
 
 class Broken(msgspec.Struct):
@@ -121,11 +120,10 @@ def readopt(remover: Remover, store: Store, lock: StoreLock, choose: ChooseMembe
             if not rebuild:
                 raise
             snapshot, broken = salvage(store, error)
-        names = listing(store)
-        members = choose(snapshot, names)
+        members = choose(snapshot)
         if snapshot.index is None or (broken is None and not members):
             return Readopted({}, None, 0, recovered, [])
-        remover.refuse_unguarded(snapshot, names)
+        remover.refuse_unguarded(snapshot)
         lock.check()
         try:
             if broken is None:

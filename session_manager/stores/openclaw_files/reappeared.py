@@ -7,7 +7,7 @@ which somebody restored on purpose.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Set
 
 from session_manager.core.protection import protection
 from session_manager.core.session import Session
@@ -21,9 +21,7 @@ WINDOW_MS = 5 * 60_000
 REASON = "reappeared"
 
 
-def ghosts(
-    ledger: Ledger, snapshot: Snapshot, names: Sequence[str], current: Set[str], chosen: Collection[str]
-) -> list[Session]:
+def ghosts(ledger: Ledger, snapshot: Snapshot, current: Set[str], chosen: Collection[str]) -> list[Session]:
     """Returns the sessions of a store that came back without new activity and are not protected.
 
     ``current`` are the callers' ids and keys; ``chosen`` are session ids that are removed even if protected.
@@ -34,8 +32,8 @@ def ghosts(
     found = [live[session_id] for session_id, r in removed.items() if _came_back(live[session_id], r, snapshot)]
     if not found:
         return []
-    files = files_by_session(names, snapshot.sessions, store.sessions_dir)
-    observe_locks(store, snapshot.sessions, names, now)
+    files = files_by_session(snapshot.names, snapshot.sessions, store.sessions_dir)
+    observe_locks(snapshot, now)
     return [s for s in found if not files.get(s.id) and (s.id in chosen or protection(s, current) is None)]
 
 

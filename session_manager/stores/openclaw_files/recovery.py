@@ -33,9 +33,8 @@ from session_manager.ledger import ERASE, PURGE, REMOVE, RESTORE, Attempt, Ledge
 from session_manager.stores.openclaw_files.erasure import end_erasure
 from session_manager.stores.openclaw_files.gateway_lock import StoreLock
 from session_manager.stores.openclaw_files.merge import living_ids, union
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
-from session_manager.stores.openclaw_files.store import Snapshot, Store
+from session_manager.stores.openclaw_files.store import Snapshot, Store, listing
 from session_manager.stores.openclaw_files.swap import Swap, is_ours, is_temp
 from session_manager.stores.openclaw_files.transcripts import files_by_session
 

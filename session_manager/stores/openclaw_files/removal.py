@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -30,7 +30,7 @@ from session_manager.files.versions import Identity, identity_of
 from session_manager.ledger import Attempt, Clock, Ledger, Removal, Run, Temp
 from session_manager.settings import Settings
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock, has_dead_marker, lock_of
-from session_manager.stores.openclaw_files.observe import listing, observe_locks
+from session_manager.stores.openclaw_files.observe import observe_locks
 from session_manager.stores.openclaw_files.obstacles import Place
 from session_manager.stores.openclaw_files.opening import open_volume
 from session_manager.stores.openclaw_files.orphan_removal import archive_orphans
@@ -51,7 +51,7 @@ SECOND_LOOK_S = 0.4
 _FRESH_STARTS = 4
 
 Done = TypeVar("Done")
-Choose = Callable[[Snapshot, Sequence[str]], Sequence[tuple[Session, str]]]
+Choose = Callable[[Snapshot], Sequence[tuple[Session, str]]]
 
 
 class Outcome(msgspec.Struct):
@@ -151,14 +151,14 @@ class Remover:
         clock = {} if self._clock is None else self._clock.document()
         return self.at_risk.document() | clock | weaker.document(self._weaker)
 
-    def refuse_unguarded(self, snapshot: Snapshot, names: Iterable[str]) -> None:
+    def refuse_unguarded(self, snapshot: Snapshot) -> None:
         """Raises Refused (``no_exchange``) if a change of this index could overwrite a gateway's writes."""
         with clear_errors("rewrite the index of", snapshot.store.sessions_dir):
-            refuse_unguarded(snapshot.store, names, snapshot.sessions, allowed=self._force)
+            refuse_unguarded(snapshot, allowed=self._force)
 
-    def place(self, snapshot: Snapshot, names: Collection[str]) -> Place:
+    def place(self, snapshot: Snapshot) -> Place:
         """Returns the store as a place to restore sessions to."""
-        return Place(snapshot, names, self.second_names, self._settings.keep_days)
+        return Place(snapshot, self.second_names, self._settings.keep_days)
 
     def has_unfinished(self, store: Store, names: Collection[str]) -> bool:
         """Returns True if a killed process left work to finish or files to remove in a store (``names`` lie there)."""
@@ -184,7 +184,7 @@ class Remover:
     def remove(self, store: Store, choose: Choose, shared: Collection[str] = ()) -> Outcome:
         """Removes the sessions that ``choose`` picks from a fresh read under the lock, after recovering killed runs.
 
-        ``choose`` gets the snapshot and the names in the folder and returns (session, reason) pairs; it is asked
+        ``choose`` gets the snapshot and returns (session, reason) pairs; it is asked
         again when the gateway wrote in between. ``shared`` are file names that other agents refer to. Raises
         whatever ``choose`` raises, Locked, Refused, Damaged or Failed; the store is then as it was.
         """
@@ -221,21 +221,20 @@ class Remover:
         fresh_starts_left = _FRESH_STARTS
         while fresh_starts_left >= 0:
             snapshot = read_snapshot(store, now_ms())
-            names = listing(store)
-            chosen = list(choose(snapshot, names))
+            chosen = list(choose(snapshot))
             going = {session.id for session, _ in chosen}
             if (ledger := self.existing_ledger) is not None:
-                back = ghosts(ledger, snapshot, names, self._settings.current, going)
+                back = ghosts(ledger, snapshot, self._settings.current, going)
                 again = {session.id for session in back}
                 settled = {*again, *woken, erased}
                 staying = [s for s in snapshot.sessions if s.id not in settled]
-                if halves := half_removed(ledger, store, staying, names, self.second_names):
+                if halves := half_removed(ledger, snapshot, staying, self.second_names):
                     # Restore files that an earlier removal still holds first, so that the session is removed whole.
-                    found, failed = take_back(ledger, self.run, lock, snapshot, names, halves)
+                    found, failed = take_back(ledger, self.run, lock, snapshot, halves)
                     woken |= {one.session_id: one for one in found}
                     failures += failed
                     continue
-                if not looked_for_strays and erased is None and idle_strays(ledger, shared, snapshot, names):
+                if not looked_for_strays and erased is None and idle_strays(ledger, shared, snapshot):
                     # Lines written to a session after its removal are archived with it.
                     failures += archive_orphans(self, store, lock, partial(idle_strays, ledger, shared))[2]
                     looked_for_strays = True
@@ -249,7 +248,7 @@ class Remover:
             # With very many sessions each stage takes seconds: keep the marker fresh in between.
             lock.check()
             try:
-                removed, alive, failed = self._execute(lock, snapshot, names, chosen, shared, fresh_starts_left > 0)
+                removed, alive, failed = self._execute(lock, snapshot, chosen, shared, fresh_starts_left > 0)
             except IndexChanged:
                 fresh_starts_left -= 1
                 continue
@@ -304,7 +303,6 @@ class Remover:
         self,
         lock: StoreLock,
         snapshot: Snapshot,
-        names: Sequence[str],
         chosen: Sequence[tuple[Session, str]],
         shared: Collection[str],
         fresh_start: bool,
@@ -312,11 +310,11 @@ class Remover:
         store = snapshot.store
         assert snapshot.index is not None
         assert snapshot.identity is not None
-        chosen, unmovable = set_aside(snapshot, names, chosen)
+        chosen, unmovable = set_aside(snapshot, chosen)
         if not chosen:
             return [], set(), unmovable
-        self.refuse_unguarded(snapshot, names)
-        removals = plan(snapshot, names, chosen, shared)
+        self.refuse_unguarded(snapshot)
+        removals = plan(snapshot, chosen, shared)
         text = snapshot.index.without({key for r in removals for key in r.keys})
         temp, attempt = self.intend(lock, store, snapshot.identity, text, removals)
         try:
@@ -401,7 +399,8 @@ class Remover:
         """Restores sessions whose transcript was locked by a run that began after the decision."""
         going = {r.session_id for r in attempt.removals} - swap.alive
         idle = [s for s in snapshot.sessions if s.id in going and not s.busy]
-        observe_locks(snapshot.store, snapshot.sessions, listing(snapshot.store), now_ms())
+        # Listed afresh: a run may have taken a lock since.
+        observe_locks(msgspec.structs.replace(snapshot, _names=None), now_ms())
         begun = {s.id for s in idle if s.busy}
         if begun:
             put_back(swap, attempt, read_snapshot(snapshot.store, now_ms()), begun)

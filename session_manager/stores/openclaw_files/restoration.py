@@ -26,7 +26,6 @@ from session_manager.files.versions import Identity, read_file
 from session_manager.ledger import REMOVED, Attempt, Ledger, Removal, Removed
 from session_manager.ledger.rows import Member
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
-from session_manager.stores.openclaw_files.observe import listing
 from session_manager.stores.openclaw_files.obstacles import FILE_EXISTS, NOT_RESTORABLE, Obstacle, Place
 from session_manager.stores.openclaw_files.orphan_removal import LEFTOVER
 from session_manager.stores.openclaw_files.orphan_removal import REASON as ORPHAN
@@ -122,13 +121,12 @@ def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip
                 code=NOT_RESTORABLE,
                 agentId=store.agent_id,
             )
-        names = listing(store)
-        going, blocked = split(remover.place(snapshot, names), find(remover.ledger))
+        going, blocked = split(remover.place(snapshot), find(remover.ledger))
         if blocked and not skip_conflicts:
             raise refusal(blocked)
         if not going:
             return Restored(done, blocked, recovered, failures)
-        remover.refuse_unguarded(snapshot, names)
+        remover.refuse_unguarded(snapshot)
         lock.check()
         sessions = {life[0].removal_id: life[0].session_id for life in going}
         removed = [removal for life in going for removal in life]
@@ -156,7 +154,7 @@ def _lost(remover: Remover, store: Store, find: Find, missing: Collection[int]) 
     """
     if not missing:
         return []
-    place = remover.place(read_snapshot(store, now_ms()), listing(store))
+    place = remover.place(read_snapshot(store, now_ms()))
     lost = [life for life in find(remover.ledger) if life[0].removal_id in missing]
     return [(life, place.obstacle(life) or LOST) for life in lost]
 

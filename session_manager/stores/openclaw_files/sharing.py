@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
@@ -21,10 +21,10 @@ from session_manager.files.steps import step
 from session_manager.ledger import Removal, Removed
 from session_manager.stores.openclaw_files.gateway_lock import StoreLock
 from session_manager.stores.openclaw_files.names import session_id_of
-from session_manager.stores.openclaw_files.observe import file_bytes, held_transcripts, listing
+from session_manager.stores.openclaw_files.observe import file_bytes, held_transcripts
 from session_manager.stores.openclaw_files.orphan_removal import archive_orphans
 from session_manager.stores.openclaw_files.removal import Remover
-from session_manager.stores.openclaw_files.store import Snapshot, Store
+from session_manager.stores.openclaw_files.store import Snapshot, Store, listing
 from session_manager.stores.openclaw_files.transcripts import files_by_session
 
 REASON = "shared file"
@@ -134,7 +134,8 @@ def archive_last(
     failures = remover.end_earlier(store, lock)[2]
     whose = {name: owner for name, last in names.items() if (owner := _heir(remover, store, name, last)) is not None}
 
-    def choose(snapshot: Snapshot, here: Sequence[str]) -> list[Orphan]:
+    def choose(snapshot: Snapshot) -> list[Orphan]:
+        here = snapshot.names
         in_use = {n for files in files_by_session(here, snapshot.sessions, store.sessions_dir).values() for n in files}
         in_use.update(referred_to(), held_transcripts(store, here, now_ms()))
         found: dict[str, Orphan] = {}

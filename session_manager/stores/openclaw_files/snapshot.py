@@ -6,12 +6,12 @@ import os
 import time
 from collections.abc import Iterator
 
-from session_manager.core.errors import Damaged, Refused, SessionManagerError
+from session_manager.core.errors import Damaged
 from session_manager.core.index import Index
 from session_manager.core.layout import tell_main
 from session_manager.core.session import Entry, Session, bare_sessions, build_sessions
 from session_manager.files.versions import Identity, read_file
-from session_manager.stores.openclaw_files.store import Snapshot, Store
+from session_manager.stores.openclaw_files.store import Snapshot, Store, folder_unreadable, not_readable
 
 # Gateways 2026.2.17 to 2026.4.26 in enforce mode rename the old index away before they write the new one.
 MISSING_INDEX_PATIENCE_S = 1.0
@@ -97,21 +97,6 @@ def _read_patiently(store: Store) -> tuple[bytes, Identity] | None:
         except OSError as error:
             what = f"cannot be read: {error.strerror}"
             raise _damaged(store, what, f"fix that, or restore {store.index_name} from a backup") from error
-
-
-def folder_unreadable(agent_id: str, path: str, error: OSError) -> SessionManagerError:
-    """Returns the error for a sessions folder that cannot be listed: Refused (``not_readable``) or Damaged."""
-    what = f"the sessions folder of agent {agent_id!r} cannot be read: {error.strerror}"
-    if isinstance(error, PermissionError):
-        return not_readable(what, path, agentId=agent_id)
-    return Damaged(what, agentId=agent_id)
-
-
-def not_readable(what: str, path: str, **details: str) -> Refused:
-    """Returns the error for a path that this user may not read; ``what`` begins its sentence."""
-    from session_manager.files.owners import run_as
-
-    return Refused(f"{what}; nothing was changed: {run_as(path)}", code="not_readable", **details)
 
 
 _REBUILD = "stop the gateway, then call readopt_orphans with rebuild: true, which keeps the damaged file"

@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 import msgspec
 
+from session_manager.core.errors import Damaged, Refused, SessionManagerError
 from session_manager.core.index import Index
 from session_manager.core.layout import INDEX_NAME, Layout
 from session_manager.core.session import Session
@@ -81,3 +82,40 @@ class Snapshot(msgspec.Struct):
     index: Index | None
     identity: Identity | None
     sessions: list[Session]
+    _names: list[str] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the files in the sessions folder, listed once, after the index. Raises what ``listing`` does."""
+        if self._names is None:
+            self._names = listing(self.store)
+        return self._names
+
+
+def listing(store: Store) -> list[str]:
+    """Returns the names of the files (not folders) in the sessions folder.
+
+    Raises Refused or Damaged when it cannot be read.
+    """
+    try:
+        with os.scandir(store.sessions_dir) as found:
+            return [entry.name for entry in found if not entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise folder_unreadable(store.agent_id, store.sessions_dir, error) from error
+
+
+def folder_unreadable(agent_id: str, path: str, error: OSError) -> SessionManagerError:
+    """Returns the error for a sessions folder that cannot be listed: Refused (``not_readable``) or Damaged."""
+    what = f"the sessions folder of agent {agent_id!r} cannot be read: {error.strerror}"
+    if isinstance(error, PermissionError):
+        return not_readable(what, path, agentId=agent_id)
+    return Damaged(what, agentId=agent_id)
+
+
+def not_readable(what: str, path: str, **details: str) -> Refused:
+    """Returns the error for a path that this user may not read; ``what`` begins its sentence."""
+    from session_manager.files.owners import run_as
+
+    return Refused(f"{what}; nothing was changed: {run_as(path)}", code="not_readable", **details)

@@ -8,16 +8,14 @@ So a change is refused if a gateway of the store is visible, and if there are si
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 from session_manager.core.errors import Refused
-from session_manager.core.session import Session
 from session_manager.files import weaker
 from session_manager.files.liveness import now_ms
 from session_manager.files.trial import can_exchange
 from session_manager.stores.openclaw_files.gateways import vouches
 from session_manager.stores.openclaw_files.locks import UNSEEN, locks
-from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.store import Snapshot
 
 ADVICE = (
     "stop the gateway and call with force: true, or set ARIA_ALLOW_NO_EXCHANGE=1 for a gateway that takes the lock "
@@ -30,15 +28,16 @@ _SHARES = frozenset(
 )  # fmt: skip
 
 
-def refuse_unguarded(store: Store, names: Iterable[str], sessions: Iterable[Session], *, allowed: bool) -> None:
+def refuse_unguarded(snapshot: Snapshot, *, allowed: bool) -> None:
     """Raises Refused (``no_exchange``) if an edit of the index could overwrite a gateway's writes.
 
-    ``names`` lie in the folder. ``allowed``: the user has made sure that no gateway writes. Raises OSError.
+    ``allowed``: the user has made sure that no gateway writes. Raises OSError.
     """
+    store = snapshot.store
     folder = os.path.dirname(store.index_path)
     if can_exchange(folder):
         return
-    who = None if allowed else writer(store, names, sessions)
+    who = None if allowed else writer(snapshot)
     if who is not None:
         raise Refused(
             f"the file system of {folder} cannot swap two files atomically, and {who}: what it writes at that moment "
@@ -49,16 +48,17 @@ def refuse_unguarded(store: Store, names: Iterable[str], sessions: Iterable[Sess
     weaker.note(weaker.EXCHANGE)
 
 
-def writer(store: Store, names: Iterable[str], sessions: Iterable[Session]) -> str | None:
+def writer(snapshot: Snapshot) -> str | None:
     """Returns what may write a store now, as part of a sentence; None without a sign of any."""
+    store = snapshot.store
     if vouches(store.sessions_dir, store.gateways):
         return "a gateway of this store runs here"
     if (kind := kind_of(store.sessions_dir)) in _SHARES:
         return f"it is a network share ({kind}), and a gateway on another machine may write to it"
-    held = next((lock for lock in locks(store, names, now_ms()) if lock.state == UNSEEN), None)
+    held = next((lock for lock in locks(store, snapshot.names, now_ms()) if lock.state == UNSEEN), None)
     if held is not None:
         return f"{held.name} is held by a process that is not visible from here"
-    mount = next((path for session in sessions for path in session.session_files if _is_elsewhere(path)), None)
+    mount = next((path for session in snapshot.sessions for path in session.session_files if _is_elsewhere(path)), None)
     if mount is not None:
         return f"its gateway has other paths ({mount}), as in another container"
     return None

@@ -20,20 +20,18 @@ from session_manager.stores.openclaw_files.transcripts import files_by_session
 Chosen = Sequence[tuple[Session, str]]
 
 
-def set_aside(
-    snapshot: Snapshot, names: Sequence[str], chosen: Chosen
-) -> tuple[Chosen, list[tuple[str | None, SessionManagerError]]]:
-    """Returns the removable ones of ``chosen``, and (session id, error) of the others; ``names`` lie in the folder."""
-    found = _too_long(snapshot, names)
-    found |= {session_id: _ambiguous(session_id) for session_id in _ambiguous_ids(snapshot, names)}
+def set_aside(snapshot: Snapshot, chosen: Chosen) -> tuple[Chosen, list[tuple[str | None, SessionManagerError]]]:
+    """Returns the removable ones of ``chosen``, and (session id, error) of the others."""
+    found = _too_long(snapshot)
+    found |= {session_id: _ambiguous(session_id) for session_id in _ambiguous_ids(snapshot)}
     if not found:
         return chosen, []
     staying = [session.id for session, _ in chosen if session.id in found]
     return [each for each in chosen if each[0].id not in found], [(i, found[i]) for i in staying]
 
 
-def _too_long(snapshot: Snapshot, names: Sequence[str]) -> dict[str, SessionManagerError]:
-    long = [name for name in names if len(name) > LONGEST_NAME // 4 and len(os.fsencode(name)) > LONGEST_NAME]
+def _too_long(snapshot: Snapshot) -> dict[str, SessionManagerError]:
+    long = [name for name in snapshot.names if len(name) > LONGEST_NAME // 4 and len(os.fsencode(name)) > LONGEST_NAME]
     if not long:
         return {}
     files = files_by_session(long, snapshot.sessions, snapshot.store.sessions_dir)
@@ -48,12 +46,12 @@ def _too_long(snapshot: Snapshot, names: Sequence[str]) -> dict[str, SessionMana
     }
 
 
-def _ambiguous_ids(snapshot: Snapshot, names: Sequence[str]) -> set[str]:
+def _ambiguous_ids(snapshot: Snapshot) -> set[str]:
     """Returns the sessions whose transcript exists but is listed in another spelling, and those with that spelling."""
     unusual = [s.id for s in snapshot.sessions if not s.id.isascii() or s.id != s.id.lower()]
     if not unusual:
         return set()
-    listed = set(names)
+    listed = set(snapshot.names)
     hidden = [i for i in unusual if f"{i}.jsonl" not in listed and _exists(snapshot, f"{i}.jsonl")]
     if not hidden:
         return set()

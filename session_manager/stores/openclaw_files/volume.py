@@ -12,8 +12,8 @@ import msgspec
 from session_manager.core.errors import Damaged, Failed, NotFound, Refused, SessionManagerError, UsageError
 from session_manager.core.layout import INDEX_NAME
 from session_manager.core.session import safe_name
-from session_manager.stores.openclaw_files.snapshot import folder_unreadable, not_readable, read_snapshot
-from session_manager.stores.openclaw_files.store import UNSUPPORTED, Store
+from session_manager.stores.openclaw_files.snapshot import read_snapshot
+from session_manager.stores.openclaw_files.store import UNSUPPORTED, Store, folder_unreadable, not_readable
 
 SQLITE_NAME = "openclaw-agent.sqlite"
 _SQLITE_HEADER = b"SQLite format 3\0"

@@ -51,14 +51,14 @@ class Woken(msgspec.Struct, frozen=True):
 
 
 def half_removed(
-    ledger: Ledger, store: Store, sessions: Iterable[Session], names: Collection[str], second_names: SecondNames
+    ledger: Ledger, snapshot: Snapshot, sessions: Iterable[Session], second_names: SecondNames
 ) -> list[Removed]:
-    """Returns the removals that hold files of live ``sessions``, oldest first; ``names`` lie in the folder.
+    """Returns the removals that hold files of live ``sessions``, oldest first.
 
     A session that was removed again out of a gateway's cache had no files: that removal belongs to the one before.
     """
     living = {session.id for session in sessions}
-    here = set(names)
+    store, here = snapshot.store, set(snapshot.names)
 
     def holds_files(removed: Removed) -> bool:
         return any(
@@ -76,21 +76,17 @@ def half_removed(
 
 
 def strays(
-    ledger: Ledger,
-    store: Store,
-    sessions: Collection[Session],
-    names: Iterable[str],
-    states: Collection[str],
-    shared: Collection[str],
+    ledger: Ledger, snapshot: Snapshot, states: Collection[str], shared: Collection[str]
 ) -> dict[str, list[str]]:
     """Returns, by session id, transcripts without an entry of sessions that the ledger has in one of ``states``.
 
     Gateway 2026.2.17 writes one when the session is removed between its entry's update and its run, and no entry.
     A transcript that another session's entry names, here or in another agent (``shared``), belongs to that session.
     """
+    store, sessions = snapshot.store, snapshot.sessions
     living = {session.id for session in sessions}
     found: dict[str, list[str]] = {}
-    for name in names:
+    for name in snapshot.names:
         if is_transcript(name) and name.removesuffix(".jsonl") not in living:
             session_id = session_id_of(name)
             if session_id is not None and session_id not in living:
@@ -105,11 +101,11 @@ def strays(
     return {i: names for i, names in mine.items() if taken.isdisjoint(names)}
 
 
-def idle_strays(ledger: Ledger, shared: Collection[str], snapshot: Snapshot, names: Sequence[str]) -> list[Orphan]:
+def idle_strays(ledger: Ledger, shared: Collection[str], snapshot: Snapshot) -> list[Orphan]:
     """Returns idle strays of removed sessions: lines written after a removal are archived with the session."""
     store, now = snapshot.store, now_ms()
-    found = strays(ledger, store, snapshot.sessions, names, (REMOVED,), shared)
-    held = set(held_transcripts(store, names, now)) if found else set()
+    found = strays(ledger, snapshot, (REMOVED,), shared)
+    held = set(held_transcripts(store, snapshot.names, now)) if found else set()
     orphans = []
     for session_id, files in found.items():
         paths = [os.path.join(store.sessions_dir, name) for name in files]
@@ -122,14 +118,14 @@ def idle_strays(ledger: Ledger, shared: Collection[str], snapshot: Snapshot, nam
 
 
 def take_back(
-    ledger: Ledger, run: Run, lock: StoreLock, snapshot: Snapshot, names: Sequence[str], halves: Sequence[Removed]
+    ledger: Ledger, run: Run, lock: StoreLock, snapshot: Snapshot, halves: Sequence[Removed]
 ) -> tuple[list[Woken], Failures]:
     """Undoes removals of live sessions, except of sessions that are busy now.
 
     Returns the outcome of each session, and failed moves. Raises LockLost, Refused, Damaged or Failed.
     """
     store = snapshot.store
-    observe_locks(store, snapshot.sessions, names, now_ms())
+    observe_locks(snapshot, now_ms())
     living = {session.id: session for session in snapshot.sessions}
     whole: set[str] = set()
     failures: Failures = []

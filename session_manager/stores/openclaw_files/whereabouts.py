@@ -20,7 +20,7 @@ from session_manager.core.layout import INDEX_NAME
 from session_manager.core.session import Session, safe_name
 
 if TYPE_CHECKING:
-    from session_manager.stores.openclaw_files.store import Store
+    from session_manager.stores.openclaw_files.store import Snapshot, Store
 
 # In the agent's own folder; elsewhere in the agents directory; in an unreadable place; where no gateway keeps it.
 OWN, INSIDE, ELSEWHERE, REFUSED = "own", "inside", "elsewhere", "refused"
@@ -225,24 +225,21 @@ def inside(spots: Iterable[Spot]) -> list[str]:
     return [spot.at for spot in spots if spot.kind == INSIDE]
 
 
-def paths_inside(
-    store: Store, sessions: Iterable[Session], names: Collection[str], asked: Iterable[Session]
-) -> dict[str, list[str]]:
-    """Returns the paths of transcripts in other folders of the agents directory, by session id.
-
-    ``sessions`` are all of the store, ``names`` lie in its folder, ``asked`` are those in question.
+def paths_inside(snapshot: Snapshot, asked: Iterable[Session]) -> dict[str, list[str]]:
+    """Returns the paths of transcripts of the sessions in ``asked`` that lie in other folders of the agents directory,
+    by session id.
     """
-    found = ((session.id, inside(spots)) for session, spots in Whereabouts.of(store, sessions, names).strange(asked))
+    whereabouts = Whereabouts.of(snapshot.store, snapshot.sessions, snapshot.names)
+    found = ((session.id, inside(spots)) for session, spots in whereabouts.strange(asked))
     return {session_id: paths for session_id, paths in found if paths}
 
 
-def files_abroad(
-    store: Store, sessions: Iterable[Session], names: Collection[str], asked: Iterable[Session]
-) -> dict[str, list[str]]:
+def files_abroad(snapshot: Snapshot, asked: Iterable[Session]) -> dict[str, list[str]]:
     """Returns the transcripts in other agents' folders as ``<agent>/<name>``, by session id; see ``paths_inside``."""
+    store = snapshot.store
     root = store.agents_dir or os.path.dirname(os.path.dirname(store.sessions_dir))
     found: dict[str, list[str]] = {}
-    for session_id, paths in paths_inside(store, sessions, names, asked).items():
+    for session_id, paths in paths_inside(snapshot, asked).items():
         for path in paths:
             agent, *rest = os.path.relpath(path, root).split(os.sep)
             if len(rest) == 2 and rest[0] == _FOLDER and is_transcript(rest[1]):

@@ -12,10 +12,10 @@ import pytest
 from small_aria import SmallAria
 from support import ROOT, Skill, StoreBuilder, ledger_sql, now_ms, picture
 
+from session_manager.archives.work import Work
 from session_manager.ledger import Facts, Ledger, Removal, start_run
 from session_manager.ledger.entries import CHUNK_BYTES
 from session_manager.settings import Settings, read_settings
-from session_manager.stores.openclaw_files.removal import Remover
 
 FORMAT_1 = (ROOT / "fixtures/ledger/format-1.sql").read_text()
 LONG = "36500"
@@ -468,7 +468,7 @@ def test_a_restored_session_that_is_deleted_again_owes_its_end_anew(agents: Path
 def test_a_ledger_that_another_call_made_meanwhile_is_seen(agents: Path, skill: Skill) -> None:
     build(agents)
     settings = settings_of(agents)
-    with Remover(settings, start_run("delete_session", settings)) as remover:
-        assert remover.removed("s0", None) == []
+    with Work(settings, start_run("delete_session", settings)) as work:
+        assert work.removed("s0", None) == []
         assert skill("delete_session", {"session_id": "s0"}).exit_code == 0
-        assert remover.removed("s0", None) == [("main", "s0")]
+        assert work.removed("s0", None) == [("main", "s0")]

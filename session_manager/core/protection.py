@@ -6,6 +6,7 @@ from collections.abc import Set
 
 import msgspec
 
+from session_manager.core.errors import Refused
 from session_manager.core.session import MAIN, Session, safe_name
 
 CURRENT = "current"
@@ -47,3 +48,26 @@ def protection(session: Session, current: Set[str]) -> Protection | None:
         # It cannot be seen from here if it is in use, or holds anything new.
         return Protection(ELSEWHERE, overridable=True)
     return None
+
+
+def refusal(protected: Protection, session_id: str, done: str = "deleted") -> Refused:
+    """Returns the error for a session that was not ``done``, with the reason and the fix."""
+    hints = {
+        "current": "it is the calling session, and a session cannot remove itself",
+        "main": "it is the agent's main session; call with force: true if you really mean it",
+        "pinned": "it is pinned; call with force: true if you really mean it",
+        BUSY: "its transcript is locked by a run in progress (doctor shows who holds the lock); try again later, or "
+        "call with force: true",
+        RUNNING: "a run of it is in progress (one that has died counts as running for 30 minutes); try again later, "
+        "or call with force: true",
+        UNDELIVERED: "its result has not been delivered yet; try again later, or call with force: true",
+        ELSEWHERE: "its transcript is where this call cannot look (its entry names another state folder, mount or "
+        "machine), and may be in use; call with force: true if you know that it is not",
+        "unsafe id": "its id is not a safe file name; remove it with the gateway's own tools",
+    }
+    busy = protected.reason in (BUSY, RUNNING)
+    return Refused(
+        f"session {session_id} was not {done}: {hints[protected.reason]}",
+        code="session_busy" if busy else "session_protected",
+        reason=protected.reason,
+    )

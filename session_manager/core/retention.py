@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 
 import msgspec
 
@@ -13,6 +13,8 @@ from session_manager.core.session import UNKNOWN, Session
 
 PRUNABLE = frozenset({"cron", "subagent", "hook", "acp", "heartbeat", "node", "api", "explicit"})
 MINUTE_MS = 60_000
+# Epoch milliseconds, for all sessions or for each.
+Cutoff = int | Callable[[Session], int]
 
 DURABLE = "durable"
 UNKNOWN_TYPE = "unknown type"

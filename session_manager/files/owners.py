@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+from session_manager.core.errors import SessionManagerError
+
+_OTHER_USER = "run as the gateway's user, where the agents directory is mounted"
+
 
 def run_as(path: str) -> str:
     """Returns what to do about a path that may not be read or written: ``run as the gateway's user node (uid 1000)``.
@@ -16,6 +20,11 @@ def run_as(path: str) -> str:
             return "not even root can do that there: check the mount options and the file's attributes"
         return "it is your own: change its mode (chmod u+rwX), or that of the folder above it"
     return f"run as the gateway's user {_named(uid)}"
+
+
+def advice_about(error: SessionManagerError, path: str) -> str:
+    """Returns what to do about a failure with a path."""
+    return run_as(path) if error.code in ("not_readable", "not_writable") else _OTHER_USER
 
 
 def _owner(path: str) -> int:

@@ -47,6 +47,22 @@ def has_locks(folder: str) -> bool:
         return True
 
 
+def kind_of(folder: str) -> str | None:
+    """Returns the type of a folder's file system, or None if unknown."""
+    try:
+        device = os.stat(folder).st_dev
+        place = f"{os.major(device)}:{os.minor(device)}"
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                # "36 35 98:0 /root /mount options tag - type source superblock", with any number of tags.
+                fields, _, rest = line.partition(" - ")
+                if fields.split()[2] == place and rest:
+                    return rest.split()[0]
+    except (OSError, IndexError):
+        pass
+    return None
+
+
 def can_exchange(folder: str) -> bool:
     """Returns True if two files of a folder can be swapped in one step, for the holder of its lock. Raises OSError."""
     made: list[str] = []

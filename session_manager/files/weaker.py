@@ -16,6 +16,10 @@ SENTENCES = {
 }
 
 _noted: ContextVar[set[str] | None] = ContextVar("noted", default=None)
+ADVICE = (
+    "stop the gateway and call with force: true, or set ARIA_ALLOW_NO_EXCHANGE=1 for a gateway that takes the lock "
+    "(2026.4.29 or older)"
+)
 
 
 def note(lack: str) -> None:

@@ -15,7 +15,6 @@ from session_manager.functions.context import Agents, Context, iso_utc
 from session_manager.functions.policy import read_kept, with_policy
 from session_manager.functions.prune_sessions import policy_of, preview
 from session_manager.functions.reading import AgentRead
-from session_manager.stores.openclaw_files.observe import transcript_sizes
 
 if TYPE_CHECKING:
     from session_manager.core.policy import Pins
@@ -75,7 +74,7 @@ def _transcripts(agents: list[AgentRead]) -> _Transcripts:
         (agent.agent_id, session_id): files
         for agent in agents
         if agent.snapshot is not None
-        for session_id, files in transcript_sizes(agent.snapshot).items()
+        for session_id, files in agent.snapshot.transcript_sizes().items()
     }
 
 

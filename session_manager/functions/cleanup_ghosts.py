@@ -23,12 +23,11 @@ from session_manager.functions.reading import (
 )
 from session_manager.functions.shared_files import archive_left, left_by
 from session_manager.functions.tally import ACTIVE, Notes, note
-from session_manager.stores.openclaw_files.emptiness import empty_or_unseen
-from session_manager.stores.openclaw_files.store import Snapshot, Store
+from session_manager.stores.base import Snapshot, Store, look_once_more
 
 if TYPE_CHECKING:
+    from session_manager.archives.work import Work
     from session_manager.functions.delivery import History
-    from session_manager.stores.openclaw_files.removal import Remover
 
 DESCRIPTION = (
     "Removes ghosts that are old enough: conversations in aria-api without a message, and live sessions of prunable "
@@ -63,11 +62,14 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     if arguments.dry_run:
         cleanup.preview()
     else:
-        from session_manager.stores.openclaw_files.removal import Remover
+        from session_manager.archives.work import Work
 
-        with named_when_interrupted(run_info), Remover(context.settings, run_info, force=arguments.force) as remover:
-            cleanup.clean(remover)
-        extra |= remover.notes() | {"run_id": run_info.shown_id}
+        with (
+            named_when_interrupted(run_info),
+            Work(context.settings, run_info, context.volume.living, force=arguments.force) as work,
+        ):
+            cleanup.clean(work)
+        extra |= work.notes() | {"run_id": run_info.shown_id}
     with History(context, run_info) as history:
         if not arguments.dry_run:
             extra |= counted(history.deliver(cleanup.removed), cleanup.removed)
@@ -121,7 +123,7 @@ class Cleanup:
                 for decision in self._judge(agent.snapshot):
                     self._note(decision, decision.reason)
 
-    def clean(self, remover: Remover) -> None:
+    def clean(self, work: Work) -> None:
         """Removes ghosts as a prune removes old sessions: decides again, under the lock, about those found before."""
         references = foreign_references(self._agents)
         for agent in self._agents:
@@ -135,19 +137,19 @@ class Cleanup:
                     self._note(decision, decision.reason)
             if going:
                 try:
-                    self._remove(remover, store, going, names_referred_to(references, store, set(self.removed)))
+                    self._remove(work, store, going, names_referred_to(references, store, set(self.removed)))
                 except SessionManagerError as error:
                     self.failed.append((agent.agent_id, error))
-        for store, outcome in remover.look_once_more(only_observe(self._context)):
+        for store, outcome in look_once_more(work, only_observe(self._context)):
             woken = {(store.agent_id, one.session_id) for one in outcome.woken}
             self._kept += [{"id": i, "agentId": a, "reason": ACTIVE} for a, i in self.removed if (a, i) in woken]
             self.removed = [name for name in self.removed if name not in woken]
             self.errors += note(self._also, store, outcome)
-        self.errors += archive_left(self._context, remover, self._left).errors
+        self.errors += archive_left(self._context, work, self._left).errors
 
-    def _remove(self, remover: Remover, store: Store, going: dict[str, Decision], shared: Collection[str]) -> None:
+    def _remove(self, work: Work, store: Store, going: dict[str, Decision], shared: Collection[str]) -> None:
         last: dict[str, Decision] = {}
-        outcome = remover.remove(store, self._chooser(going, last), shared)
+        outcome = store.remove(work, self._chooser(going, last), shared)
         gone = {removal.session_id for removal in outcome.removed}
         self._left += left_by(outcome.removed)
         for session_id, decision in going.items():
@@ -169,10 +171,10 @@ class Cleanup:
 
     def _judge(self, snapshot: Snapshot, among: Collection[str] | None = None) -> list[Decision]:
         """Decides, as a prune would, about sessions (``among`` these ids) without a message that are not young."""
-        kin = self._kin.get(snapshot.store.agent_id, ())
+        kin = self._kin.get(snapshot.agent_id, ())
         decisions = decide(snapshot.sessions, self._policy, self._context.clock(), self._context.settings.current, kin)
         old = [d for d in decisions if (d.prune or d.reason is not None) and (among is None or d.session.id in among)]
-        empty, unseen = empty_or_unseen(snapshot, (d.session for d in old))
+        empty, unseen = snapshot.without_messages(d.session for d in old)
         return [d for d in old if d.session.id in empty or (d.session.id in unseen and not d.prune)]
 
     def _note(self, decision: Decision, reason: str | None) -> None:

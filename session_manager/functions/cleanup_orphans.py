@@ -25,12 +25,15 @@ from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Plan,
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise, only_observe
 from session_manager.functions.tally import ACTIVE, Notes, note
+from session_manager.stores import base
+from session_manager.stores.base import look_once_more
+from session_manager.stores.openclaw_files.kind import FilesStore
 from session_manager.stores.openclaw_files.orphans import CLASSES, ORPHAN
-from session_manager.stores.openclaw_files.store import Snapshot, Store
+from session_manager.stores.openclaw_files.store import Snapshot
 
 if TYPE_CHECKING:
+    from session_manager.archives.work import Work
     from session_manager.stores.openclaw_files.gateway_lock import StoreLock
-    from session_manager.stores.openclaw_files.removal import Remover
 
 DESCRIPTION = (
     "Classifies the files in the sessions folders, archives transcripts that no index entry refers to, and removes "
@@ -130,17 +133,20 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
         cleanup.each(cleanup.preview)
         return with_errors(cleanup.result.document(arguments), cleanup.result.errors)
 
+    from session_manager.archives.work import Work
     from session_manager.functions.delivery import tell
     from session_manager.ledger import start_run
-    from session_manager.stores.openclaw_files.removal import Remover
 
     run_info = start_run("cleanup_orphans", context.settings)
-    with named_when_interrupted(run_info), Remover(context.settings, run_info, force=arguments.force) as remover:
-        cleanup.each(lambda state, store: cleanup.clean(remover, state, store))
-        cleanup.look_once_more(remover)
+    with (
+        named_when_interrupted(run_info),
+        Work(context.settings, run_info, context.volume.living, force=arguments.force) as work,
+    ):
+        cleanup.each(lambda state, store: cleanup.clean(work, state, store))
+        cleanup.look_once_more(work)
     result = cleanup.result
     document = {**result.document(arguments), **tell(context, run_info, result.gone), "run_id": run_info.shown_id}
-    document |= remover.notes()
+    document |= work.notes()
     return with_errors(document | result.notes, result.errors)
 
 
@@ -156,7 +162,7 @@ class Cleanup:
         self._scope = self._everyone.scope(context, arguments.agent)
         self.result = Result()
 
-    def each(self, act: Callable[[AgentState, Store], None]) -> None:
+    def each(self, act: Callable[[AgentState, FilesStore], None]) -> None:
         """Does ``act`` for every agent that has a store; one agent's failure does not stop the others."""
         failed: list[tuple[str, SessionManagerError]] = []
         for state in self._scope:
@@ -169,7 +175,7 @@ class Cleanup:
                 failed.append((state.agent_id, error))
         self.result.errors += errors_or_raise(failed, any_done=len(failed) < len(self._scope) or bool(self.result.gone))
 
-    def preview(self, state: AgentState, store: Store) -> None:
+    def preview(self, state: AgentState, store: FilesStore) -> None:
         """Decides without acting."""
         assert state.snapshot is not None
         plan = self._planner(state).plan(state.snapshot)
@@ -181,7 +187,7 @@ class Cleanup:
             self.result.remove(state.agent_id, session.id, session.keys)
         self._keep(plan, set())
 
-    def clean(self, remover: Remover, state: AgentState, store: Store) -> None:
+    def clean(self, work: Work, state: AgentState, store: FilesStore) -> None:
         """Decides again under the lock, and acts."""
         planner = self._planner(state)
         first: list[Plan] = []
@@ -194,17 +200,17 @@ class Cleanup:
             return self._going(found)
 
         def act(lock: StoreLock) -> None:
-            self._act(remover, state, store, lock, plan)
+            self._act(work, state, store, lock, plan)
 
-        remover.locked(store, act)
+        store.locked(work, act)
         if first:
             self._keep(first[0], {i for a, i in self.result.gone if a == state.agent_id})
 
     def _act(
         self,
-        remover: Remover,
+        work: Work,
         state: AgentState,
-        store: Store,
+        store: FilesStore,
         lock: StoreLock,
         plan: Callable[[Snapshot], tuple[list[Orphan], list[Session]]],
     ) -> None:
@@ -214,7 +220,8 @@ class Cleanup:
         chosen: dict[str, Orphan] = {}
         by_id: dict[str, Session] = {}
 
-        def choose_sessions(snapshot: Snapshot) -> list[tuple[Session, str]]:
+        def choose_sessions(snapshot: base.Snapshot) -> list[tuple[Session, str]]:
+            assert isinstance(snapshot, Snapshot)
             sessions = plan(snapshot)[1]
             by_id.update({s.id: s for s in (*snapshot.sessions, *sessions)})
             return [(session, "entry without transcript") for session in sessions]
@@ -227,26 +234,24 @@ class Cleanup:
 
             return choose_orphans
 
-        outcome = remover.remove_locked(store, lock, choose_sessions, self._everyone.shared(store))
+        outcome = store.remove_locked(work, lock, choose_sessions, self._everyone.shared(store))
         result.errors += note(result.notes, store, outcome)
         for removal in outcome.removed:
             result.remove(state.agent_id, removal.session_id, removal.keys)
         for session_id in outcome.alive:
             result.keep(by_id[session_id], ACTIVE)
         for of_sessions in (True, False):
-            archived, spared, failures = archive_orphans(
-                remover, store, lock, chooser(of_sessions), history=of_sessions
-            )
+            archived, spared, failures = archive_orphans(work, store, lock, chooser(of_sessions), history=of_sessions)
             for removal in archived:
                 result.archive(chosen[removal.session_id], [target for _, target in removal.files])
             for session_id in spared:
                 result.keep(chosen[session_id], ACTIVE)
             result.errors += [failure(error, state.agent_id, i) for i, error in failures]
 
-    def look_once_more(self, remover: Remover) -> None:
+    def look_once_more(self, work: Work) -> None:
         """Looks again for sessions whose entry reappeared."""
         result = self.result
-        for store, outcome in remover.look_once_more(only_observe(self._context)):
+        for store, outcome in look_once_more(work, only_observe(self._context)):
             result.errors += note(result.notes, store, outcome)
             for woken in outcome.woken:
                 result.spare(store.agent_id, woken.session_id)

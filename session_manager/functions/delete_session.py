@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from session_manager.core.errors import NotFound, Refused, SessionManagerError, failure, with_errors
-from session_manager.core.protection import Protection, protection
+from session_manager.core.protection import Protection, protection, refusal
 from session_manager.core.session import Session
 from session_manager.functions.context import Agent, Context, check_session_id, named_when_interrupted
 from session_manager.functions.gone import not_found, removed_before, rows_in_history
@@ -24,17 +24,14 @@ from session_manager.functions.reading import (
     only_observe,
     read_view,
 )
-from session_manager.functions.refusal import refusal
 from session_manager.functions.shared_files import archive_left, left_by
-from session_manager.functions.tally import Notes, note
-from session_manager.stores.openclaw_files.snapshot import read_snapshot
-from session_manager.stores.openclaw_files.store import Snapshot, Store
-from session_manager.stores.openclaw_files.transcripts import no_texts_of
-from session_manager.stores.openclaw_files.whereabouts import outside_files, still_outside
+from session_manager.functions.tally import Notes, note, still_outside
+from session_manager.stores.base import Snapshot, Store, look_once_more
 
 if TYPE_CHECKING:
+    from session_manager.archives.work import Work
     from session_manager.functions.delivery import History
-    from session_manager.stores.openclaw_files.removal import Outcome, Remover
+from session_manager.stores.base import Outcome
 
 DESCRIPTION = (
     "Removes one session: all its keys leave the index, its transcripts are archived, its history row is marked ended."
@@ -90,34 +87,34 @@ def delete(
     arguments = _spelled(arguments, scope, by_end)
     _wait(scope, arguments.session_id, wait_seconds, context)
 
+    from session_manager.archives.work import Work
     from session_manager.functions.delivery import History
     from session_manager.ledger import start_run
-    from session_manager.stores.openclaw_files.removal import Remover
 
     run_info = start_run(function, context.settings)
     with (
         named_when_interrupted(run_info),
-        Remover(context.settings, run_info, force=arguments.force) as remover,
+        Work(context.settings, run_info, context.volume.living, force=arguments.force) as work,
         History(context, run_info) as history,
     ):
         result = Result([], [], [], {}, [], {}, [])
         try:
-            _remove(context, remover, everyone, scope, arguments, result)
+            _remove(context, work, everyone, scope, arguments, result)
             if result.removed:
                 document = _removed_now(context, history, result)
             elif gone := removed_before(
-                remover.existing_ledger, scope, arguments.session_id, _agent(scope, arguments), by_end=by_end
+                work.existing_ledger, scope, arguments.session_id, _agent(scope, arguments), by_end=by_end
             ):
-                document = _already_deleted(context, remover, history, gone)
+                document = _already_deleted(context, work, history, gone)
             else:
-                document = _only_in_history(context, remover, history, scope, arguments, failed)
+                document = _only_in_history(context, work, history, scope, arguments, failed)
         except SessionManagerError as error:
             # Pending updates of earlier calls are delivered even if this one fails.
             history.deliver()
             if isinstance(error, NotFound) or result.notes:
-                error.details |= _also(remover, run_info, result)
+                error.details |= _also(work, run_info, result)
             raise
-    return with_errors(document | _also(remover, run_info, result), result.errors + failed)
+    return with_errors(document | _also(work, run_info, result), result.errors + failed)
 
 
 def _spelled(arguments: Arguments, scope: View, by_end: bool) -> Arguments:
@@ -129,19 +126,17 @@ def _spelled(arguments: Arguments, scope: View, by_end: bool) -> Arguments:
     return msgspec.structs.replace(arguments, session_id=name)
 
 
-def _also(remover: Remover, run_info: Any, result: Result) -> dict[str, Any]:
-    return {"run_id": run_info.shown_id, **remover.notes(), **result.notes}
+def _also(work: Work, run_info: Any, result: Result) -> dict[str, Any]:
+    return {"run_id": run_info.shown_id, **work.notes(), **result.notes}
 
 
-def _remove(
-    context: Context, remover: Remover, everyone: View, scope: View, arguments: Arguments, result: Result
-) -> None:
+def _remove(context: Context, work: Work, everyone: View, scope: View, arguments: Arguments, result: Result) -> None:
     refused: list[tuple[str, SessionManagerError]] = []
     references = foreign_references(everyone.agents)
     for read in scope.agents:
         store = read.store
         if store is None or not (
-            _matching(read.sessions, arguments.session_id) or remover.has_unfinished(store, read.names)
+            _matching(read.sessions, arguments.session_id) or store.has_unfinished(work, read.names)
         ):
             continue
 
@@ -155,7 +150,7 @@ def _remove(
             return [(session, "asked for") for session in found]
 
         try:
-            outcome = remover.remove(store, choose, names_referred_to(references, store, result.removed))
+            outcome = store.remove(work, choose, names_referred_to(references, store, result.removed))
         except SessionManagerError as error:
             refused.append((read.agent_id, error))
             continue
@@ -167,14 +162,14 @@ def _remove(
         if outcome.alive:
             refused.append((read.agent_id, _became_active(arguments)))
         _collect(result, store, outcome)
-    for store, outcome in remover.look_once_more(only_observe(context)):
+    for store, outcome in look_once_more(work, only_observe(context)):
         result.errors += note(result.notes, store, outcome)
         woken = {(store.agent_id, one.session_id) for one in outcome.woken}
         refused += [(agent_id, _became_active(arguments)) for agent_id, i in result.removed if (agent_id, i) in woken]
         result.removed = [name for name in result.removed if name not in woken]
     if refused and not result.removed:
         raise refused[0][1]
-    left = archive_left(context, remover, result.left)
+    left = archive_left(context, work, result.left)
     result.archived += left.names
     result.errors += left.errors
     result.errors += [failure(error, agent_id, arguments.session_id) for agent_id, error in refused]
@@ -187,13 +182,10 @@ def _became_active(arguments: Arguments) -> Refused:
 def _collect(result: Result, store: Store, outcome: Outcome) -> None:
     result.left += left_by(outcome.removed)
     unmoved = {session_id for session_id, _ in outcome.failures}
-    by_id = {s.id: s for s in outcome.snapshot.sessions}
+    result.left_alone |= outcome.left_alone
     for removal in outcome.removed:
         result.removed.append((store.agent_id, removal.session_id))
         result.keys += removal.keys
-        archived = [source for source, _ in removal.files]
-        result.left_alone |= outside_files(store, by_id.values(), [by_id[removal.session_id]], archived)
-        result.left_alone |= {name: [] for name in no_texts_of((removal.session_id,), store.sessions_dir)}
         if removal.session_id not in unmoved:
             result.archived += [target for _, target in removal.files]
 
@@ -236,10 +228,10 @@ def _tell(
 
 
 def _already_deleted(
-    context: Context, remover: Remover, history: History, gone: Mapping[tuple[str, str], list[str]]
+    context: Context, work: Work, history: History, gone: Mapping[tuple[str, str], list[str]]
 ) -> dict[str, Any]:
     session_id = sorted(gone)[0][1]
-    heard = remover.owe_marks(gone) if history.there else set()
+    heard = work.owe_marks(gone) if history.there else set()
     told, _ = _tell(context, history, sorted(gone), heard)
     return {
         "deleted": session_id,
@@ -254,7 +246,7 @@ def _already_deleted(
 
 def _only_in_history(
     context: Context,
-    remover: Remover,
+    work: Work,
     history: History,
     scope: View,
     arguments: Arguments,
@@ -266,11 +258,11 @@ def _only_in_history(
     rows, details = rows_in_history(asked, scope, session_id, None if agent_id is None else {agent_id})
     if not rows:
         details |= {"errors": failed} if failed else {}
-        raise not_found(scope, remover.existing_ledger, session_id, details)
+        raise not_found(scope, work.existing_ledger, session_id, details)
     active = sorted({r.name for r in rows if r.status == "active"})
     document: dict[str, Any] = {"deleted": session_id, "removed_keys": [], "transcript_archived": False}
     if active:
-        remover.owe_marks(active, again=True)
+        work.owe_marks(active, again=True)
         told, mark = _tell(context, history, active)
         document |= told | {"message": f"Session {session_id} was not in a live store, only in aria-api: {mark}"}
     else:
@@ -301,7 +293,7 @@ def _wait(scope: View, wanted: str, seconds: float, context: Context) -> None:
             time.sleep(_POLL_S)
             now = context.clock()
             try:
-                snapshot = read_snapshot(read.store, now)
+                snapshot = read.store.read(now)
                 observe(snapshot, now, None, context.pins)
             except SessionManagerError:
                 # The removal meets the same failure under the lock, and reports it.

@@ -37,7 +37,7 @@ from session_manager.functions.reading import (
 from session_manager.functions.refusal import kept_although_named
 from session_manager.functions.shared_files import archive_left
 from session_manager.functions.tally import Tally, plan_rows
-from session_manager.stores.openclaw_files.store import Snapshot
+from session_manager.stores.base import Snapshot, look_once_more
 
 if TYPE_CHECKING:
     from session_manager.functions.gone import Absent
@@ -156,13 +156,16 @@ def _preview(
 def _delete(
     context: Context, everyone: View, scope: View, choice: Choice, run_info: Run, absent: Sequence[str]
 ) -> dict[str, Any]:
+    from session_manager.archives.work import Work
     from session_manager.functions.delivery import History
-    from session_manager.stores.openclaw_files.removal import Remover
 
     references = foreign_references(everyone.agents)
     tally, failed = Tally([], [], set(), []), list(scope.failed)
     lost = None
-    with Remover(context.settings, run_info, force=choice.force) as remover, History(context, run_info) as history:
+    with (
+        Work(context.settings, run_info, context.volume.living, force=choice.force) as work,
+        History(context, run_info) as history,
+    ):
         for read in scope.agents:
             if read.store is None:
                 continue
@@ -171,25 +174,25 @@ def _delete(
             choose = _chooser(context, choice, last, earlier, len(tally.removed))
             shared = names_referred_to(references, read.store, set(tally.removed))
             try:
-                outcome = remover.remove(read.store, choose, shared)
+                outcome = read.store.remove(work, choose, shared)
             except SessionManagerError as error:
                 failed.append((read.agent_id, error))
                 continue
             tally.add(read.store, outcome, last, earlier)
-        tally.add_second_look(remover.look_once_more(only_observe(context)))
-        tally.errors += archive_left(context, remover, tally.left).errors
+        tally.add_second_look(look_once_more(work, only_observe(context)))
+        tally.errors += archive_left(context, work, tally.left).errors
         if absent:
             from session_manager.functions.gone import Absent
 
             lost = Absent(scope, absent)
-            lost.look(remover.existing_ledger)
+            lost.look(work.existing_ledger)
             if history.there:
-                lost.owe(remover, history)
+                lost.owe(work, history)
         # Pending updates of earlier calls are delivered even when every agent has failed.
         told = history.tell([*tally.removed, *(lost.owed if lost is not None else ())])
     done = len(failed) < len(scope.agents) + len(scope.failed) or bool(lost is not None and lost.known)
     tally.errors += errors_or_raise(failed, any_done=done)
-    extra = remover.notes() | told | {"run_id": run_info.shown_id} | tally.on_the_way()
+    extra = work.notes() | told | {"run_id": run_info.shown_id} | tally.on_the_way()
     return _with_named(tally.document("deleted_count", dry_run=False) | extra, tally, choice, lost)
 
 
@@ -215,12 +218,11 @@ def _chooser(
     context: Context, choice: Choice, last: list[Decision], earlier: dict[str, Decision], already: int
 ) -> Callable[[Snapshot], list[tuple[Session, str]]]:
     """Returns the decider to call under the lock; it records decisions in ``last``, previous ones in ``earlier``."""
-    from session_manager.stores.openclaw_files.measure import measure
 
     def choose(snapshot: Snapshot) -> list[tuple[Session, str]]:
         now = context.clock()
         observe(snapshot, now, choice.cutoff(now), context.pins)
-        measure(snapshot, choice.only)
+        snapshot.measure(choice.only)
         earlier.update({d.session.id: d for d in last})
         last[:] = choice.decide(snapshot.sessions, now, already)
         return [(d.session, d.rule) for d in last if d.prune]

@@ -7,10 +7,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+from session_manager.core.diagnosis import Check
 from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.functions.context import Context
-from session_manager.functions.diagnosis import Check
-from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.base import Store
 
 _ALL = "files can be swapped atomically; hard links, flock, fsync and file modes work"
 _PLACE = "keep it on a local file system if you can"
@@ -45,9 +45,8 @@ def _aside(place: str) -> str:
 
 
 def _try_out(context: Context, place: str, stores: list[Store]) -> Iterator[Check]:
-    from session_manager.files.trial import has_locks, lacks, sweep
+    from session_manager.files.trial import has_locks, kind_of, lacks, sweep
     from session_manager.files.weaker import EXCHANGE, SENTENCES
-    from session_manager.stores.openclaw_files.unguarded import kind_of
 
     name = f"file_system {place}"
     try:
@@ -73,14 +72,13 @@ def _try_out(context: Context, place: str, stores: list[Store]) -> Iterator[Chec
 
 def _without_exchange(context: Context, name: str, what: str, stores: list[Store]) -> Check:
     """Returns a check of whether changes are refused because of that."""
-    from session_manager.stores.openclaw_files.snapshot import read_snapshot
-    from session_manager.stores.openclaw_files.unguarded import ADVICE, writer
+    from session_manager.files.weaker import ADVICE
 
     if context.settings.allow_no_exchange:
         return Check(name, False, f"{what}; files are changed anyway, because ARIA_ALLOW_NO_EXCHANGE is 1", _PLACE)
     for store in stores:
         try:
-            who = writer(read_snapshot(store, context.clock()))
+            who = store.writer(context.clock())
         except SessionManagerError:
             continue
         if who is not None:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from session_manager.core.diagnosis import Check, age, failed, plural, size
 from session_manager.core.errors import Damaged, Failed, Refused, SessionManagerError
 from session_manager.core.session import DAY_MS
 from session_manager.files.liveness import iso_ms
 from session_manager.files.owners import run_as
 from session_manager.functions.context import Context, iso_utc
-from session_manager.functions.diagnosis import Check, age, failed, plural, size
 from session_manager.settings import ledger_path
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def ledger_checks(context: Context) -> Iterator[Check]:
 
 
 def _delivery_lock(context: Context) -> Iterator[Check]:
+    from session_manager.files.liveness import kernel_lock_holder
     from session_manager.ledger.delivery_lock import LOCK_NAME
-    from session_manager.stores.openclaw_files.locks import kernel_lock_holder
 
     pid = kernel_lock_holder(os.path.join(context.settings.state_dir, LOCK_NAME))
     if pid is not None:

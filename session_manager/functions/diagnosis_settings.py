@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from session_manager.core.diagnosis import Check, failed, plural, size
 from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.files.owners import run_as
 from session_manager.functions.context import Context
-from session_manager.functions.diagnosis import Check, failed, plural, size
 from session_manager.functions.policy import read_kept, with_policy
 
 # A disk is nearly full when less than a tenth of it, and less than this, is free.

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from session_manager.core.errors import NotFound, Refused, SessionManagerError, UsageError, with_errors
-from session_manager.core.protection import PINNED, Protection
+from session_manager.core.protection import PINNED, Protection, refusal
 from session_manager.core.session import safe_name
 from session_manager.functions.context import Agent, Context, iso_utc, named_when_interrupted
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import View, agent_ids, read_view, with_moved
-from session_manager.functions.refusal import refusal
 
 if TYPE_CHECKING:
+    from session_manager.archives.work import Work
     from session_manager.functions.delivery import History
     from session_manager.functions.erasing import Result
     from session_manager.ledger import Removed
-    from session_manager.stores.openclaw_files.removal import Remover
-    from session_manager.stores.openclaw_files.store import Store
 
 DESCRIPTION = (
     "Erases one session for privacy: its index entry, transcripts, archives, details in the ledger and details in "
@@ -34,7 +32,6 @@ BEYOND = {
     "a running gateway": "it may have the session in memory and write it back: check later, and erase again if it does",
     "free blocks": "freed disk blocks may not have been overwritten yet",
 }
-_IN_SQLITE = "only the gateway writes its database, which may still hold the session"
 
 SessionId = Annotated[str, msgspec.Meta(description="the full session id, not a key")]
 Confirm = Annotated[str, msgspec.Meta(description="the same session id again")]
@@ -65,19 +62,19 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     scope = everyone.of(agent_ids(context, arguments.agent))
     failed = scope.errors()
 
+    from session_manager.archives.work import Work
     from session_manager.functions.delivery import History
     from session_manager.functions.erasing import Erasing
     from session_manager.ledger import start_run
     from session_manager.ledger.keeping import forget
-    from session_manager.stores.openclaw_files.removal import Remover
 
     run_info = start_run("erase_session", context.settings)
     with (
         named_when_interrupted(run_info),
-        Remover(context.settings, run_info, force=arguments.force) as remover,
+        Work(context.settings, run_info, context.volume.living, force=arguments.force) as work,
         History(context, run_info) as history,
     ):
-        erasing = Erasing(context, remover, everyone, scope, arguments.session_id, force=arguments.force)
+        erasing = Erasing(context, work, everyone, scope, arguments.session_id, force=arguments.force)
         result = erasing.result
         try:
             erasing.run()
@@ -85,15 +82,15 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
             only_in_history = not result.done and not result.begun
             if only_in_history:
                 result.done = _in_history(context, history, scope, arguments, failed)
-            document = _told(context, remover, history, arguments.session_id, result)
+            document = _told(context, work, history, arguments.session_id, result)
         except SessionManagerError as error:
             # Pending updates of earlier calls are delivered even if this one fails.
             history.deliver()
             if isinstance(error, NotFound) and result.recovered:
                 error.details["recovered"] = result.recovered
             raise
-        document = _document(context, remover, history, arguments.session_id, result, document, only_in_history)
-    return with_errors({**document, "run_id": run_info.shown_id, **remover.notes()}, result.errors + failed)
+        document = _document(context, work, history, arguments.session_id, result, document, only_in_history)
+    return with_errors({**document, "run_id": run_info.shown_id, **work.notes()}, result.errors + failed)
 
 
 def _check(context: Context, arguments: Arguments) -> None:
@@ -134,7 +131,7 @@ def _in_history(
     return sorted(agents)
 
 
-def _told(context: Context, remover: Remover, history: History, session_id: str, result: Result) -> dict[str, Any]:
+def _told(context: Context, work: Work, history: History, session_id: str, result: Result) -> dict[str, Any]:
     """Records the erasure as pending for history if it is not yet, and delivers; returns the document's members."""
     if not history.there:
         return {"pg_status_updated": False}
@@ -143,7 +140,7 @@ def _told(context: Context, remover: Remover, history: History, session_id: str,
     names = [(agent_id, session_id) for agent_id in result.done]
     try:
         for name in names:
-            remover.ledger.owe_erasure(remover.run, *name)
+            work.ledger.owe_erasure(work.run, *name)
     except SessionManagerError as error:
         if not result.changed:
             raise
@@ -156,7 +153,7 @@ def _told(context: Context, remover: Remover, history: History, session_id: str,
 
 def _document(
     context: Context,
-    remover: Remover,
+    work: Work,
     history: History,
     session_id: str,
     result: Result,
@@ -167,7 +164,7 @@ def _document(
     agents = sorted({*result.done, *result.begun})
     document: dict[str, Any] = {
         "erased": session_id,
-        "receipt": {"agents": agents, "erased_at": iso_utc(_erased_at(remover, session_id)), **counts},
+        "receipt": {"agents": agents, "erased_at": iso_utc(_erased_at(work, session_id)), **counts},
         "not_reached": _not_reached(context, session_id, result, pg),
         **pg,
     }
@@ -195,9 +192,9 @@ def _in_history_now(history: History, pg: dict[str, Any]) -> str:
     return "PG update pending" if "pg_pending" in pg else "PG has no such row"
 
 
-def _erased_at(remover: Remover, session_id: str) -> int | None:
+def _erased_at(work: Work, session_id: str) -> int | None:
     """Returns the time of a session's newest receipt (epoch ms); None when only history knew the session."""
-    ledger = remover.existing_ledger
+    ledger = work.existing_ledger
     receipts: list[Removed] = []
     with contextlib.suppress(SessionManagerError):
         receipts = ledger.removals(session=session_id, limit=1) if ledger is not None else []
@@ -206,38 +203,18 @@ def _erased_at(remover: Remover, session_id: str) -> int | None:
 
 def _not_reached(context: Context, session_id: str, result: Result, pg: dict[str, Any]) -> list[dict[str, str]]:
     """Returns where the session still has, or may have, data: places found first, then unreadable ones."""
-    from session_manager.stores.openclaw_files.mentions import mentions
-    from session_manager.stores.openclaw_files.store import listing
-
     found = [_place(agent_id, name, "it also belongs to a session that stays") for agent_id, name in result.spared]
     for agent_id in sorted({*result.done, *result.begun}):
         try:
             store = context.volume.archive_store(agent_id) if safe_name(agent_id) else None
-            holding, unread = mentions(store, listing(store), session_id) if store is not None else ([], [])
+            left = store.left_of(session_id) if store is not None else []
         except SessionManagerError as error:
             found.append({"place": f"{agent_id}/sessions", "reason": error.message})
             continue
-        if store is not None and store.database:
-            found += _with_gateway(store, session_id)
-        found += [_place(agent_id, name, "it contains the session's id") for name in holding]
-        found += [_place(agent_id, name, "it could not be read completely") for name in unread]
+        found += [{"place": place, "reason": reason} for place, reason in left]
     if "pg_error" in pg:
         found.append({"place": "aria-api", "reason": pg["pg_error"]})
     return found + [{"place": place, "reason": reason} for place, reason in BEYOND.items()]
-
-
-def _with_gateway(store: Store, session_id: str) -> list[dict[str, str]]:
-    """Returns where a gateway may have a session of an agent that has moved to SQLite."""
-    from session_manager.stores.openclaw_files.volume import SQLITE_NAME
-    from session_manager.stores.openclaw_files.waiting import PUT_ASIDE, put_aside
-
-    found = [{"place": f"{store.agent_id}/agent/{SQLITE_NAME}", "reason": _IN_SQLITE}]
-    folder = f"{store.agent_id}/{PUT_ASIDE}"
-    try:
-        names = put_aside(store, session_id)
-    except OSError as error:
-        return [*found, {"place": folder, "reason": f"it could not be read: {error.strerror}"}]
-    return found + [{"place": f"{folder}/{name}", "reason": "an import put it aside"} for name in names]
 
 
 def _place(agent_id: str, name: str, reason: str) -> dict[str, str]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from session_manager.archives.names import parse_archive
 from session_manager.core.errors import NotFound
 from session_manager.functions.naming import hint, keys_of, meant, parted
-from session_manager.functions.reading import AgentRead, View
-from session_manager.stores.openclaw_files.transcripts import owner
+from session_manager.functions.reading import View
 
 if TYPE_CHECKING:
+    from session_manager.archives.work import Work
     from session_manager.functions.delivery import History
     from session_manager.history.rows import Row
     from session_manager.ledger import Ledger
-    from session_manager.stores.openclaw_files.removal import Remover
 
 # Agent id and session id.
 Name = tuple[str, str]
@@ -30,8 +28,9 @@ def removed_before(
     """
     gone: dict[Name, list[str]] = {name: [] for name in _removed(ledger, wanted, agent_id)}
     for read in scope.agents:
-        if agent_id in (None, read.agent_id) and (names := _archives(read, wanted)):
-            gone[read.agent_id, wanted] = names
+        if read.snapshot is not None and agent_id in (None, read.agent_id):
+            names = read.snapshot.archives_of(wanted, read.names)
+            gone |= {(read.agent_id, wanted): names} if names else {}
     if not gone and (key := meant(wanted, removed_keys(ledger, wanted), by_end=by_end)) != wanted:
         gone = {name: [] for name in _removed(ledger, key, agent_id)}
     return gone
@@ -44,16 +43,6 @@ def _removed(ledger: Ledger | None, wanted: str, agent_id: str | None) -> list[N
 def removed_keys(ledger: Ledger | None, end: str) -> list[str]:
     """Returns the keys of removed sessions with this ending."""
     return [] if ledger is None else ledger.keys_ending(end)
-
-
-def _archives(read: AgentRead, session_id: str) -> list[str]:
-    """Archives that record that a session was deleted or reset, by the gateway or by us."""
-    found = []
-    for name in read.names:
-        parsed = parse_archive(name)
-        if parsed is not None and parsed[1] != "bak" and owner(parsed[0], (session_id,)) == session_id:
-            found.append(name)
-    return found
 
 
 def rows_in_history(
@@ -100,9 +89,9 @@ class Absent:
             else:
                 self.errors.append((name, not_found(self._scope, ledger, wanted, {})))
 
-    def owe(self, remover: Remover, history: History) -> None:
+    def owe(self, work: Work, history: History) -> None:
         """Records as pending for history the end of earlier removals, and of sessions that only history knows."""
-        heard = remover.owe_marks(self.already)
+        heard = work.owe_marks(self.already)
         self.owed += [name for name in self.already if name not in heard]
         errors, self.errors = self.errors, []
         for name, error in errors:
@@ -113,7 +102,7 @@ class Absent:
                 self.errors.append((name, error))
             self.only_in_history += sorted({row.name for row in rows})
             active = sorted({row.name for row in rows if row.status == "active"})
-            remover.owe_marks(active, again=True)
+            work.owe_marks(active, again=True)
             self.owed += active
 
     def document(self) -> dict[str, Any]:

@@ -10,12 +10,11 @@ import msgspec
 from session_manager.core.errors import NotFound, SessionManagerError
 from session_manager.core.retention import MINUTE_MS
 from session_manager.functions.context import Agents, Context, Limit, Minutes, iso_utc, named
-from session_manager.stores.openclaw_files.snapshot import read_snapshot
 
 if TYPE_CHECKING:
     from session_manager.archives.second_names import SecondNames
     from session_manager.ledger import Removed
-    from session_manager.stores.openclaw_files.obstacles import Place
+    from session_manager.stores.base import Place
 
 DESCRIPTION = (
     "Lists removed sessions, newest first: when, why, by whom and by which run each was removed, and whether it can "
@@ -98,14 +97,12 @@ class Stores:
         return None if obstacle is None else obstacle.reason
 
     def _place(self, agent_id: str) -> Place | str:
-        from session_manager.stores.openclaw_files.obstacles import Place
-
         try:
             store = self._context.volume.archive_store(agent_id)
             if store is None:
                 return f"agent {agent_id} has no sessions folder"
-            snapshot = read_snapshot(store, self._context.clock())
-            return Place(snapshot, self._second_names, self._context.settings.keep_days)
+            keep_days = self._context.settings.keep_days
+            return store.place(self._second_names, keep_days, self._context.clock())
         except SessionManagerError as error:
             return error.message
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from session_manager.archives import folder
 from session_manager.core.errors import SessionManagerError
 from session_manager.core.orphans import Judged, judge_entries, judge_orphans
 from session_manager.core.retention import Policy
@@ -22,10 +23,10 @@ from session_manager.functions.reading import (
     names_referred_to,
     observe,
 )
-from session_manager.functions.sharing import names_of
+from session_manager.stores.openclaw_files.kind import FilesStore
 from session_manager.stores.openclaw_files.orphans import Folder, Mentions, classify, orphans_in, with_traces
 from session_manager.stores.openclaw_files.snapshot import bare_entries, read_snapshot
-from session_manager.stores.openclaw_files.store import Snapshot, Store
+from session_manager.stores.openclaw_files.store import Snapshot
 from session_manager.stores.openclaw_files.wrapping import unwrapped
 
 # The most elements that a list in a result shows; the counts beside it count all.
@@ -39,7 +40,7 @@ class AgentState(msgspec.Struct):
     """
 
     agent_id: str
-    store: Store | None
+    store: FilesStore | None
     snapshot: Snapshot | None
     mentions: Mentions
     error: SessionManagerError | None = None
@@ -60,7 +61,7 @@ class Everyone:
         names = agent_ids(context, agents)
         return [a for a in self.agents if names is None or a.agent_id in names]
 
-    def shared(self, store: Store) -> set[str]:
+    def shared(self, store: folder.Folder) -> set[str]:
         """Returns names of files in ``store`` that other agents' entries refer to."""
         return names_referred_to(self._references, store, ())
 
@@ -73,7 +74,7 @@ class Everyone:
         return [a.mentions for a in self.agents if a.agent_id != agent_id]
 
 
-def _state(context: Context, agent_id: str, store: Store | SessionManagerError | None) -> AgentState:
+def _state(context: Context, agent_id: str, store: FilesStore | SessionManagerError | None) -> AgentState:
     nothing = Mentions(b"")
     if store is None or isinstance(store, SessionManagerError):
         return AgentState(agent_id, None, None, nothing, store)
@@ -86,7 +87,7 @@ def _state(context: Context, agent_id: str, store: Store | SessionManagerError |
     return AgentState(agent_id, store, snapshot, Mentions(snapshot.index.data if snapshot.index else b""))
 
 
-def _mentions_of_damaged(store: Store) -> Mentions:
+def _mentions_of_damaged(store: FilesStore) -> Mentions:
     try:
         return Mentions(unwrapped(read_file(store.index_path)[0]))
     except OSError:
@@ -133,7 +134,7 @@ class Planner:
         found = with_traces(store, folder, listed, raws)
         kin = self._everyone.kin(self._agent_id)
         entries = judge_entries(listed, found, self._policy, now, current, kin)
-        part = folder.only(names_of(store, snapshot.names, sessions, self._everyone.shared(store)))
+        part = folder.only(snapshot.own_names(self._everyone.shared(store)))
         return Plan(part, orphans, entries, len(folder.transcripts()))
 
     def classify(self, snapshot: Snapshot) -> Folder:

@@ -26,8 +26,7 @@ from session_manager.functions.reading import (
 )
 from session_manager.functions.shared_files import archive_left
 from session_manager.functions.tally import Tally, plan_rows
-from session_manager.stores.openclaw_files.observe import transcript_sizes
-from session_manager.stores.openclaw_files.store import Snapshot
+from session_manager.stores.base import Snapshot, look_once_more
 
 if TYPE_CHECKING:
     from session_manager.core.rules import ByRules, Overrun
@@ -148,15 +147,14 @@ def _decide(
         return decide(sessions, policy, now, current, kin, already), []
     from session_manager.core.rules import decide_by_rules
 
-    transcripts = transcript_sizes(snapshot) if policy.needs_sizes else {}
+    transcripts = snapshot.transcript_sizes() if policy.needs_sizes else {}
     return decide_by_rules(sessions, policy, transcripts, now, current, kin, already)
 
 
 def _prune(
     context: Context, arguments: Arguments, policy: Policy | ByRules, run_info: Run
 ) -> tuple[Tally, dict[str, Any]]:
-    from session_manager.stores.openclaw_files.measure import measure
-    from session_manager.stores.openclaw_files.removal import Remover
+    from session_manager.archives.work import Work
 
     settings = context.settings
     stores = list(stores_of(context, arguments.agent))
@@ -166,7 +164,7 @@ def _prune(
     kin = {alone: others.sessions} if alone is not None else kin_by_agent(others)
     references = foreign_references(others.agents)
     tally, failed = Tally([], [], set(), []), []
-    with Remover(settings, run_info, force=arguments.force) as remover:
+    with Work(settings, run_info, context.volume.living, force=arguments.force) as work:
         for agent_id, store in stores:
             if store is None:
                 continue
@@ -181,7 +179,7 @@ def _prune(
             ) -> list[tuple[Session, str]]:
                 now = context.clock()
                 observe(snapshot, now, policy.cutoff(now), context.pins)
-                measure(snapshot, policy.only)
+                snapshot.measure(policy.only)
                 earlier.update({d.session.id: d for d in last})
                 last[:] = _decide(context, policy, now, snapshot, kin, len(tally.removed))[0]
                 return [(d.session, d.rule) for d in last if d.prune]
@@ -189,16 +187,16 @@ def _prune(
             try:
                 if isinstance(store, SessionManagerError):
                     raise store
-                outcome = remover.remove(store, choose, names_referred_to(references, store, set(tally.removed)))
+                outcome = store.remove(work, choose, names_referred_to(references, store, set(tally.removed)))
             except SessionManagerError as error:
                 failed.append((agent_id, error))
                 continue
             tally.add(store, outcome, last, earlier)
-        tally.add_second_look(remover.look_once_more(only_observe(context)))
-        tally.errors += archive_left(context, remover, tally.left).errors
+        tally.add_second_look(look_once_more(work, only_observe(context)))
+        tally.errors += archive_left(context, work, tally.left).errors
     from session_manager.functions.delivery import tell
 
     # Pending updates of earlier calls are delivered even when every agent has failed.
     told = tell(context, run_info, tally.removed)
     tally.errors += errors_or_raise(failed, any_done=len(failed) < len(stores))
-    return tally, remover.notes() | told | {"run_id": run_info.shown_id} | tally.on_the_way()
+    return tally, work.notes() | told | {"run_id": run_info.shown_id} | tally.on_the_way()

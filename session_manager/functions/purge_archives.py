@@ -17,14 +17,13 @@ from session_manager.functions.ages import ages_from
 from session_manager.functions.context import Agents, AllRows, Context, named, named_when_interrupted
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise
-from session_manager.functions.sharing import archives_of, stores_ever
+from session_manager.functions.sharing import stores_ever
 from session_manager.ledger import Ledger, start_run
-from session_manager.stores.openclaw_files.snapshot import read_snapshot
-from session_manager.stores.openclaw_files.store import UNSUPPORTED, Store, listing
+from session_manager.stores.base import UNSUPPORTED, Store
 
 if TYPE_CHECKING:
-    from session_manager.stores.openclaw_files.gateway_lock import StoreLock
-    from session_manager.stores.openclaw_files.removal import Remover
+    from session_manager.archives.folder import Guard
+    from session_manager.archives.work import Work
 
 DESCRIPTION = (
     "Permanently deletes archived transcripts that are old enough, and what the ledger keeps to restore their "
@@ -68,12 +67,12 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
             call.each(lambda store: call.preview(store, ledger), ledger)
         return with_errors(call.document(), call.errors)
 
-    from session_manager.stores.openclaw_files.removal import Remover
+    from session_manager.archives.work import Work
 
     run_info = start_run("purge_archives", context.settings)
-    with named_when_interrupted(run_info, call.so_far), Remover(context.settings, run_info) as remover:
-        call.take_time(remover.existing_ledger)
-        call.each(lambda store: call.purge(remover, store), remover.existing_ledger)
+    with named_when_interrupted(run_info, call.so_far), Work(context.settings, run_info, context.volume.living) as work:
+        call.take_time(work.existing_ledger)
+        call.each(lambda store: call.purge(work, store), work.existing_ledger)
     document = {**call.document(), "run_id": run_info.shown_id}
     if call.recovered:
         document["recovered"] = call.recovered
@@ -118,8 +117,9 @@ class Call:
 
     def plan(self, store: Store, ledger: Ledger | None) -> PurgePlan:
         """Decides what to delete in one store. Raises Damaged: a lost index is rebuilt from archives."""
-        living = {session.id for session in read_snapshot(store, self._context.clock()).sessions}
-        names, removed = archives_of(store, listing(store), ledger)
+        snapshot = store.read(self._context.clock())
+        living = {session.id for session in snapshot.sessions}
+        names, removed = store.archives(snapshot.names, ledger)
         with clear_errors("look for second names in", self._second_names.root):
             second = self._second_names.of_agent(store.agent_id)
         plan = plan_purge(store, names, second, removed, self._cutoff, self._context.pins, living)
@@ -140,22 +140,22 @@ class Call:
         """Decides without acting."""
         self.add(store, preview_purge(self.plan(store, ledger)))
 
-    def purge(self, remover: Remover, store: Store) -> None:
+    def purge(self, work: Work, store: Store) -> None:
         """Decides under the lock, after recovering interrupted work, and acts."""
 
         purged = Purged([], [], [])
         self.add(store, purged)
 
-        def act(lock: StoreLock) -> None:
-            _, recovered, failures = remover.end_earlier(store, lock)
+        def act(guard: Guard) -> None:
+            _, recovered, failures = store.end_earlier(work, guard)
             self.recovered += recovered
             self.errors += [failure(error, store.agent_id, session_id) for session_id, error in failures]
-            plan = self.plan(store, remover.existing_ledger)
+            plan = self.plan(store, work.existing_ledger)
             purged.pinned, purged.living = plan.pinned, plan.living
             if plan.archives or plan.removal_ids:
-                purge(store, remover.ledger, remover.run, plan, purged)
+                purge(store, work.ledger, work.run, plan, purged)
 
-        remover.locked(store, act)
+        store.locked(work, act)
         if purged.errors:
             self.errors.append(_summary(store, purged.errors))
 

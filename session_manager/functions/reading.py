@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from session_manager.archives.folder import Folder
 from session_manager.core.errors import SessionManagerError, failure
 from session_manager.core.families import families
 from session_manager.core.progress import stage
 from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.functions.context import Context, named
-from session_manager.stores.openclaw_files.observe import Cutoff, observe_locks, observe_transcripts
-from session_manager.stores.openclaw_files.snapshot import read_snapshot
-from session_manager.stores.openclaw_files.store import UNSUPPORTED, Snapshot, Store
-from session_manager.stores.openclaw_files.transcripts import files_by_session
-from session_manager.stores.openclaw_files.whereabouts import paths_inside
+from session_manager.stores.base import UNSUPPORTED, Snapshot, Store
 
 if TYPE_CHECKING:
     from session_manager.core.policy import Pins
+    from session_manager.core.retention import Cutoff
 
 
 class AgentRead(msgspec.Struct):
@@ -84,12 +81,7 @@ def observe(snapshot: Snapshot, now_ms: int, cutoff: Cutoff | None, pins: Pins |
     if pins is not None:
         for session in snapshot.sessions:
             pins.mark(session)
-    observe_locks(snapshot, now_ms)
-    if cutoff is not None:
-        from session_manager.stores.openclaw_files.bindings import observe_bindings
-
-        observe_transcripts(snapshot, cutoff, now_ms)
-        observe_bindings(snapshot.store, snapshot.sessions, now_ms)
+    snapshot.observe(now_ms, cutoff)
 
 
 def only_observe(context: Context) -> Callable[[Snapshot], Sequence[tuple[Session, str]]]:
@@ -138,7 +130,7 @@ def read_view(
             try:
                 stage(f"reading the sessions of {agent_id}")
                 now = context.clock()
-                snapshot = read_snapshot(store, now)
+                snapshot = store.read(now)
                 observe(snapshot, now, cutoff, context.pins)
             except SessionManagerError as error:
                 view.failed.append((agent_id, error))
@@ -160,7 +152,7 @@ def with_moved(context: Context, view: View) -> View:
             store = context.volume.archive_store(agent_id) if error.code == UNSUPPORTED else None
             if store is None:
                 raise error
-            snapshot = read_snapshot(store, context.clock())
+            snapshot = store.read(context.clock())
             found.agents.append(AgentRead(agent_id, store, snapshot, snapshot.names))
         except SessionManagerError as failed:
             found.failed.append((agent_id, failed))
@@ -169,24 +161,19 @@ def with_moved(context: Context, view: View) -> View:
 
 def _tell_names_apart(view: View) -> None:
     """Reduces the names in a shared folder to each agent's own."""
-    from session_manager.functions.sharing import files_of, names_of
-
-    reads = [(read, read.store) for read in view.agents if read.store is not None and read.store.mates]
-    files = {read.agent_id: files_of(store, read.names, read.sessions) for read, store in reads}
-    for read, store in reads:
-        others = set().union(*(files[other.agent_id] for other, _ in reads if other is not read))
-        read.names = names_of(store, read.names, read.sessions, others)
+    reads = [(r, r.snapshot) for r in view.agents if r.store is not None and r.store.mates and r.snapshot is not None]
+    files = {read.agent_id: snapshot.own_files() for read, snapshot in reads}
+    for read, snapshot in reads:
+        read.names = snapshot.own_names(
+            set().union(*(files[other.agent_id] for other, _ in reads if other is not read))
+        )
 
 
 def measure_view(view: View, only: Selection, *, sizes: bool = False) -> None:
     """Looks up the details that ``only`` selects, and with ``sizes`` every session's size."""
-    if not (sizes or only.empty or only.min_bytes is not None):
-        return
-    from session_manager.stores.openclaw_files.measure import measure
-
     for read in view.agents:
         if read.snapshot is not None:
-            measure(read.snapshot, only, sizes=sizes)
+            read.snapshot.measure(only, sizes=sizes)
 
 
 def kin_by_agent(view: View) -> dict[str, list[Session]]:
@@ -214,22 +201,15 @@ def foreign_references(agents: Iterable[AgentRead]) -> list[Reference]:
 
     A shared folder is another agent's, too: then all their files are references.
     """
-    found = []
-    for agent in agents:
-        store, snapshot = agent.store, agent.snapshot
-        if store is None or snapshot is None:
-            continue
-        if store.mates:
-            own = files_by_session(agent.names, agent.sessions, store.sessions_dir)
-            found += [Reference(agent.agent_id, i, store.sessions_dir, name) for i in own for name in own[i]]
-        elsewhere = paths_inside(snapshot, agent.sessions)
-        found += [
-            Reference(agent.agent_id, i, *os.path.split(path)) for i, paths in elsewhere.items() for path in paths
-        ]
-    return found
+    return [
+        Reference(agent.agent_id, *found)
+        for agent in agents
+        if agent.snapshot is not None
+        for found in agent.snapshot.references(agent.names)
+    ]
 
 
-def names_referred_to(references: Iterable[Reference], store: Store, gone: Collection[tuple[str, str]]) -> set[str]:
+def names_referred_to(references: Iterable[Reference], store: Folder, gone: Collection[tuple[str, str]]) -> set[str]:
     """Returns names of files in ``store`` that other agents' entries refer to by their ``sessionFile``.
 
     ``gone`` are sessions (agent id, session id) that this run has removed: they refer to nothing any more.

@@ -21,13 +21,14 @@ from session_manager.functions.context import (
 )
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Planner
 from session_manager.functions.reading import errors_or_raise
+from session_manager.stores.openclaw_files.kind import FilesStore
 from session_manager.stores.openclaw_files.names import session_id_of
 from session_manager.stores.openclaw_files.observe import last_timestamp
 from session_manager.stores.openclaw_files.orphans import ORPHAN, TOPIC, Header, held_ids, read_header
-from session_manager.stores.openclaw_files.store import Snapshot, Store
+from session_manager.stores.openclaw_files.store import Snapshot
 
 if TYPE_CHECKING:
-    from session_manager.stores.openclaw_files.removal import Remover
+    from session_manager.archives.work import Work
 
 DESCRIPTION = (
     "Creates index entries for readable transcripts that have none, after an index was damaged; with rebuild it "
@@ -124,19 +125,22 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     if arguments.dry_run:
         _each(scope, result, lambda state, store: _preview(context, everyone, state, store, result, arguments))
     else:
+        from session_manager.archives.work import Work
         from session_manager.ledger import start_run
-        from session_manager.stores.openclaw_files.removal import Remover
 
         run_info = start_run("readopt_orphans", context.settings)
-        with named_when_interrupted(run_info), Remover(context.settings, run_info, force=arguments.force) as remover:
-            _each(scope, result, lambda state, store: _act(context, everyone, remover, store, result, arguments))
-        extra |= {"run_id": run_info.shown_id, **remover.notes()}
+        with (
+            named_when_interrupted(run_info),
+            Work(context.settings, run_info, context.volume.living, force=arguments.force) as work,
+        ):
+            _each(scope, result, lambda state, store: _act(context, everyone, work, store, result, arguments))
+        extra |= {"run_id": run_info.shown_id, **work.notes()}
     if arguments.session_id is not None and not result.adopted and not result.skipped and not result.errors:
         raise NotFound(f"session {arguments.session_id!r} has no orphaned transcript: perhaps it has its index entry")
     return with_errors({**result.document(arguments), **extra}, result.errors)
 
 
-def _each(scope: Sequence[AgentState], result: Result, act: Callable[[AgentState, Store], None]) -> None:
+def _each(scope: Sequence[AgentState], result: Result, act: Callable[[AgentState, FilesStore], None]) -> None:
     failed: list[tuple[str, SessionManagerError]] = []
     for state in scope:
         try:
@@ -150,7 +154,7 @@ def _each(scope: Sequence[AgentState], result: Result, act: Callable[[AgentState
 
 
 def _preview(
-    context: Context, everyone: Everyone, state: AgentState, store: Store, result: Result, arguments: Arguments
+    context: Context, everyone: Everyone, state: AgentState, store: FilesStore, result: Result, arguments: Arguments
 ) -> None:
     snapshot = state.snapshot
     if isinstance(state.error, Damaged) and arguments.rebuild:
@@ -167,7 +171,7 @@ def _preview(
 
 
 def _act(
-    context: Context, everyone: Everyone, remover: Remover, store: Store, result: Result, arguments: Arguments
+    context: Context, everyone: Everyone, work: Work, store: FilesStore, result: Result, arguments: Arguments
 ) -> None:
     from session_manager.stores.openclaw_files.readoption import readopt
 
@@ -179,7 +183,7 @@ def _act(
         last = _decide(context, planner, snapshot, arguments)
         return {adoption.key: adoption.member() for adoption in last[0]}
 
-    done = remover.locked(store, lambda lock: readopt(remover, store, lock, choose, rebuild=arguments.rebuild))
+    done = store.locked(work, lambda lock: readopt(work, store, lock, choose, rebuild=arguments.rebuild))
     result.adopted += [adoption for adoption in last[0] if adoption.key in done.members]
     result.skipped += last[1]
     result.salvaged += done.salvaged
@@ -189,7 +193,7 @@ def _act(
         result.kept_as.append({"agentId": store.agent_id, "file": done.kept_as})
 
 
-def _planner(context: Context, everyone: Everyone, store: Store) -> Planner:
+def _planner(context: Context, everyone: Everyone, store: FilesStore) -> Planner:
     return Planner(context, everyone, store.agent_id, 1)
 
 

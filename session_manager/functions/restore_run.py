@@ -13,10 +13,10 @@ from session_manager.functions.list_deleted import RunId
 from session_manager.functions.restore_session import Pin
 
 if TYPE_CHECKING:
+    from session_manager.archives.work import Work
     from session_manager.functions.restoring import Outcome
     from session_manager.ledger import Ledger
-    from session_manager.stores.openclaw_files.removal import Remover
-    from session_manager.stores.openclaw_files.restoration import Find, Life
+    from session_manager.stores.lives import Find, Life
 
 DESCRIPTION = (
     "Undoes one run: restores everything that it removed, in both layers. If one session cannot be restored, nothing "
@@ -42,38 +42,36 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     Raises UsageError, NotFound (``run_not_found``), Refused (``key_taken``, ``file_exists``, ``not_restorable``)
     with all ``conflicts``, or the failure of the only agent concerned.
     """
+    from session_manager.archives.work import Work
     from session_manager.functions.sharing import resolve_ever
     from session_manager.ledger import start_run
-    from session_manager.stores.openclaw_files.removal import Remover
 
     run_info = start_run("restore_run", context.settings)
-    with Remover(context.settings, run_info, force=arguments.force) as remover:
+    with Work(context.settings, run_info, context.volume.living, force=arguments.force) as work:
         named = arguments.agent
-        agent = None if named is None else resolve_ever(context, remover.existing_ledger, named)
-        before, agents = _known(remover, arguments.run_id, agent)
+        agent = None if named is None else resolve_ever(context, work.existing_ledger, named)
+        before, agents = _known(work, arguments.run_id, agent)
 
         def so_far() -> dict[str, object]:
-            return {"restored_count": _known(remover, arguments.run_id, agent)[0] - before}
+            return {"restored_count": _known(work, arguments.run_id, agent)[0] - before}
 
-        with named_when_interrupted(remover.run, so_far):
-            return _restore(context, remover, arguments, before, agents)
+        with named_when_interrupted(work.run, so_far):
+            return _restore(context, work, arguments, before, agents)
 
 
-def _restore(
-    context: Context, remover: Remover, arguments: Arguments, before: int, agents: Sequence[str]
-) -> dict[str, Any]:
+def _restore(context: Context, work: Work, arguments: Arguments, before: int, agents: Sequence[str]) -> dict[str, Any]:
     from session_manager.functions.delivery import tell
     from session_manager.functions.restoring import also, import_of, take_back
 
     try:
         finds = {agent_id: _finder(agent_id, arguments.run_id) for agent_id in agents}
-        outcome = take_back(context, remover, finds, skip_conflicts=arguments.skip_conflicts)
+        outcome = take_back(context, work, finds, skip_conflicts=arguments.skip_conflicts)
     except SessionManagerError:
         # Pending updates of earlier calls are delivered even if this one fails.
-        tell(context, remover.run, ())
+        tell(context, work.run, ())
         raise
     # A removal that was never reported to history needs no undo there.
-    told = tell(context, remover.run, outcome.names if remover.run.history else ())
+    told = tell(context, work.run, outcome.names if work.run.history else ())
     count = len(outcome.names)
     sessions = "1 session" if count == 1 else f"{count} sessions"
     document = {
@@ -86,16 +84,16 @@ def _restore(
         **told,
         "message": f"{sessions} of run {arguments.run_id} restored, {len(outcome.blocked)} skipped"
         + import_of(outcome),
-        **also(remover, outcome),
-        **(_pinned(context, remover, arguments.run_id, agents) if arguments.pin else {}),
+        **also(work, outcome),
+        **(_pinned(context, work, arguments.run_id, agents) if arguments.pin else {}),
     }
     # Unless conflicts may be skipped, only changes made in between can be among the skipped.
     return with_errors(document, outcome.errors + ([] if arguments.skip_conflicts else outcome.blocked_errors()))
 
 
-def _known(remover: Remover, run_id: str, agent: str | None) -> tuple[int, list[str]]:
+def _known(work: Work, run_id: str, agent: str | None) -> tuple[int, list[str]]:
     """Returns how many of a run's sessions were restored before, and its agents, last first. Raises NotFound."""
-    ledger = remover.existing_ledger
+    ledger = work.existing_ledger
     states = [] if ledger is None else ledger.states(run_id, agent)
     if not states:
         raise NotFound(
@@ -106,23 +104,22 @@ def _known(remover: Remover, run_id: str, agent: str | None) -> tuple[int, list[
     return restored, list(dict.fromkeys(agent_id for agent_id, _, _ in states))
 
 
-def _pinned(context: Context, remover: Remover, run_id: str, agents: Sequence[str]) -> dict[str, Any]:
+def _pinned(context: Context, work: Work, run_id: str, agents: Sequence[str]) -> dict[str, Any]:
     """Pins the sessions of a run that were restored, now or before; returns the member that reports it."""
     from session_manager.functions.restoring import pinned
 
-    removed = remover.ledger.removals(run_id=run_id)
+    removed = work.ledger.removals(run_id=run_id)
     return pinned(context, {r.session_id for r in removed if r.state == "restored" and r.agent_id in agents})
 
 
 def _finder(agent_id: str, run_id: str) -> Find:
     """Returns a function that finds the run's removals in one agent, each with later removals of the same session."""
-    from session_manager.stores.openclaw_files.reappeared import REASON
-    from session_manager.stores.openclaw_files.restoration import lives
+    from session_manager.stores.lives import REAPPEARED, lives
 
     def find(ledger: Ledger) -> Sequence[Life]:
         removed = ledger.removals(agent_id=agent_id, run_id=run_id)
         since = min(r.removed_at for r in removed)
-        again = {r.session_id for r in ledger.removals(agent_id=agent_id, since=since, reason=REASON)}
+        again = {r.session_id for r in ledger.removals(agent_id=agent_id, since=since, reason=REAPPEARED)}
         found: list[Life] = [[r] for r in removed if r.session_id not in again]
         ids = {r.removal_id for r in removed}
         for session_id in sorted({r.session_id for r in removed} & again):

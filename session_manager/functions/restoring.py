@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from session_manager.archives.work import Work
 from session_manager.core.errors import Refused, SessionManagerError, failure
+from session_manager.files.memory import spare_memory
 from session_manager.functions.context import Context
 from session_manager.functions.reading import errors_or_raise
 from session_manager.ledger import Removal, Removed, keeping
-from session_manager.stores.openclaw_files.obstacles import UNFINISHED, Obstacle
-from session_manager.stores.openclaw_files.removal import Remover
-from session_manager.stores.openclaw_files.restoration import (
-    Find,
-    Life,
-    Restored,
-    refusal,
-    restore,
-    spare_memory,
-    split,
-)
-from session_manager.stores.openclaw_files.sharing import give_back
-from session_manager.stores.openclaw_files.snapshot import read_snapshot
-from session_manager.stores.openclaw_files.store import Store, listing
+from session_manager.stores.base import Store
+from session_manager.stores.lives import UNFINISHED, Find, Life, Obstacle, refusal
 
 
 class Outcome(msgspec.Struct):
@@ -56,7 +46,7 @@ class Outcome(msgspec.Struct):
         return [failure(refusal([one]), one[0][0].agent_id, one[0][0].session_id) for one in self.blocked]
 
 
-def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *, skip_conflicts: bool) -> Outcome:
+def take_back(context: Context, work: Work, wanted: Mapping[str, Find], *, skip_conflicts: bool) -> Outcome:
     """Restores the removals that ``wanted`` names in each agent; a prune skips them for some days.
 
     Raises Refused for a conflict, unless conflicts are skipped, and the failure to record the restore.
@@ -72,11 +62,11 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
     for agent_id, find in wanted.items():
         try:
             store = _store(context, agent_id)
-            outcome.recovered += end_earlier(remover, store)
-            able, unable, elsewhere = _look(context, remover, store, find)
+            outcome.recovered += end_earlier(work, store)
+            able, unable = store.restorable(work, find(work.ledger), context.clock())
             conflicts += unable
-            going += [(agent_id, session_id) for session_id in able]
-            abroad[agent_id] = elsewhere
+            going += [(agent_id, life[0].session_id) for life in able]
+            abroad[agent_id] = _abroad(removed for life in able for removed in life)
             stores.append((store, find))
         except SessionManagerError as error:
             failed.append((agent_id, error))
@@ -92,33 +82,19 @@ def take_back(context: Context, remover: Remover, wanted: Mapping[str, Find], *,
         try:
             # A restored entry must find its transcript, in any folder.
             for agent_id, names in abroad[store.agent_id].items():
-                outcome.errors += _give_back(context, remover, agent_id, names)
-            done = remover.locked(
-                store,
-                lambda lock, store=store, find=find: _way_back(store)(  # type: ignore[misc]
-                    remover, store, lock, find, skip_conflicts=skip_conflicts or bool(outcome.back)
-                ),
-            )
+                outcome.errors += _give_back(context, work, agent_id, names)
+            done = store.restore(work, find, skip_conflicts=skip_conflicts or bool(outcome.back))
         except SessionManagerError as error:
             failed.append((store.agent_id, error))
             continue
         outcome.back += [(store.agent_id, removal) for removal in done.removals]
-        if store.database and done.removals:
-            outcome.to_import.append(_to_import(store))
+        if done.removals and (how := store.to_import()) is not None:
+            outcome.to_import.append(how)
         outcome.blocked += done.blocked
         outcome.recovered += done.recovered
         outcome.errors += [failure(error, store.agent_id, session_id) for session_id, error in done.failures]
     outcome.errors += errors_or_raise(failed, any_done=len(failed) < len(wanted))
     return outcome
-
-
-def _way_back(store: Store) -> Callable[..., Restored]:
-    """Returns how sessions come back to a store: into its index, or as files if it has moved to SQLite."""
-    if not store.database:
-        return restore
-    from session_manager.stores.openclaw_files.moved_restoration import restore_moved
-
-    return restore_moved
 
 
 def _abroad(going: Iterable[Removed]) -> dict[str, list[str]]:
@@ -132,32 +108,21 @@ def _abroad(going: Iterable[Removed]) -> dict[str, list[str]]:
     return found
 
 
-def _give_back(context: Context, remover: Remover, agent_id: str, names: Sequence[str]) -> list[dict[str, object]]:
+def _give_back(context: Context, work: Work, agent_id: str, names: Sequence[str]) -> list[dict[str, object]]:
     """Restores transcripts in another agent's folder, if necessary; returns those that could not be moved."""
     store = context.volume.archive_store(agent_id)
-    if store is None or set(names).issubset(listing(store)):
-        return []
-    failures = remover.locked(store, lambda lock: give_back(remover, store, lock, names))
+    failures = [] if store is None else store.give_back(work, names)
     return [failure(error, agent_id, session_id) for session_id, error in failures]
 
 
-def _look(
-    context: Context, remover: Remover, store: Store, find: Find
-) -> tuple[list[str], list[tuple[Life, Obstacle]], dict[str, list[str]]]:
-    """Returns the ids of sessions that can be restored to a store, the others' conflicts, and their shared files."""
-    place = remover.place(read_snapshot(store, context.clock()))
-    able, unable = split(place, find(remover.ledger))
-    return [life[0].session_id for life in able], unable, _abroad(removed for life in able for removed in life)
-
-
-def end_earlier(remover: Remover, store: Store) -> list[dict[str, object]]:
+def end_earlier(work: Work, store: Store) -> list[dict[str, object]]:
     """Completes the work of a killed call: files that it has already restored cause no conflict.
 
     Returns the recoveries to report.
     """
-    if not remover.has_unfinished(store, listing(store)):
+    if not store.has_unfinished(work):
         return []
-    return remover.locked(store, lambda lock: remover.end_earlier(store, lock))[1]
+    return store.locked(work, lambda lock: store.end_earlier(work, lock))[1]
 
 
 def _store(context: Context, agent_id: str) -> Store:
@@ -175,20 +140,14 @@ def pinned(context: Context, session_ids: Collection[str]) -> dict[str, Any]:
     return {"pinned": True}
 
 
-def _to_import(store: Store) -> dict[str, str]:
-    from session_manager.stores.openclaw_files.waiting import how_to_import, waiting_path
-
-    return {"agentId": store.agent_id, "index": waiting_path(store), "how": how_to_import(store)}
-
-
 def import_of(outcome: Outcome) -> str:
     """Returns the end of a message on how gateways import sessions restored as files; empty for other sessions."""
     return "".join(f"; {agent['how']}" for agent in outcome.to_import)
 
 
-def also(remover: Remover, outcome: Outcome) -> dict[str, Any]:
+def also(work: Work, outcome: Outcome) -> dict[str, Any]:
     """Returns the members common to all documents of a restore."""
-    document: dict[str, Any] = {"run_id": remover.run.shown_id, **remover.notes()}
+    document: dict[str, Any] = {"run_id": work.run.shown_id, **work.notes()}
     if outcome.to_import:
         document["to_import"] = outcome.to_import
     return document if not outcome.recovered else {**document, "recovered": outcome.recovered}

@@ -11,11 +11,11 @@ import msgspec
 from session_manager.core.errors import SessionManagerError, failure
 from session_manager.functions.context import Context
 from session_manager.functions.reading import foreign_references, names_referred_to, read_view
-from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.base import Store
 
 if TYPE_CHECKING:
+    from session_manager.archives.work import Work
     from session_manager.ledger import Removal
-    from session_manager.stores.openclaw_files.removal import Remover
 
 
 class Left(msgspec.Struct):
@@ -35,7 +35,7 @@ def left_by(removals: Iterable[Removal]) -> list[tuple[str, str]]:
     return [(removal.session_id, name) for removal in removals for name in removal.shares if "/" in name]
 
 
-def archive_left(context: Context, remover: Remover, left: Iterable[tuple[str, str]]) -> Left:
+def archive_left(context: Context, work: Work, left: Iterable[tuple[str, str]]) -> Left:
     """Archives the ``left`` transcripts that their own agent no longer has and that no entry names any more.
 
     Failures of single agents are in the result: the files stay, and cleanup_orphans finds them.
@@ -46,14 +46,11 @@ def archive_left(context: Context, remover: Remover, left: Iterable[tuple[str, s
         by_agent.setdefault(agent_id, {})[file] = session_id
     result = Left()
     for agent_id, names in by_agent.items():
-        from session_manager.stores.openclaw_files.sharing import archive_last
-
         try:
             store = context.volume.store(agent_id)
             if store is None:
                 continue
-            act = partial(archive_last, remover, store, names=names, referred_to=partial(_referred_to, context, store))
-            archived, failures = remover.locked(store, act)
+            archived, failures = store.archive_last(work, names, partial(_referred_to, context, store))
         except SessionManagerError as error:
             result.errors.append(failure(error, agent_id))
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,9 +15,6 @@ from session_manager.functions.naming import hint, keys_of, meant, tidied
 from session_manager.functions.policy import with_policy_to_read
 from session_manager.functions.reading import AgentRead, read_view
 from session_manager.functions.rows import row
-from session_manager.stores.openclaw_files.observe import file_bytes, last_timestamp
-from session_manager.stores.openclaw_files.transcripts import files_by_session
-from session_manager.stores.openclaw_files.whereabouts import OWN, Whereabouts, inside, is_transcript
 
 DESCRIPTION = (
     "Shows one session, by its full id or one of its keys: its keys, times, counters and files, and what was removed "
@@ -57,27 +53,11 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
 
 
 def _live(context: Context, read: AgentRead, wanted: str) -> Iterator[dict[str, Any]]:
-    found = [s for s in read.sessions if s.id == wanted or wanted in s.keys]
-    if not found or read.store is None:
-        return
-    files = files_by_session(read.names, read.sessions, read.store.sessions_dir)
-    whereabouts = Whereabouts.of(read.store, read.sessions, read.names)
-    for session in found:
-        paths = {name: os.path.join(read.store.sessions_dir, name) for name in files.get(session.id, ())}
-        sizes = {name: file_bytes(path) for name, path in paths.items()}
-        spots = {file: whereabouts.spots_of(session.id, file) for file in session.session_files}
-        others = {file: inside(found) for file, found in spots.items() if any(spot.kind != OWN for spot in found)}
-        paths_elsewhere = {path for found in others.values() for path in found}
-        session.size = sum(sizes.values()) + sum(map(file_bytes, paths_elsewhere))
-        transcripts = [path for name, path in paths.items() if is_transcript(name)]
-        seen = [_last_written(path, context.clock()) for path in (*transcripts, *paths_elsewhere)]
-        session.transcript_activity = max(seen, default=0) or None
-        shown = {**row(session, context.settings.current), **_facts(session), "files": sizes}
-        if others:
-            # An unreadable file has no size.
-            elsewhere = {file: sum(map(file_bytes, paths)) if paths else None for file, paths in others.items()}
-            shown["files_elsewhere"] = elsewhere
-        yield shown
+    for session in read.sessions:
+        if read.snapshot is not None and (session.id == wanted or wanted in session.keys):
+            found = read.snapshot.details(session, context.clock())
+            shown = {**row(session, context.settings.current), **_facts(session), "files": found.files}
+            yield shown | ({"files_elsewhere": found.elsewhere} if found.elsewhere else {})
 
 
 def _facts(session: Session) -> dict[str, Any]:
@@ -95,13 +75,6 @@ def _facts(session: Session) -> dict[str, Any]:
         "busy": session.busy,
         "spawned_by": list(session.parents),
     }
-
-
-def _last_written(path: str, now_ms: int) -> int:
-    try:
-        return last_timestamp(path, now_ms, 0) or 0
-    except OSError:
-        return 0
 
 
 def _removed(context: Context, agent: str | None, wanted: str) -> tuple[list[dict[str, Any]], list[str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,13 +13,11 @@ from session_manager.core.retention import Decision
 from session_manager.functions.reading import AgentRead
 from session_manager.functions.rows import row
 from session_manager.functions.shared_files import left_by
-from session_manager.stores.openclaw_files.store import Store
-from session_manager.stores.openclaw_files.transcripts import no_texts_of
-from session_manager.stores.openclaw_files.whereabouts import outside_files, still_outside
+from session_manager.stores.base import Store, reported
 
 if TYPE_CHECKING:
     from session_manager.core.rules import Overrun
-    from session_manager.stores.openclaw_files.removal import Outcome
+    from session_manager.stores.base import Outcome
 
 ACTIVE = "active"
 
@@ -28,8 +27,6 @@ Notes = dict[str, list[dict[str, object]]]
 
 def note(notes: Notes, store: Store, outcome: Outcome) -> list[dict[str, object]]:
     """Adds additional work done in a store; returns the failures as a document's ``errors``."""
-    from session_manager.stores.openclaw_files.reappeared import reported
-
     for name, found in (
         ("recovered", outcome.recovered),
         ("reappeared", reported(store.agent_id, outcome.reappeared)),
@@ -38,6 +35,11 @@ def note(notes: Notes, store: Store, outcome: Outcome) -> list[dict[str, object]
         if found:
             notes.setdefault(name, []).extend(found)
     return [failure(error, store.agent_id, session_id) for session_id, error in outcome.failures]
+
+
+def still_outside(files: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns those files ``left_alone`` that were not archived since with the other sessions that had them."""
+    return [file for file, paths in files.items() if not paths or any(map(os.path.lexists, paths))]
 
 
 class Tally(msgspec.Struct):
@@ -64,15 +66,11 @@ class Tally(msgspec.Struct):
         self.decisions += decisions
         self.removed += [(store.agent_id, session_id) for session_id in removed]
         self.alive |= {(store.agent_id, session_id) for session_id in outcome.alive}
-        gone = set(removed)
-        going = [d.session for d in decisions if d.session.id in gone]
-        archived = (source for removal in outcome.removed for source, _ in removal.files)
-        self.left_alone |= outside_files(store, outcome.snapshot.sessions, going, archived)
-        self.left_alone |= {name: [] for name in no_texts_of(gone, store.sessions_dir)} if gone else {}
+        self.left_alone |= outcome.left_alone
         self.left += left_by(outcome.removed)
         self.errors += note(self.notes, store, outcome)
 
-    def add_second_look(self, looked: Sequence[tuple[Store, Outcome]]) -> None:
+    def add_second_look(self, looked: Iterable[tuple[Store, Outcome]]) -> None:
         """Adds the findings of the second read of the stores: a session that woke up was not removed."""
         for store, outcome in looked:
             woken = {(store.agent_id, one.session_id) for one in outcome.woken}

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from session_manager.core.backends import SPAWNED, observe
 from session_manager.core.session import Session
 from session_manager.files.versions import read_file
-from session_manager.stores.openclaw_files.store import Store
+
+if TYPE_CHECKING:
+    from session_manager.stores.openclaw_files.store import Store
 
 _RUNS = os.path.join("subagents", "runs.json")
 _DATABASE = os.path.join("state", "openclaw.sqlite")

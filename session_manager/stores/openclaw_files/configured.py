@@ -13,7 +13,7 @@ from session_manager.core.index import Index
 from session_manager.core.layout import Layout
 from session_manager.core.session import safe_name
 from session_manager.files.versions import read_file
-from session_manager.stores.openclaw_files.store import Store
+from session_manager.stores.openclaw_files.kind import FilesStore
 from session_manager.stores.openclaw_files.volume import AGENT_ID, Volume, unknown_agent, unlistable, without_twins
 
 
@@ -84,7 +84,7 @@ class ConfiguredVolume(Volume):
             return self._owner(name, known)
         raise unknown_agent(agent, known)
 
-    def store(self, agent_id: str) -> Store | None:
+    def store(self, agent_id: str) -> FilesStore | None:
         """Returns the agent's store, or its part of the one index; None when there is no such folder.
 
         Raises Refused as for an agents directory.
@@ -92,7 +92,7 @@ class ConfiguredVolume(Volume):
         self._check_kind(agent_id)
         return self._found(agent_id)
 
-    def _found(self, agent_id: str) -> Store | None:
+    def _found(self, agent_id: str) -> FilesStore | None:
         layout = self._layout
         name = os.path.basename(layout.index(agent_id))
         store = self._store_in(self._folder(agent_id), agent_id, name)

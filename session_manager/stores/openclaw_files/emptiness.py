@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from session_manager.core.session import Session
-from session_manager.stores.openclaw_files.store import Snapshot
 from session_manager.stores.openclaw_files.transcripts import files_by_session
 from session_manager.stores.openclaw_files.whereabouts import ELSEWHERE, REFUSED, Whereabouts, is_transcript
+
+if TYPE_CHECKING:
+    from session_manager.stores.openclaw_files.store import Snapshot
 
 # Lines without a message are short, and few precede the first message.
 LONGEST = 64 * 1024

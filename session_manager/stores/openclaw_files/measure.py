@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from session_manager.core.progress import tracked
 from session_manager.core.selection import Selection
 from session_manager.stores.openclaw_files.emptiness import empty_or_unseen
 from session_manager.stores.openclaw_files.observe import file_bytes
-from session_manager.stores.openclaw_files.store import Snapshot
 from session_manager.stores.openclaw_files.transcripts import files_by_session
 from session_manager.stores.openclaw_files.whereabouts import paths_inside
+
+if TYPE_CHECKING:
+    from session_manager.stores.openclaw_files.store import Snapshot
 
 
 def measure(snapshot: Snapshot, only: Selection, *, sizes: bool = False) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from session_manager.core.progress import tracked
-from session_manager.core.session import RUN_STALE_MS, Session, epoch_ms
+from session_manager.core.session import RUN_STALE_MS, epoch_ms
 from session_manager.files.liveness import TRANSCRIPT_STALE_MS, is_held, read_marker
-from session_manager.stores.openclaw_files.store import Snapshot, Store
 from session_manager.stores.openclaw_files.transcripts import LOCK_SUFFIX, files_by_session
 from session_manager.stores.openclaw_files.whereabouts import (
     ELSEWHERE,
@@ -21,8 +21,10 @@ from session_manager.stores.openclaw_files.whereabouts import (
     paths_inside,
 )
 
-# Epoch milliseconds, for all sessions or for each.
-Cutoff = int | Callable[[Session], int]
+if TYPE_CHECKING:
+    from session_manager.core.retention import Cutoff
+    from session_manager.stores.openclaw_files.store import Snapshot, Store
+
 _WINDOW = 64 * 1024
 _WINDOW_LIMIT = 16 * 1024 * 1024
 _HEAD = rb'^\{"type":"[^"\\]{1,64}"(?:,"[A-Za-z]{1,32}":(?:"[^"\\]{0,256}"|null|\d{1,20}(?:\.\d{1,9})?)){0,6}'

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from session_manager.archives.second_names import SecondNames
+from session_manager.archives.work import Work
 from session_manager.core.session import trimmed_or_none
 from session_manager.ledger import Removed
+from session_manager.stores.lives import FILE_EXISTS, KEY_TAKEN, NOT_RESTORABLE, UNFINISHED, Obstacle
 from session_manager.stores.openclaw_files.joining import belongs
-from session_manager.stores.openclaw_files.store import Snapshot
 from session_manager.stores.openclaw_files.whereabouts import is_transcript
 
-KEY_TAKEN, FILE_EXISTS, NOT_RESTORABLE, UNFINISHED = "key_taken", "file_exists", "not_restorable", "unfinished"
+if TYPE_CHECKING:
+    from session_manager.stores.openclaw_files.store import Snapshot
+
 _ENDS = {
     "restored": "it was restored",
     "purged": "its archives were purged",
     "erased": "it was erased",
 }
-
-
-class Obstacle(msgspec.Struct, frozen=True):
-    """Why a session cannot be restored: one of the codes above, and a sentence without its subject's name."""
-
-    code: str
-    reason: str
 
 
 class Place:
@@ -118,3 +113,8 @@ class Place:
         if index is not None and key in index.entries:
             return trimmed_or_none(index.entry(key).session_id) or "(an entry without a session id)"
         return self._claimed.get(key)
+
+
+def place_of(work: Work, snapshot: Snapshot) -> Place:
+    """Returns a store as a place to restore sessions to."""
+    return Place(snapshot, work.second_names, work.settings.keep_days)

@@ -19,6 +19,7 @@ from session_manager.files.atomic import clear_errors, sync_folder
 from session_manager.files.liveness import now_ms
 from session_manager.files.steps import step
 from session_manager.ledger import Removal
+from session_manager.stores.lives import LEFTOVER, ORPHAN
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
 from session_manager.stores.openclaw_files.recovery import try_recover
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
@@ -26,20 +27,19 @@ from session_manager.stores.openclaw_files.store import Snapshot, Store
 from session_manager.stores.openclaw_files.transcripts import files_by_session
 
 if TYPE_CHECKING:
-    from session_manager.stores.openclaw_files.removal import Remover
+    from session_manager.archives.work import Work
 
-REASON, LEFTOVER = "orphan", "leftover"
-ORPHAN = "true_orphan"
+TRUE_ORPHAN = "true_orphan"
 
 ChooseOrphans = Callable[[Snapshot], Sequence[Orphan]]
 
 
 def archive_orphans(
-    remover: Remover,
+    remover: Work,
     store: Store,
     lock: StoreLock,
     choose: ChooseOrphans,
-    reason: str = REASON,
+    reason: str = ORPHAN,
     *,
     history: bool = True,
 ) -> tuple[list[Removal], set[str], Failures]:
@@ -55,7 +55,7 @@ def archive_orphans(
         return [], set(), []
     taken, now = set(snapshot.names), now_ms()
     removals = [
-        Removal(o.id, reason if o.kind == ORPHAN else LEFTOVER, [], [], archive_names(o.files, taken, now))
+        Removal(o.id, reason if o.kind == TRUE_ORPHAN else LEFTOVER, [], [], archive_names(o.files, taken, now))
         for o in chosen
     ]
     ledger, run = remover.ledger, remover.run

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from session_manager.archives.names import archive_timestamp
+from session_manager.archives.work import Work
 from session_manager.core.errors import Damaged, Locked, SessionManagerError
 from session_manager.core.index import Index
 from session_manager.core.jsonscan import scan_beginning
@@ -22,9 +23,9 @@ from session_manager.files.atomic import clear_errors, exchange, private_in, ren
 from session_manager.files.liveness import now_ms
 from session_manager.files.steps import step
 from session_manager.files.versions import Identity, identity_of, read_file
+from session_manager.stores.openclaw_files.changing import end_earlier, intend, refuse_unguarded
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
 from session_manager.stores.openclaw_files.recovery import try_recover
-from session_manager.stores.openclaw_files.removal import Remover
 from session_manager.stores.openclaw_files.snapshot import read_snapshot, sessions_of
 from session_manager.stores.openclaw_files.store import Snapshot, Store
 from session_manager.stores.openclaw_files.swap import IndexChanged, Swap, look_again, parsed_by, write_temp
@@ -100,7 +101,7 @@ def _beginning_of(text: bytes) -> Index:
     return Index(_EMPTY.edited((), put))
 
 
-def readopt(remover: Remover, store: Store, lock: StoreLock, choose: ChooseMembers, *, rebuild: bool) -> Readopted:
+def readopt(work: Work, store: Store, lock: StoreLock, choose: ChooseMembers, *, rebuild: bool) -> Readopted:
     """Adds the members that ``choose`` picks from a fresh read; with ``rebuild`` also to an unreadable index.
 
     Recovers killed runs first, or last if that is only possible with the rebuilt index. Raises
@@ -108,7 +109,7 @@ def readopt(remover: Remover, store: Store, lock: StoreLock, choose: ChooseMembe
     """
     recovered: list[dict[str, object]] = []
     try:
-        recovered = remover.end_earlier(store, lock)[1]
+        recovered = end_earlier(work, store, lock)[1]
     except Damaged:
         if not rebuild:
             raise
@@ -123,11 +124,11 @@ def readopt(remover: Remover, store: Store, lock: StoreLock, choose: ChooseMembe
         members = choose(snapshot)
         if snapshot.index is None or (broken is None and not members):
             return Readopted({}, None, 0, recovered, [])
-        remover.refuse_unguarded(snapshot)
+        refuse_unguarded(work, snapshot)
         lock.check()
         try:
             if broken is None:
-                return Readopted(members, None, 0, recovered, _add(remover, snapshot, lock, members))
+                return Readopted(members, None, 0, recovered, _add(work, snapshot, lock, members))
             kept_as = _replace(store, lock, broken, snapshot.index.edited((), members))
         except IndexChanged:
             continue
@@ -136,20 +137,20 @@ def readopt(remover: Remover, store: Store, lock: StoreLock, choose: ChooseMembe
             with clear_errors("make durable the index in", store.sessions_dir):
                 sync_folder(os.path.dirname(store.index_path))
             step("rebuilt index synced")
-            recovered += remover.end_earlier(store, lock)[1]
+            recovered += end_earlier(work, store, lock)[1]
         except SessionManagerError as error:
             failures.append(error)
         return Readopted(members, kept_as, len(snapshot.index.entries), recovered, failures)
     raise Locked(f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id)
 
 
-def _add(remover: Remover, snapshot: Snapshot, lock: StoreLock, members: Members) -> list[SessionManagerError]:
+def _add(work: Work, snapshot: Snapshot, lock: StoreLock, members: Members) -> list[SessionManagerError]:
     """Adds members to a readable index. Returns errors after that; raises if nothing was added."""
     store, index, identity = snapshot.store, snapshot.index, snapshot.identity
     assert index is not None
     assert identity is not None
     text = index.edited((), members)
-    temp, attempt = remover.intend(lock, store, identity, text, [])
+    temp, attempt = intend(work, lock, store, identity, text, [])
     try:
         with clear_errors("rewrite the index of", store.sessions_dir):
             if identity_of(store.index_path) != identity:
@@ -162,12 +163,12 @@ def _add(remover: Remover, snapshot: Snapshot, lock: StoreLock, members: Members
             swap.clean()
             sync_folder(os.path.dirname(store.index_path))
             step("additions synced")
-        remover.ledger.finish(attempt, ())
+        work.ledger.finish(attempt, ())
         step("additions noted")
     except LockLost:
         raise
     except BaseException as error:
-        try_recover(store, lock, remover.ledger, attempt)
+        try_recover(store, lock, work.ledger, attempt)
         if isinstance(error, SessionManagerError) and _is_added(store, members):
             return [error]
         raise

@@ -7,18 +7,17 @@ which somebody restored on purpose.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Collection, Set
 
 from session_manager.core.protection import protection
 from session_manager.core.session import Session
 from session_manager.files.liveness import now_ms
-from session_manager.ledger import Ledger, Removal, Removed
+from session_manager.ledger import Ledger, Removed
 from session_manager.stores.openclaw_files.observe import observe_locks
 from session_manager.stores.openclaw_files.store import Snapshot
 from session_manager.stores.openclaw_files.transcripts import files_by_session
 
 WINDOW_MS = 5 * 60_000
-REASON = "reappeared"
 
 
 def ghosts(ledger: Ledger, snapshot: Snapshot, current: Set[str], chosen: Collection[str]) -> list[Session]:
@@ -35,11 +34,6 @@ def ghosts(ledger: Ledger, snapshot: Snapshot, current: Set[str], chosen: Collec
     files = files_by_session(snapshot.names, snapshot.sessions, store.sessions_dir)
     observe_locks(snapshot, now)
     return [s for s in found if not files.get(s.id) and (s.id in chosen or protection(s, current) is None)]
-
-
-def reported(agent_id: str, removals: Iterable[Removal]) -> list[dict[str, object]]:
-    """Returns the elements of a result's ``reappeared``."""
-    return [{"agentId": agent_id, "id": r.session_id, "keys": r.keys} for r in removals]
 
 
 def _came_back(session: Session, removed: Removed, snapshot: Snapshot) -> bool:

@@ -7,78 +7,35 @@ content of the index. If killed anywhere, the next call runs recovery: every ses
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
 from session_manager.archives.archive import Failures, bring_back_files
 from session_manager.archives.second_names import SecondNames
+from session_manager.archives.work import Work
 from session_manager.core.errors import Locked, Refused, SessionManagerError
 from session_manager.core.progress import stage
 from session_manager.files.atomic import clear_errors, sync_folder
 from session_manager.files.liveness import now_ms
 from session_manager.files.steps import step
 from session_manager.files.versions import Identity, read_file
-from session_manager.ledger import REMOVED, Attempt, Ledger, Removal, Removed
+from session_manager.ledger import Attempt, Removal, Removed
 from session_manager.ledger.rows import Member
+from session_manager.stores.lives import FILE_EXISTS, LOST, NOT_RESTORABLE, Find, Life, Obstacle, Restored, refusal
+from session_manager.stores.openclaw_files.changing import end_earlier, refuse_unguarded
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
-from session_manager.stores.openclaw_files.obstacles import FILE_EXISTS, NOT_RESTORABLE, Obstacle, Place
-from session_manager.stores.openclaw_files.orphan_removal import LEFTOVER
-from session_manager.stores.openclaw_files.orphan_removal import REASON as ORPHAN
-from session_manager.stores.openclaw_files.reappeared import REASON
+from session_manager.stores.openclaw_files.obstacles import Place, place_of
 from session_manager.stores.openclaw_files.recovery import places_of, recover_attempt, try_recover
-from session_manager.stores.openclaw_files.removal import Remover
 from session_manager.stores.openclaw_files.sharing import gather
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
 from session_manager.stores.openclaw_files.store import Snapshot, Store
 from session_manager.stores.openclaw_files.swap import IndexChanged, Swap, look_again, parsed_by, write_temp
 
 _FRESH_STARTS = 20
-_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 128 * 1024
 _LOOKS_AFTER = 20
-LOST = Obstacle("store_locked", "a gateway that takes no lock has overwritten the index without it; try again")
-
-# One session's removals that belong together, newest first: an entry that a gateway wrote back and we removed again,
-# or a transcript that it began anew and we archived as an orphan, and the removal before that.
-Life = Sequence[Removed]
-Find = Callable[[Ledger], Sequence[Life]]
-
-
-class Restored(msgspec.Struct):
-    """What happened in one store: removals that were undone, and lives that could not be restored, with the reason."""
-
-    removals: list[Removal]
-    blocked: list[tuple[Life, Obstacle]]
-    recovered: list[dict[str, object]]
-    failures: Failures
-
-
-def lives(removed: Iterable[Removed]) -> list[Life]:
-    """Groups one session's removals, newest first: those of one group can only be undone together.
-
-    An orphan that was written under the name of a removed session, and archived, continues that session. A removal that
-    only holds files which an earlier removal shares is undone through that one.
-    """
-    removed = list(removed)
-    shared = {name for removal in removed for name in removal.shares}
-    found: list[list[Removed]] = []
-    # A leftover is no conversation: conversations come first, and it blocks none.
-    leftovers = [[removal] for removal in removed if removal.reason == LEFTOVER]
-    for removal in removed:
-        if removal.reason == LEFTOVER:
-            continue
-        if not removal.keys and removal.state != "erased" and shared.issuperset(source for source, _ in removal.files):
-            continue
-        last = found[-1][-1] if found else None
-        goes_on = last is not None and last.reason == ORPHAN and removal.state == last.state == REMOVED
-        if last is None or not (last.reason == REASON or goes_on):
-            found.append([])
-        found[-1].append(removal)
-    return [*found, *leftovers]
 
 
 def split(place: Place, found: Iterable[Life]) -> tuple[list[Life], list[tuple[Life, Obstacle]]]:
@@ -97,22 +54,13 @@ def split(place: Place, found: Iterable[Life]) -> tuple[list[Life], list[tuple[L
     return going, blocked
 
 
-def spare_memory() -> None:
-    """Makes the allocator return large buffers to the system when they are freed.
-
-    The GNU C library keeps them once one was freed (its mmap threshold rises); other libraries do not need this.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-
-
-def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip_conflicts: bool) -> Restored:
+def restore(work: Work, store: Store, lock: StoreLock, find: Find, *, skip_conflicts: bool) -> Restored:
     """Undoes the removals that ``find`` returns, after recovering killed runs. ``find`` gets a fresh read each time.
 
     Raises Refused (``key_taken``, ``file_exists``, ``not_restorable``) when something is in the way and
     ``skip_conflicts`` is not set; Damaged, Locked, LockLost, Refused or Failed; nothing is restored then.
     """
-    done, recovered, failures = remover.end_earlier(store, lock)
+    done, recovered, failures = end_earlier(work, store, lock)
     for _ in range(_FRESH_STARTS):
         snapshot = read_snapshot(store, now_ms())
         if snapshot.index is None:
@@ -121,24 +69,24 @@ def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip
                 code=NOT_RESTORABLE,
                 agentId=store.agent_id,
             )
-        going, blocked = split(remover.place(snapshot), find(remover.ledger))
+        going, blocked = split(place_of(work, snapshot), find(work.ledger))
         if blocked and not skip_conflicts:
             raise refusal(blocked)
         if not going:
             return Restored(done, blocked, recovered, failures)
-        remover.refuse_unguarded(snapshot)
+        refuse_unguarded(work, snapshot)
         lock.check()
         sessions = {life[0].removal_id: life[0].session_id for life in going}
         removed = [removal for life in going for removal in life]
         # With very many sessions each of these is as large as the index: free them as soon as possible.
         del going
-        gather(remover, store, removed)
+        gather(work, store, removed)
         try:
-            back, failed = _execute(remover, snapshot, lock, removed)
+            back, failed = _execute(work, snapshot, lock, removed)
         except IndexChanged:
             continue
         alive = {removal.session_id for removal in back}
-        lost = _lost(remover, store, find, {n for n, session_id in sessions.items() if session_id not in alive})
+        lost = _lost(work, store, find, {n for n, session_id in sessions.items() if session_id not in alive})
         if lost and not back and not done:
             if lost[0][1] != LOST:
                 raise refusal(lost)
@@ -147,51 +95,33 @@ def restore(remover: Remover, store: Store, lock: StoreLock, find: Find, *, skip
     raise Locked(f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id)
 
 
-def _lost(remover: Remover, store: Store, find: Find, missing: Collection[int]) -> list[tuple[Life, Obstacle]]:
+def _lost(work: Work, store: Store, find: Find, missing: Collection[int]) -> list[tuple[Life, Obstacle]]:
     """Returns the lives that were not restored because a gateway wrote meanwhile, each with its obstacle.
 
     ``missing`` are the newest removals of these lives.
     """
     if not missing:
         return []
-    place = remover.place(read_snapshot(store, now_ms()))
-    lost = [life for life in find(remover.ledger) if life[0].removal_id in missing]
+    place = place_of(work, read_snapshot(store, now_ms()))
+    lost = [life for life in find(work.ledger) if life[0].removal_id in missing]
     return [(life, place.obstacle(life) or LOST) for life in lost]
 
 
-def refusal(blocked: Sequence[tuple[Life, Obstacle]]) -> Refused:
-    """Returns the error that names the obstacle."""
-    life, obstacle = blocked[0]
-    more = f"; and {len(blocked) - 1} more sessions cannot be" if len(blocked) > 1 else ""
-    conflicts = [
-        {"id": life[0].session_id, "agentId": life[0].agent_id, "code": obstacle.code, "reason": obstacle.reason}
-        for life, obstacle in blocked
-    ]
-    return Refused(
-        f"session {life[0].session_id} of agent {life[0].agent_id!r} cannot be restored: {obstacle.reason}{more}; "
-        "nothing was changed",
-        code=obstacle.code,
-        conflicts=conflicts,
-    )
-
-
-def _execute(
-    remover: Remover, snapshot: Snapshot, lock: StoreLock, removed: list[Removed]
-) -> tuple[list[Removal], Failures]:
+def _execute(work: Work, snapshot: Snapshot, lock: StoreLock, removed: list[Removed]) -> tuple[list[Removal], Failures]:
     """Returns the restored removals, and errors after the index was written. Raises when nothing was restored.
 
     Empties ``removed``.
     """
     store, identity = snapshot.store, snapshot.identity
     assert identity is not None
-    ledger = remover.ledger
+    ledger = work.ledger
     stage(f"recording the restore of {store.agent_id}")
-    attempt = ledger.intend_restore(remover.run, store.store_id, store.agent_id, [], [identity], _drained(removed))
+    attempt = ledger.intend_restore(work.run, store.store_id, store.agent_id, [], [identity], _drained(removed))
     step("restore intended")
     try:
         with clear_errors("restore sessions in", store.sessions_dir):
             swap_in, known = _prepared(snapshot, lock, attempt)
-            _bring_back(store, remover.second_names, attempt)
+            _bring_back(store, work.second_names, attempt)
             stage(f"writing the index of {store.agent_id}")
             swap_in()
             alive, failures = recover_attempt(store, lock, ledger, attempt, known)

@@ -9,28 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
 from session_manager.archives.archive import Failures, bring_back_files, forget_second_names
+from session_manager.archives.work import Work
 from session_manager.core.orphans import Orphan
 from session_manager.files.atomic import clear_errors, sync_folder
 from session_manager.files.liveness import now_ms
 from session_manager.files.steps import step
-from session_manager.ledger import Removal, Removed
+from session_manager.ledger import Archived, Ledger, Removal, Removed
+from session_manager.stores.openclaw_files.changing import end_earlier
 from session_manager.stores.openclaw_files.gateway_lock import StoreLock
 from session_manager.stores.openclaw_files.names import session_id_of
 from session_manager.stores.openclaw_files.observe import file_bytes, held_transcripts
 from session_manager.stores.openclaw_files.orphan_removal import archive_orphans
-from session_manager.stores.openclaw_files.removal import Remover
 from session_manager.stores.openclaw_files.store import Snapshot, Store, listing
 from session_manager.stores.openclaw_files.transcripts import files_by_session
 
 REASON = "shared file"
 
 
-def gather(remover: Remover, store: Store, going: Iterable[Removed]) -> None:
+def gather(work: Work, store: Store, going: Iterable[Removed]) -> None:
     """Hands over to removals about to be undone their files that others hold. Raises Refused or Failed.
 
     For a caller who holds the store's lock. Skips files that are live, or archived nowhere.
@@ -39,48 +40,48 @@ def gather(remover: Remover, store: Store, going: Iterable[Removed]) -> None:
     names.update(source for removed in going for source, _ in removed.files)
     missing = [(removed, name) for removed in going for name in removed.shares if "/" not in name]
     missing = [(removed, name) for removed, name in missing if name not in names]
-    holders = remover.ledger.holders(store.agent_id, _common(store)) if missing else {}
+    holders = work.ledger.holders(store.agent_id, _common(store)) if missing else {}
     for removed, name in missing:
         holder = holders.pop(name, None)
-        if holder is not None and _is_there(remover, store, holder, name):
-            _hand_over(remover, name, holder, removed)
+        if holder is not None and _is_there(work, store, holder, name):
+            _hand_over(work, name, holder, removed)
 
 
-def give_back(remover: Remover, store: Store, lock: StoreLock, names: Iterable[str]) -> Failures:
+def give_back(work: Work, store: Store, lock: StoreLock, names: Iterable[str]) -> Failures:
     """Restores files of a store for a session of another agent, whichever removals hold them.
 
     For a caller who holds the store's lock, before the session itself is restored. If killed in between, the next call
     that takes the lock restores them. Returns failed moves. Raises Damaged, LockLost, Refused or Failed.
     """
-    remover.end_earlier(store, lock)
-    here, ledger = set(listing(store)), remover.ledger
+    end_earlier(work, store, lock)
+    here, ledger = set(listing(store)), work.ledger
     holders = ledger.holders(store.agent_id)
     failures: Failures = []
     for name in names:
         holder = holders.get(name)
-        if name in here or holder is None or not _is_there(remover, store, holder, name):
+        if name in here or holder is None or not _is_there(work, store, holder, name):
             continue
         removal = Removal(holder.session_id, REASON, [], [], [])
-        attempt = ledger.intend(remover.run, store.store_id, store.agent_id, [], [], [removal])
+        attempt = ledger.intend(work.run, store.store_id, store.agent_id, [], [], [removal])
         step("shared file intended")
-        _hand_over(remover, name, holder, ledger.removal(removal.removal_id))
+        _hand_over(work, name, holder, ledger.removal(removal.removal_id))
         removal.files = [(name, dict(holder.files)[name])]
         with clear_errors("bring back files in", store.sessions_dir):
-            failed = bring_back_files(store, remover.second_names, attempt, [removal])[0]
+            failed = bring_back_files(store, work.second_names, attempt, [removal])[0]
             sync_folder(store.sessions_dir)
             step("shared file back")
-            forget_second_names(store, remover.second_names, attempt, [removal])
+            forget_second_names(store, work.second_names, attempt, [removal])
         ledger.finish(attempt, (removal.session_id,), complete=not failed)
         failures += failed
     return failures
 
 
-def pass_on(remover: Remover, store: Store, session_id: str) -> None:
+def pass_on(work: Work, store: Store, session_id: str) -> None:
     """Hands over the files of a session about to be erased to removals that name them and can still be undone.
 
     For a caller who holds the store's lock. Raises Refused or Failed.
     """
-    ledger = remover.existing_ledger
+    ledger = work.existing_ledger
     if ledger is None:
         return
     sharers = ledger.sharers(store.agent_id, _common(store))
@@ -93,32 +94,32 @@ def pass_on(remover: Remover, store: Store, session_id: str) -> None:
             if any("/" in shared and shared.endswith(f"/{name}") for shared in taker.shares):
                 # It is kept in this folder by a removal of its own, which is not reported to history.
                 removal = Removal(taker.session_id, REASON, [], [], [])
-                silent = msgspec.structs.replace(remover.run, history=False)
+                silent = msgspec.structs.replace(work.run, history=False)
                 attempt = ledger.intend(silent, store.store_id, store.agent_id, [], [], [removal])
                 ledger.finish(attempt, ())
                 taker = ledger.removal(removal.removal_id)
-            _hand_over(remover, name, holder, taker)
+            _hand_over(work, name, holder, taker)
 
 
-def others_too(remover: Remover, store: Store, session_id: str) -> list[tuple[str, str]]:
+def others_too(work: Work, store: Store, session_id: str) -> list[tuple[str, str]]:
     """Returns (agent id, present name) of the shared files that a session's removals name but do not hold.
 
     Raises Refused or Failed.
     """
-    ledger = remover.existing_ledger
+    ledger = work.existing_ledger
     found: list[tuple[str, str]] = []
     for removal in ledger.removals(agent_id=store.agent_id, session=session_id) if ledger is not None else ():
         for shared in removal.shares:
             agent_id, _, name = shared.rpartition("/")
             agent_id = agent_id or store.agent_id
             common = _common(store) if agent_id == store.agent_id else ""
-            holder = remover.ledger.holders(agent_id, common).get(name)
+            holder = work.ledger.holders(agent_id, common).get(name)
             found.append((agent_id, name if holder is None else dict(holder.files)[name]))
     return found
 
 
 def archive_last(
-    remover: Remover,
+    work: Work,
     store: Store,
     lock: StoreLock,
     names: Mapping[str, str],
@@ -131,8 +132,8 @@ def archive_last(
 
     Returns the archived files, and failed moves. Raises Damaged, LockLost, Refused or Failed.
     """
-    failures = remover.end_earlier(store, lock)[2]
-    whose = {name: owner for name, last in names.items() if (owner := _heir(remover, store, name, last)) is not None}
+    failures = end_earlier(work, store, lock)[2]
+    whose = {name: owner for name, last in names.items() if (owner := _heir(work, store, name, last)) is not None}
 
     def choose(snapshot: Snapshot) -> list[Orphan]:
         here = snapshot.names
@@ -146,13 +147,13 @@ def archive_last(
                 orphan.size += file_bytes(os.path.join(store.sessions_dir, name))
         return list(found.values())
 
-    archived, _, failed = archive_orphans(remover, store, lock, choose, REASON)
+    archived, _, failed = archive_orphans(work, store, lock, choose, REASON)
     return archived, failures + failed
 
 
-def _heir(remover: Remover, store: Store, name: str, last: str) -> str | None:
+def _heir(work: Work, store: Store, name: str, last: str) -> str | None:
     """Returns the session to archive a file for: one that can be restored, else the last that had it."""
-    ledger = remover.ledger
+    ledger = work.ledger
     sharers = [s for s in ledger.sharers(store.agent_id).get(name, ()) if s.agent_id == store.agent_id]
     if sharers:
         return sharers[0].session_id
@@ -165,21 +166,34 @@ def _common(store: Store) -> str:
     return store.store_id.rpartition(":")[2] if store.mates else ""
 
 
-def _is_there(remover: Remover, store: Store, holder: Removed, name: str) -> bool:
+def _is_there(work: Work, store: Store, holder: Removed, name: str) -> bool:
     target = dict(holder.files)[name]
-    second = remover.second_names.path(holder.run_id, holder.agent_id, target)
+    second = work.second_names.path(holder.run_id, holder.agent_id, target)
     return os.path.lexists(os.path.join(store.sessions_dir, target)) or os.path.lexists(second)
 
 
-def _hand_over(remover: Remover, name: str, holder: Removed, taker: Removed) -> None:
+def _hand_over(work: Work, name: str, holder: Removed, taker: Removed) -> None:
     """Hands an archive over to another removal."""
-    target, second_names = dict(holder.files)[name], remover.second_names
+    target, second_names = dict(holder.files)[name], work.second_names
     old, new = ((removed.run_id, removed.agent_id) for removed in (holder, taker))
     with clear_errors("keep a second name in", second_names.root):
         second_names.give(target, old, new)
     step("second name given")
-    remover.ledger.hand_over(remover.run, name, holder.removal_id, taker.removal_id)
+    work.ledger.hand_over(work.run, name, holder.removal_id, taker.removal_id)
     step("file handed over")
     if old != new:
         with contextlib.suppress(OSError):
             second_names.forget(*old, [target])
+
+
+def archives(store: Store, names: Sequence[str], ledger: Ledger | None) -> tuple[list[str], list[Archived]]:
+    """Returns the names in a folder that may be an agent's archives, and its removals in the ledger."""
+    removed = ledger.archived(store.agent_id) if ledger is not None else []
+    if not store.mates and not store.database:
+        return list(names), removed
+    own = {name for removal in removed for name in removal.archives}
+    if store.database:
+        # Files that the gateway has created there since stay.
+        return [name for name in names if name in own], removed
+    known = {name for removal in ledger.archived(None) for name in removal.archives} if ledger is not None else set()
+    return [name for name in names if name in own or (store.keeper and name not in known)], removed

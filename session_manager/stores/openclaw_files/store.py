@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -14,7 +15,12 @@ from session_manager.core.layout import INDEX_NAME, Layout
 from session_manager.core.session import Session
 from session_manager.files.versions import Identity
 
-UNSUPPORTED = "store_unsupported"
+SQLITE_NAME = "openclaw-agent.sqlite"
+
+if TYPE_CHECKING:
+    from session_manager.core.retention import Cutoff
+    from session_manager.core.selection import Selection
+    from session_manager.stores.base import Details, Usage
 
 
 class Store(msgspec.Struct, frozen=True):
@@ -66,7 +72,7 @@ class Store(msgspec.Struct, frozen=True):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         join(self.sessions_dir, name, archive, number)
 
-    def of(self, agent_id: str) -> Store:
+    def of(self, agent_id: str) -> Self:
         """Returns another agent's part of a shared index."""
         if self.shared_as is None or agent_id == self.agent_id:
             return self
@@ -90,6 +96,91 @@ class Snapshot(msgspec.Struct):
         if self._names is None:
             self._names = listing(self.store)
         return self._names
+
+    @property
+    def agent_id(self) -> str:
+        """The agent whose store it is."""
+        return self.store.agent_id
+
+    def observe(self, now_ms: int, cutoff: Cutoff | None = None) -> None:
+        """Completes the sessions from the files beside the index.
+
+        Times inside transcripts, and the gateway's records of spawned sessions, are read only with a cut-off.
+        """
+        from session_manager.stores.openclaw_files.observe import observe_locks, observe_transcripts
+
+        observe_locks(self, now_ms)
+        if cutoff is not None:
+            from session_manager.stores.openclaw_files.bindings import observe_bindings
+
+            observe_transcripts(self, cutoff, now_ms)
+            observe_bindings(self.store, self.sessions, now_ms)
+
+    def measure(self, only: Selection, *, sizes: bool = False) -> None:
+        """Sets ``size`` and ``empty`` if ``only`` asks for them; with ``sizes`` the size of every session."""
+        if sizes or only.empty or only.min_bytes is not None:
+            from session_manager.stores.openclaw_files.measure import measure
+
+            measure(self, only, sizes=sizes)
+
+    def transcript_sizes(self) -> dict[str, dict[str, int]]:
+        """Returns the bytes of each transcript by session id and name."""
+        from session_manager.stores.openclaw_files.observe import transcript_sizes
+
+        return transcript_sizes(self)
+
+    def without_messages(self, asked: Iterable[Session]) -> tuple[set[str], set[str]]:
+        """Returns the ids of the sessions in ``asked`` without a message, and of those of which not all can be read."""
+        from session_manager.stores.openclaw_files.emptiness import empty_or_unseen
+
+        return empty_or_unseen(self, asked)
+
+    def own_files(self) -> set[str]:
+        """Returns the names of files that belong to a session."""
+        from session_manager.stores.openclaw_files.transcripts import files_by_session
+
+        files = files_by_session(self.names, self.sessions, self.store.sessions_dir)
+        return {name for mine in files.values() for name in mine}
+
+    def own_names(self, others: Collection[str]) -> list[str]:
+        """Returns the names that are this agent's. In a shared folder, files of no agent are the keeper's."""
+        if not self.store.mates:
+            return list(self.names)
+        own = self.own_files()
+        return [name for name in self.names if name in own or (self.store.keeper and name not in others)]
+
+    def archives_of(self, session_id: str, names: Iterable[str]) -> list[str]:
+        """Returns the archives among ``names`` that record that a session was deleted or reset."""
+        from session_manager.stores.openclaw_files.looking import archives_of
+
+        return archives_of(session_id, names)
+
+    def usage(self, names: Iterable[str]) -> Usage:
+        """Returns the bytes of transcripts and archives among ``names``."""
+        from session_manager.stores.openclaw_files.looking import usage
+
+        return usage(self, names)
+
+    def details(self, session: Session, now_ms: int) -> Details:
+        """Returns a session's files; sets its size and the time of its last message."""
+        from session_manager.stores.openclaw_files.looking import details
+
+        return details(self, session, now_ms)
+
+    def references(self, names: Sequence[str]) -> list[tuple[str, str, str]]:
+        """Returns (session id, folder, file name) of transcripts in other agents' folders.
+
+        If the folder is shared, all files of its sessions are such; ``names`` are this agent's own.
+        """
+        from session_manager.stores.openclaw_files.transcripts import files_by_session
+        from session_manager.stores.openclaw_files.whereabouts import paths_inside
+
+        folder, found = self.store.sessions_dir, []
+        if self.store.mates:
+            own = files_by_session(names, self.sessions, folder)
+            found += [(session_id, folder, name) for session_id in own for name in own[session_id]]
+        elsewhere = paths_inside(self, self.sessions)
+        return found + [(i, *os.path.split(path)) for i, paths in elsewhere.items() for path in paths]
 
 
 def listing(store: Store) -> list[str]:

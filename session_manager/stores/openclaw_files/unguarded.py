@@ -12,15 +12,11 @@ import os
 from session_manager.core.errors import Refused
 from session_manager.files import weaker
 from session_manager.files.liveness import now_ms
-from session_manager.files.trial import can_exchange
+from session_manager.files.trial import can_exchange, kind_of
 from session_manager.stores.openclaw_files.gateways import vouches
 from session_manager.stores.openclaw_files.locks import UNSEEN, locks
 from session_manager.stores.openclaw_files.store import Snapshot
 
-ADVICE = (
-    "stop the gateway and call with force: true, or set ARIA_ALLOW_NO_EXCHANGE=1 for a gateway that takes the lock "
-    "(2026.4.29 or older)"
-)
 # File systems that other machines may write, too.
 _SHARES = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "afs", "vboxsf", "fuse.sshfs", "fuse.glusterfs",
@@ -41,7 +37,7 @@ def refuse_unguarded(snapshot: Snapshot, *, allowed: bool) -> None:
     if who is not None:
         raise Refused(
             f"the file system of {folder} cannot swap two files atomically, and {who}: what it writes at that moment "
-            f"would be lost; nothing was changed: {ADVICE}",
+            f"would be lost; nothing was changed: {weaker.ADVICE}",
             code="no_exchange",
             agentId=store.agent_id,
         )
@@ -61,22 +57,6 @@ def writer(snapshot: Snapshot) -> str | None:
     mount = next((path for session in snapshot.sessions for path in session.session_files if _is_elsewhere(path)), None)
     if mount is not None:
         return f"its gateway has other paths ({mount}), as in another container"
-    return None
-
-
-def kind_of(folder: str) -> str | None:
-    """Returns the type of a folder's file system, or None if unknown."""
-    try:
-        device = os.stat(folder).st_dev
-        place = f"{os.major(device)}:{os.minor(device)}"
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                # "36 35 98:0 /root /mount options tag - type source superblock", with any number of tags.
-                fields, _, rest = line.partition(" - ")
-                if fields.split()[2] == place and rest:
-                    return rest.split()[0]
-    except (OSError, IndexError):
-        pass
     return None
 
 

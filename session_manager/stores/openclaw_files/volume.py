@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from session_manager.core.errors import Damaged, Failed, NotFound, Refused, SessionManagerError, UsageError
 from session_manager.core.layout import INDEX_NAME
 from session_manager.core.session import safe_name
+from session_manager.files.liveness import now_ms
+from session_manager.stores.base import UNSUPPORTED
+from session_manager.stores.openclaw_files.kind import FilesStore
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
-from session_manager.stores.openclaw_files.store import UNSUPPORTED, Store, folder_unreadable, not_readable
+from session_manager.stores.openclaw_files.store import SQLITE_NAME, folder_unreadable, not_readable
 
-SQLITE_NAME = "openclaw-agent.sqlite"
+if TYPE_CHECKING:
+    from session_manager.archives.work import Work
+    from session_manager.stores.base import Erasure
+
 _SQLITE_HEADER = b"SQLite format 3\0"
 # Gateway 2026.2.17 ``normalizeAgentId``.
 AGENT_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
@@ -90,7 +98,7 @@ class Volume:
             return next((each for each in known if os.path.realpath(self._folder(each)) == real), name)
         return name
 
-    def store(self, agent_id: str) -> Store | None:
+    def store(self, agent_id: str) -> FilesStore | None:
         """Returns the agent's store, or None when the agent has no sessions folder.
 
         Raises Refused: ``outside_agents_dir`` when a symbolic link leads out, ``store_unsupported`` when the
@@ -99,10 +107,10 @@ class Volume:
         self._check_kind(agent_id)
         return self._found(agent_id)
 
-    def _found(self, agent_id: str) -> Store | None:
+    def _found(self, agent_id: str) -> FilesStore | None:
         return self._store_in(self._folder(agent_id), agent_id)
 
-    def archive_store(self, agent_id: str) -> Store | None:
+    def archive_store(self, agent_id: str) -> FilesStore | None:
         """Does what ``store`` does, but for sessions that have moved to SQLite returns the folder that they left.
 
         Use only the archives in it then. Raises if several agents share that folder.
@@ -115,14 +123,45 @@ class Volume:
                 raise
         return msgspec.structs.replace(store, database=_sqlite_path(os.path.join(self._agents_dir, agent_id)))
 
-    def activity(self, agent_id: str, now_ms: int) -> dict[str, int]:
+    def activity(self, agent_id: str, now: int) -> dict[str, int]:
         """Returns the last activity (epoch ms) in the entries of an agent's sessions, by session id; 0 if unknown.
 
         Raises what ``store`` and ``read_snapshot`` raise.
         """
         store = self.store(agent_id)
-        sessions = read_snapshot(store, now_ms).sessions if store is not None else ()
+        sessions = read_snapshot(store, now).sessions if store is not None else ()
         return {session.id: session.entry_activity or 0 for session in sessions}
+
+    def living(self, agent_id: str) -> Callable[[str], bool] | None:
+        """Returns what tells if an archive belongs to a live session of an agent; None when that cannot be read."""
+        from session_manager.archives.names import original_name
+
+        with contextlib.suppress(OSError, SessionManagerError):
+            store = self.archive_store(agent_id)
+            if store is None:
+                return lambda name: False
+            ids = {session.id for session in read_snapshot(store, now_ms()).sessions}
+            return lambda name: store.owner(original_name(name), ids) is not None
+        return None
+
+    def erase_lost(self, work: Work, agent_id: str, session_id: str) -> Erasure:
+        """Erases the rest of a session whose agent has no store any more. If killed, nothing continues it: call again.
+
+        Raises Refused, Damaged or Failed.
+        """
+        from session_manager.stores.base import Erasure
+        from session_manager.stores.openclaw_files.erasure import erase_lost
+
+        erased = erase_lost(work.ledger, work.run, agent_id, session_id)
+        return Erasure(
+            known=True,
+            changed=True,
+            files=erased.files,
+            bytes=erased.bytes,
+            entries=erased.entries,
+            spared=erased.spared,
+            unerased=erased.failures,
+        )
 
     def _check_kind(self, agent_id: str) -> None:
         if _moved_to_sqlite(os.path.join(self._agents_dir, agent_id)):
@@ -133,7 +172,7 @@ class Volume:
                 agentId=agent_id,
             )
 
-    def _store_in(self, folder: str, agent_id: str, index_name: str = INDEX_NAME) -> Store | None:
+    def _store_in(self, folder: str, agent_id: str, index_name: str = INDEX_NAME) -> FilesStore | None:
         sessions_dir = self._contained(folder, agent_id)
         try:
             status = os.stat(sessions_dir)
@@ -145,7 +184,7 @@ class Volume:
             raise Damaged(f"{sessions_dir} of agent {agent_id!r} is not a folder")
         index_path = self._contained(os.path.join(sessions_dir, index_name), agent_id)
         store_id = f"{agent_id}:{status.st_ino}"
-        return Store(
+        return FilesStore(
             agent_id,
             sessions_dir,
             index_path,
@@ -166,11 +205,11 @@ class Volume:
             )
         return real
 
-    def stores(self, agent: str | None) -> Iterator[tuple[str, Store | SessionManagerError | None]]:
+    def stores(self, agent: str | None) -> Iterator[tuple[str, FilesStore | SessionManagerError | None]]:
         """Yields what ``stores_of`` does, for all agents or the named one."""
         return self.stores_of(self.agent_ids() if agent is None else [self.resolve_agent(agent)])
 
-    def stores_of(self, agent_ids: Iterable[str]) -> Iterator[tuple[str, Store | SessionManagerError | None]]:
+    def stores_of(self, agent_ids: Iterable[str]) -> Iterator[tuple[str, FilesStore | SessionManagerError | None]]:
         """Yields (agent id, its store; or the error or None if it has none)."""
         for agent_id in agent_ids:
             try:

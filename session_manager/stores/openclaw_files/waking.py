@@ -15,14 +15,13 @@ import contextlib
 import os
 from collections.abc import Collection, Iterable, Sequence
 
-import msgspec
-
 from session_manager.archives.archive import Failures
 from session_manager.archives.second_names import SecondNames
 from session_manager.core.orphans import Orphan
 from session_manager.core.session import Session
 from session_manager.files.liveness import now_ms
 from session_manager.ledger import REMOVED, Ledger, Removed, Run
+from session_manager.stores.base import Woken
 from session_manager.stores.openclaw_files.gateway_lock import StoreLock
 from session_manager.stores.openclaw_files.names import session_id_of
 from session_manager.stores.openclaw_files.observe import held_transcripts, observe_locks
@@ -35,19 +34,6 @@ from session_manager.stores.openclaw_files.whereabouts import is_transcript
 _SETTLED_MS = 3_000
 # The gateway records a run's end in the entry after the run's last line.
 _ENDING_MS = 1_000
-
-
-class Woken(msgspec.Struct, frozen=True):
-    """A session whose removal is undone: ``run_id`` removed it, ``whole`` is True if it has its files again."""
-
-    agent_id: str
-    session_id: str
-    run_id: str
-    whole: bool
-
-    def document(self) -> dict[str, object]:
-        """Returns the element of a result's ``woken``."""
-        return {"agentId": self.agent_id, "id": self.session_id, "removed_by": self.run_id, "whole": self.whole}
 
 
 def half_removed(

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Self
 
 import msgspec
@@ -260,11 +260,6 @@ def outside_files(
     whereabouts = Whereabouts.of(store, everyone, {*archived, *os.listdir(store.sessions_dir)})
     spots = {file: whereabouts.spots_of(session.id, file) for session in gone for file in session.session_files}
     return {file: inside(found) for file, found in spots.items() if any(spot.kind != OWN for spot in found)}
-
-
-def still_outside(files: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns the ``outside_files`` that were not archived since with the other sessions that had them."""
-    return [file for file, paths in files.items() if not paths or any(map(os.path.lexists, paths))]
 
 
 def is_transcript(name: str) -> bool:

@@ -1,0 +1,297 @@
+"""The interface of a store kind: what one program's way to keep sessions must offer, and what holds when it is killed.
+
+One store is one agent's sessions. A kind is a folder beside this module; the functions know only what is in here.
+Every method may raise Damaged (the store cannot be read; nothing was changed), Refused, Failed, and Locked (another
+process holds the store), except where it says otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import msgspec
+
+from session_manager.archives.folder import Folder
+from session_manager.core.errors import SessionManagerError
+from session_manager.core.session import Session
+
+if TYPE_CHECKING:
+    from session_manager.archives.archive import Failures
+    from session_manager.archives.second_names import SecondNames
+    from session_manager.archives.work import Work
+    from session_manager.core.diagnosis import Check
+    from session_manager.core.retention import Cutoff
+    from session_manager.core.selection import Selection
+    from session_manager.ledger import Archived, Ledger, Removal
+    from session_manager.stores.lives import Blocked, Find, Life, Obstacle, Restored
+
+
+UNSUPPORTED = "store_unsupported"
+
+Done = TypeVar("Done")
+
+
+class Usage(msgspec.Struct):
+    """Bytes of transcripts and of archives; ``by_type``: those of transcripts, by the type of their session."""
+
+    live: int = 0
+    archived: int = 0
+    by_type: dict[str, int] = {}
+
+
+class Details(msgspec.Struct):
+    """One session's files, with their bytes: ``files`` by name, ``elsewhere`` by path, None where it cannot be read."""
+
+    files: dict[str, int]
+    elsewhere: dict[str, int | None] = {}
+
+
+class Erasure(msgspec.Struct):
+    """What an erasure did in one store.
+
+    ``changed`` is False if nothing was left. ``gone`` were removed from the store before; ``spared`` are files that a
+    live session has, too, ``shared`` (agent id, name) those of other removed ones.
+    """
+
+    known: bool = False
+    changed: bool = False
+    keys: int = 0
+    files: int = 0
+    bytes: int = 0
+    entries: int = 0
+    gone: list[Removal] = []
+    spared: list[str] = []
+    shared: list[tuple[str, str]] = []
+    recovered: list[dict[str, object]] = []
+    reappeared: list[Removal] = []
+    failures: Failures = []
+    unerased: Failures = []
+
+
+class Look(msgspec.Struct, frozen=True):
+    """What the doctor looks with. ``shared`` returns names of files in the store that other stores refer to."""
+
+    now_ms: int
+    ledger: Ledger | None
+    second_names: SecondNames
+    shared: Callable[[], Collection[str]]
+
+
+class Place(Protocol):
+    """A store as a place to restore sessions to."""
+
+    def obstacle(self, life: Life) -> Obstacle | None:
+        """Returns what is in the way of restoring one session, or None."""
+
+
+class Snapshot(Protocol):
+    """One read of a store. It changes nothing but its own sessions."""
+
+    @property
+    def agent_id(self) -> str:
+        """The agent whose store it is."""
+
+    @property
+    def sessions(self) -> list[Session]:
+        """All sessions, as of this read."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the files that lie in the store; none if it keeps its sessions in no files."""
+
+    def observe(self, now_ms: int, cutoff: Cutoff | None = None) -> None:
+        """Completes the sessions: whether a run is in progress, and what else the list of them does not say.
+
+        Times inside transcripts, and whether somebody still uses a spawned session, are read only with a cut-off: of
+        sessions that look older than it.
+        """
+
+    def measure(self, only: Selection, *, sizes: bool = False) -> None:
+        """Sets ``size`` (bytes) and ``empty`` if ``only`` asks for them; with ``sizes`` the size of every session."""
+
+    def transcript_sizes(self) -> dict[str, dict[str, int]]:
+        """Returns the bytes of each transcript by session id and name; one may belong to several sessions."""
+
+    def without_messages(self, asked: Iterable[Session]) -> tuple[set[str], set[str]]:
+        """Returns the ids of the sessions in ``asked`` without a message, and of those of which not all can be read."""
+
+    def references(self, names: Sequence[str]) -> list[tuple[str, str, str]]:
+        """Returns (session id, folder, file name) of files in other stores that belong to sessions of this one, too.
+
+        ``names`` are this agent's own, if several agents share the folder.
+        """
+
+    def own_names(self, others: Collection[str]) -> list[str]:
+        """Returns the ``names`` that are this agent's; ``others`` belong to other agents' sessions in this folder."""
+
+    def own_files(self) -> set[str]:
+        """Returns the ``names`` of files that belong to a session."""
+
+    def archives_of(self, session_id: str, names: Iterable[str]) -> list[str]:
+        """Returns those ``names`` that show that a session was deleted or reset, by its owner or by us."""
+
+    def usage(self, names: Iterable[str]) -> Usage:
+        """Returns the bytes of ``names`` on disk."""
+
+    def details(self, session: Session, now_ms: int) -> Details:
+        """Looks closely at one session: also sets its size and the time of its last message."""
+
+
+# Picks sessions to remove, each with its reason, from a read under the store's lock. It is asked again when the
+# store's owner wrote in between.
+Choose = Callable[[Snapshot], Sequence[tuple[Session, str]]]
+
+
+class Woken(msgspec.Struct, frozen=True):
+    """A session whose removal is undone: ``run_id`` removed it, ``whole`` is True if it has its files again."""
+
+    agent_id: str
+    session_id: str
+    run_id: str
+    whole: bool
+
+    def document(self) -> dict[str, object]:
+        """Returns the element of a result's ``woken``."""
+        return {"agentId": self.agent_id, "id": self.session_id, "removed_by": self.run_id, "whole": self.whole}
+
+
+class Outcome(msgspec.Struct):
+    """What happened in one store. ``snapshot`` is the read that the decision was made from.
+
+    ``alive`` are chosen sessions that showed a sign of life at the last moment and were kept; ``reappeared`` were
+    removed again, because a gateway had written them back; the removals of ``woken`` were undone. ``left_alone``
+    are files of removed sessions that stay outside the store, each with its paths, as far as they are known.
+    """
+
+    snapshot: Snapshot
+    removed: list[Removal]
+    alive: set[str]
+    failures: Failures
+    recovered: list[dict[str, object]]
+    reappeared: list[Removal] = []
+    woken: list[Woken] = []
+    left_alone: dict[str, list[str]] = {}
+
+
+class Store(Folder, Protocol):
+    """One agent's sessions as one program keeps them."""
+
+    @property
+    def mates(self) -> bool:
+        """Whether other agents keep their files in the same folder."""
+
+    def read(self, now_ms: int) -> Snapshot:
+        """Reads the list of its sessions once, without a lock, and no more than that."""
+
+    def remove(self, work: Work, choose: Choose, shared: Collection[str] = ()) -> Outcome:
+        """Removes the sessions that ``choose`` picks from a fresh read under the store's lock.
+
+        Interrupted runs are ended first. ``shared`` are names of files that stay, because other stores refer to them.
+        If killed at any moment, the next call that changes the store ends it: each session is then wholly live or
+        wholly removed. Raises whatever ``choose`` raises; the store is then as it was.
+        """
+
+    def look_once_more(self, work: Work, observe: Choose) -> Outcome | None:
+        """Looks again at a store that this run has changed, once its owner had time to write; None if all is well.
+
+        Sessions that woke up are restored, those that came out of a cache are removed again. Also raises OSError.
+        """
+
+    def has_unfinished(self, work: Work, names: Collection[str] | None = None) -> bool:
+        """Returns True if a killed process left work to finish; ``names`` lie in the store, if they are known."""
+
+    def locked(self, work: Work, act: Callable[[Any], Done]) -> Done:
+        """Runs ``act``, which gets the guard, under the store's lock; starts again if another process took that over.
+
+        Raises Locked when it cannot be acquired in time, and whatever ``act`` raises.
+        """
+
+    def end_earlier(self, work: Work, lock: Any) -> tuple[list[Removal], list[dict[str, object]], Failures]:
+        """Ends what killed runs left, by what is true now, for a caller who holds the lock.
+
+        Returns what this very run had done before it lost the lock, what was done about other runs, and failures.
+        """
+
+    def place(self, second_names: SecondNames, keep_days: int, now_ms: int) -> Place:
+        """Reads it as a place to restore sessions to; their entries are kept for ``keep_days``."""
+
+    def restorable(self, work: Work, found: Iterable[Life], now_ms: int) -> tuple[list[Life], list[Blocked]]:
+        """Returns the lives that can be restored now, and the others with their obstacles; none that live already."""
+
+    def restore(self, work: Work, find: Find, *, skip_conflicts: bool) -> Restored:
+        """Restores the lives that ``find`` returns, all of their keys and files, byte for byte.
+
+        If killed at any moment, the next call that changes the store ends it: each session is wholly live or wholly
+        removed. Raises Refused for an obstacle, unless ``skip_conflicts``; nothing is restored then.
+        """
+
+    def give_back(self, work: Work, names: Collection[str]) -> Failures:
+        """Restores files that a session of another agent names, unless they are there."""
+
+    def archive_last(
+        self, work: Work, names: Mapping[str, str], referred_to: Callable[[], Collection[str]]
+    ) -> tuple[list[Removal], Failures]:
+        """Archives files (name -> session id) whose last session, one of another agent, was removed.
+
+        Those that sessions still name (``referred_to``) stay.
+        """
+
+    def knows(self, work: Work, session_id: str, sessions: Sequence[Session], names: Sequence[str]) -> bool:
+        """Returns True if the store or the ledger has anything of a session, or a killed process left work to finish.
+
+        ``sessions`` and ``names`` are those of a read.
+        """
+
+    def holds(self, name: str) -> bool:
+        """Returns True if a file lies in the store."""
+
+    def erase(
+        self,
+        work: Work,
+        session_id: str,
+        choose: Choose,
+        shared: Collection[str],
+        now_ms: int,
+        into: Erasure,
+        *,
+        force: bool,
+    ) -> None:
+        """Removes a session that ``choose`` allows, and erases all files and entries that are left of it.
+
+        ``into`` gets what was done, also when this raises. Files that others share (``shared``) stay. If killed, the
+        next call that changes the store completes it.
+        """
+
+    def left_of(self, session_id: str) -> list[tuple[str, str]]:
+        """Returns (place, reason) of what an erasure could not reach. Places begin with the agent's name."""
+
+    def check(self, look: Look) -> Iterator[Check]:
+        """Yields what is wrong with the store, and what to do; for the doctor."""
+
+    def writer(self, now_ms: int) -> str | None:
+        """Returns what may write the store now, as part of a sentence; None without a sign of any."""
+
+    def to_import(self) -> dict[str, str] | None:
+        """Returns what a person has to do before restored sessions live: ``agentId``, ``index``, ``how``; or None."""
+
+    def archives(self, names: Sequence[str], ledger: Ledger | None) -> tuple[list[str], list[Archived]]:
+        """Returns the ``names`` that may be this agent's archives, and its removals in the ledger."""
+
+
+def reported(agent_id: str, removals: Iterable[Removal]) -> list[dict[str, object]]:
+    """Returns the elements of a result's ``reappeared``."""
+    return [{"agentId": agent_id, "id": r.session_id, "keys": r.keys} for r in removals]
+
+
+def look_once_more(work: Work, observe: Choose) -> Iterator[tuple[Store, Outcome]]:
+    """Looks at a run's stores again, and yields what had to be done. A store that cannot be read by then is left out.
+
+    ``observe`` completes a snapshot, and chooses nothing.
+    """
+    for store in list(work.left):
+        with contextlib.suppress(OSError, SessionManagerError):
+            outcome = store.look_once_more(work, observe)
+            if outcome is not None:
+                yield store, outcome

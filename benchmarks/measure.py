@@ -22,7 +22,7 @@ from session_manager.files.liveness import now_ms
 from session_manager.functions import load
 from session_manager.functions.context import Context
 from session_manager.settings import read_settings
-from session_manager.stores.openclaw_files.opening import open_volume
+from session_manager.stores.registry import open_volume
 
 Action = Callable[[Path], object]
 

@@ -468,7 +468,7 @@ def test_a_restored_session_that_is_deleted_again_owes_its_end_anew(agents: Path
 def test_a_ledger_that_another_call_made_meanwhile_is_seen(agents: Path, skill: Skill) -> None:
     build(agents)
     settings = settings_of(agents)
-    with Work(settings, start_run("delete_session", settings)) as work:
+    with Work(settings, start_run("delete_session", settings), lambda agent: None) as work:
         assert work.removed("s0", None) == []
         assert skill("delete_session", {"session_id": "s0"}).exit_code == 0
         assert work.removed("s0", None) == [("main", "s0")]

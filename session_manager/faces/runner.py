@@ -145,7 +145,7 @@ def call(function: Function, given: Mapping[str, Any], environ: Mapping[str, str
     from session_manager.files.liveness import now_ms
     from session_manager.functions.context import Context
     from session_manager.settings import read_settings
-    from session_manager.stores.openclaw_files.opening import open_volume
+    from session_manager.stores.registry import open_volume
 
     settings = read_settings(environ)
     return function.run(Context(settings, open_volume(settings), now_ms), arguments)

@@ -13,11 +13,11 @@ from session_manager.core.errors import INTERRUPTED, Interrupted, SessionManager
 from session_manager.core.selection import Selection
 from session_manager.core.session import KINDS, safe_name
 from session_manager.settings import Settings
-from session_manager.stores.openclaw_files.volume import Volume
 
 if TYPE_CHECKING:
     from session_manager.core.policy import Pins, RetentionPolicy
     from session_manager.ledger import Run
+    from session_manager.stores.base import Volume
 
 Minutes = Annotated[int, msgspec.Meta(ge=1, description="minutes, at least 1")]
 Limit = Annotated[int, msgspec.Meta(ge=1, description="at most this many, at least 1")]

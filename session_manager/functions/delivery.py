@@ -6,7 +6,7 @@ Nothing here fails a call: an undelivered mark stays pending, and the result say
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ class History:
         connect = None if self._settings.api_url is None else self._connect
         return Deliverer(self._settings, self._active, self._clock, self._run, connect).deliver(removed)
 
-    def _active(self, agent_id: str) -> dict[str, int]:
+    def _active(self, agent_id: str) -> Mapping[str, int]:
         return self._volume.activity(agent_id, self._clock())
 
     def tell(self, removed: Collection[Name]) -> dict[str, Any]:

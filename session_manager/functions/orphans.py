@@ -23,6 +23,7 @@ from session_manager.functions.reading import (
     names_referred_to,
     observe,
 )
+from session_manager.stores.base import Store, not_supported
 from session_manager.stores.openclaw_files.kind import FilesStore
 from session_manager.stores.openclaw_files.orphans import Folder, Mentions, classify, orphans_in, with_traces
 from session_manager.stores.openclaw_files.snapshot import bare_entries, read_snapshot
@@ -74,10 +75,12 @@ class Everyone:
         return [a.mentions for a in self.agents if a.agent_id != agent_id]
 
 
-def _state(context: Context, agent_id: str, store: FilesStore | SessionManagerError | None) -> AgentState:
+def _state(context: Context, agent_id: str, store: Store | SessionManagerError | None) -> AgentState:
     nothing = Mentions(b"")
     if store is None or isinstance(store, SessionManagerError):
         return AgentState(agent_id, None, None, nothing, store)
+    if not isinstance(store, FilesStore):
+        return AgentState(agent_id, None, None, nothing, not_supported(store, "look for orphans"))
     try:
         now = context.clock()
         snapshot = read_snapshot(store, now)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from session_manager.core.errors import NotFound, SessionManagerError
 from session_manager.functions.context import Context, named
-from session_manager.stores.openclaw_files.kind import FilesStore
+from session_manager.stores.base import Store
 
 if TYPE_CHECKING:
     from session_manager.ledger import Ledger
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def stores_ever(
     context: Context, agents: str | Sequence[str] | None, ledger: Ledger | None
-) -> Iterator[tuple[str, FilesStore | SessionManagerError | None]]:
+) -> Iterator[tuple[str, Store | SessionManagerError | None]]:
     """Yields the same as ``reading.stores_of``, also for agents without a key left in the shared index."""
     names = named(agents, "agent")
     if names is not None:

@@ -62,7 +62,7 @@ def _live(context: Context, read: AgentRead, wanted: str) -> Iterator[dict[str, 
 
 def _facts(session: Session) -> dict[str, Any]:
     from session_manager.files.liveness import now_ms
-    from session_manager.stores.openclaw_files.plan import facts_of
+    from session_manager.ledger.facts import facts_of
 
     facts = facts_of(session, now_ms())
     return {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import msgspec
 
 from session_manager.archives.folder import Folder
-from session_manager.core.errors import SessionManagerError
+from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.core.session import Session
 
 if TYPE_CHECKING:
@@ -179,6 +179,10 @@ class Store(Folder, Protocol):
     """One agent's sessions as one program keeps them."""
 
     @property
+    def kind(self) -> str:
+        """The name of the kind, as its folder is called."""
+
+    @property
     def mates(self) -> bool:
         """Whether other agents keep their files in the same folder."""
 
@@ -278,6 +282,54 @@ class Store(Folder, Protocol):
 
     def archives(self, names: Sequence[str], ledger: Ledger | None) -> tuple[list[str], list[Archived]]:
         """Returns the ``names`` that may be this agent's archives, and its removals in the ledger."""
+
+
+class Volume(Protocol):
+    """The stores of all agents that one setting names."""
+
+    @property
+    def root(self) -> str:
+        """The folder that holds them."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether all agents share one list of sessions, so that an agent without a session has no place of its own."""
+
+    def agent_ids(self) -> list[str]:
+        """Returns the agents that have a store, in order of name. Raises Refused or Failed."""
+
+    def resolve_agent(self, agent: str) -> str:
+        """Returns the name of an agent as the stores have it. Raises UsageError, or NotFound (``agent_not_found``)."""
+
+    def store(self, agent_id: str) -> Store | None:
+        """Returns an agent's store, or None when it has none. Raises Refused for one that cannot be used."""
+
+    def archive_store(self, agent_id: str) -> Store | None:
+        """Does what ``store`` does; for an agent that another kind keeps by now, returns where its archives lie."""
+
+    def stores(self, agent: str | None) -> Iterator[tuple[str, Store | SessionManagerError | None]]:
+        """Yields what ``stores_of`` does, for all agents or the named one."""
+
+    def stores_of(self, agent_ids: Iterable[str]) -> Iterator[tuple[str, Store | SessionManagerError | None]]:
+        """Yields (agent id, its store; or the error or None if it has none)."""
+
+    def activity(self, agent_id: str, now: int) -> Mapping[str, int]:
+        """Returns the last activity (epoch ms) in the list of an agent's sessions, by session id; 0 if unknown."""
+
+    def living(self, agent_id: str) -> Callable[[str], bool] | None:
+        """Returns what tells if an archive belongs to a live session of an agent; None when that cannot be read."""
+
+    def erase_lost(self, work: Work, agent_id: str, session_id: str) -> Erasure:
+        """Erases the rest of a session whose agent has no store any more."""
+
+
+def not_supported(store: Store, what: str) -> Refused:
+    """Returns the error for something that a kind of store cannot do; ``what`` ends its sentence."""
+    return Refused(
+        f"the sessions of agent {store.agent_id!r} are kept by {store.kind}, for which this version cannot {what}",
+        code="not_supported",
+        agentId=store.agent_id,
+    )
 
 
 def reported(agent_id: str, removals: Iterable[Removal]) -> list[dict[str, object]]:

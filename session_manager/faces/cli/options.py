@@ -21,7 +21,7 @@ def _types(incomplete: str) -> Iterable[str]:
 
 def _agents(incomplete: str) -> Iterable[str]:
     from session_manager.settings import read_settings
-    from session_manager.stores.openclaw_files.opening import open_volume
+    from session_manager.stores.registry import open_volume
 
     with contextlib.suppress(SessionManagerError):
         agents = open_volume(read_settings(os.environ)).agent_ids()

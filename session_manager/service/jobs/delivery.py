@@ -21,7 +21,7 @@ from session_manager.service.config import Config
 from session_manager.service.db.delivery import mark
 from session_manager.service.jobs.quiet import Result
 from session_manager.settings import Settings
-from session_manager.stores.openclaw_files.opening import open_volume
+from session_manager.stores.registry import open_volume
 
 REFUSED = "no row can have this agent and session id"
 _REF = TypeAdapter(SessionRef)

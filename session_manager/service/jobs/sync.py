@@ -16,7 +16,7 @@ from session_manager.service.db import sync as queries
 from session_manager.service.db.locks import LIMITS
 from session_manager.service.jobs.quiet import Result
 from session_manager.service.volume_reader import VolumeRead, read_volume
-from session_manager.stores.openclaw_files.opening import open_volume
+from session_manager.stores.registry import open_volume
 
 _log = logging.getLogger(__name__)
 

@@ -25,6 +25,11 @@ Done = TypeVar("Done")
 class FilesStore(Store, frozen=True):
     """One agent's store, see ``stores.base``. Each part is loaded when it is first asked for."""
 
+    @property
+    def kind(self) -> str:
+        """The name of the kind."""
+        return "openclaw_files"
+
     def read(self, now_ms: int) -> Snapshot:
         """Reads the index once."""
         return read_snapshot(self, now_ms)

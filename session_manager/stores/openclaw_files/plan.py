@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from session_manager.archives.names import archive_names, is_text
-from session_manager.core.session import Session, count_or_none, epoch_ms
+from session_manager.core.session import Session
 from session_manager.files.liveness import now_ms
-from session_manager.ledger import Facts, Removal
+from session_manager.ledger import Removal
+from session_manager.ledger.facts import facts_of
 from session_manager.stores.openclaw_files.store import Snapshot
 from session_manager.stores.openclaw_files.transcripts import files_by_session
 from session_manager.stores.openclaw_files.whereabouts import files_abroad
-
-_LONGEST_TEXT = 200
 
 
 def plan(snapshot: Snapshot, chosen: Sequence[tuple[Session, str]], shared: Collection[str]) -> list[Removal]:
@@ -41,31 +40,3 @@ def plan(snapshot: Snapshot, chosen: Sequence[tuple[Session, str]], shared: Coll
         removal.shares = shares
         removals.append(removal)
     return removals
-
-
-def facts_of(session: Session, now: int) -> Facts:
-    """Returns the facts that the ledger keeps: counters and names from the entry, nothing from the transcript."""
-    total, given, written, cost, started, run_started = session.usage
-    tokens = count_or_none(total)
-    if tokens is None and not (given is None and written is None):
-        parts = [n for n in (count_or_none(given), count_or_none(written)) if n is not None]
-        tokens = sum(parts) if parts else None
-    return Facts(
-        session_type=session.session_type,
-        label=_short(session.label),
-        model=_short(session.model),
-        tokens=tokens,
-        cost_usd=count_or_none(cost),
-        started_at=_time(started, now) or _time(run_started, now),
-        activity=session.last_activity,
-    )
-
-
-def _time(value: object, now: int) -> int | None:
-    return None if value is None else epoch_ms(value, now)
-
-
-def _short(text: str | None) -> str | None:
-    if text is None or (text.isascii() and len(text) <= _LONGEST_TEXT):
-        return text
-    return text[:_LONGEST_TEXT].encode(errors="replace").decode()

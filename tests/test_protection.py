@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from support import StoreBuilder, now_ms
 
+from session_manager.archives.work import Work
 from session_manager.core.protection import protection
 from session_manager.core.session import Entry, Session, build_sessions
+from session_manager.functions.context import Context
+from session_manager.functions.reading import observe
+from session_manager.ledger import start_run
+from session_manager.settings import read_settings
+from session_manager.stores.base import Snapshot
+from session_manager.stores.openclaw_files.volume import Volume
 
 NOW = 1_771_180_200_000
 
@@ -81,3 +90,30 @@ def test_the_strongest_reason_comes_first() -> None:
 
 def test_an_id_of_another_session_is_not_current() -> None:
     assert protection(session(session_id="mee"), frozenset({"me", ""})) is None
+
+
+def test_a_session_that_nobody_has_looked_at_is_never_removed(agents: Path) -> None:
+    """Neither by a caller that forgets to look, nor by one that looks without knowing the pins."""
+    store = StoreBuilder(agents)
+    store.add("cron:a", 600, "a")
+    store.write()
+    before = {path: path.read_bytes() for path in agents.rglob("*") if path.is_file()}
+    settings = read_settings({"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": ""})
+    volume = Volume(str(agents))
+    context = Context(settings, volume, now_ms)
+    found = volume.store("main")
+    assert found is not None
+
+    def forgets(snapshot: Snapshot) -> list[tuple[Session, str]]:
+        return [(session, "old") for session in snapshot.sessions]
+
+    def knows_no_pins(snapshot: Snapshot) -> list[tuple[Session, str]]:
+        observe(context, snapshot, now_ms())
+        return forgets(snapshot)
+
+    for choose in (forgets, knows_no_pins):
+        with Work(settings, start_run("test", settings), volume.living) as work, pytest.raises(RuntimeError):
+            found.remove(work, choose)
+    left = {path: path.read_bytes() for path in agents.rglob("*") if path.is_file()}
+    assert {path: text for path, text in left.items() if path in before} == before
+    assert not [path for path in left if ".deleted." in path.name]

@@ -277,6 +277,8 @@ class Session(msgspec.Struct):
     ``held``: another program holds its messages. ``bound``: a person still uses it, though its type is one of
     programs; ``threads``, the channel threads that a spawned session has for itself, also make it bound, unless the
     gateway says otherwise.
+
+    ``observed``: somebody has looked if it is busy and if it is pinned. No store removes a session before.
     """
 
     agent_id: str
@@ -306,6 +308,7 @@ class Session(msgspec.Struct):
     held: bool = False
     bound: bool = False
     threads: tuple[str, ...] = ()
+    observed: bool = False
 
     @property
     def last_activity(self) -> int | None:

@@ -162,7 +162,7 @@ class Cleanup:
     ) -> Callable[[Snapshot], list[tuple[Session, str]]]:
         def choose(snapshot: Snapshot) -> list[tuple[Session, str]]:
             now = self._context.clock()
-            observe(snapshot, now, self._policy.cutoff(now), self._context.pins)
+            observe(self._context, snapshot, now, self._policy.cutoff(now))
             last.clear()
             last.update({d.session.id: d for d in self._judge(snapshot, going)})
             return [(d.session, REASON) for d in last.values() if d.prune]

@@ -71,7 +71,8 @@ class Filters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class Context(msgspec.Struct, frozen=True):
     """Settings, the agents directory and the clock (epoch milliseconds); once read, also the policy and all pins.
 
-    ``pins`` holds the policy's pins and those set one by one; None means that there are none.
+    ``pins`` holds the policy's pins and those set one by one; None means that there are none, if the context is
+    ``informed`` (see ``policy.with_policy``); without that nothing is removed.
     """
 
     settings: Settings
@@ -79,6 +80,7 @@ class Context(msgspec.Struct, frozen=True):
     clock: Callable[[], int]
     policy: RetentionPolicy | None = None
     pins: Pins | None = None
+    informed: bool = False
 
 
 def named(given: str | Iterable[str] | None, argument: str) -> tuple[str, ...] | None:

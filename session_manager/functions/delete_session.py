@@ -141,7 +141,7 @@ def _remove(context: Context, work: Work, everyone: View, scope: View, arguments
             continue
 
         def choose(snapshot: Snapshot) -> list[tuple[Session, str]]:
-            observe(snapshot, context.clock(), None, context.pins)
+            observe(context, snapshot, context.clock())
             found = _matching(snapshot.sessions, arguments.session_id)
             for session in found:
                 protected = protection(session, context.settings.current)
@@ -294,7 +294,7 @@ def _wait(scope: View, wanted: str, seconds: float, context: Context) -> None:
             now = context.clock()
             try:
                 snapshot = read.store.read(now)
-                observe(snapshot, now, None, context.pins)
+                observe(context, snapshot, now)
             except SessionManagerError:
                 # The removal meets the same failure under the lock, and reports it.
                 break

@@ -221,7 +221,7 @@ def _chooser(
 
     def choose(snapshot: Snapshot) -> list[tuple[Session, str]]:
         now = context.clock()
-        observe(snapshot, now, choice.cutoff(now), context.pins)
+        observe(context, snapshot, now, choice.cutoff(now))
         snapshot.measure(choice.only)
         earlier.update({d.session.id: d for d in last})
         last[:] = choice.decide(snapshot.sessions, now, already)

@@ -110,7 +110,7 @@ class Erasing:
             self._add(store.agent_id, erasure)
 
     def _choose(self, snapshot: Snapshot) -> list[tuple[Session, str]]:
-        observe(snapshot, self._context.clock(), None, self._context.pins)
+        observe(self._context, snapshot, self._context.clock())
         found = [session for session in snapshot.sessions if session.id == self._session_id]
         for session in found:
             protected = protection(session, self._context.settings.current)

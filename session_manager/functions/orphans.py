@@ -84,7 +84,7 @@ def _state(context: Context, agent_id: str, store: Store | SessionManagerError |
     try:
         now = context.clock()
         snapshot = read_snapshot(store, now)
-        observe(snapshot, now, None, context.pins)
+        observe(context, snapshot, now)
     except SessionManagerError as error:
         return AgentState(agent_id, store, None, _mentions_of_damaged(store), error)
     return AgentState(agent_id, store, snapshot, Mentions(snapshot.index.data if snapshot.index else b""))
@@ -124,11 +124,15 @@ class Planner:
         now = self._context.clock()
         store, sessions = snapshot.store, snapshot.sessions
         cutoff, current = self._policy.cutoff(now), self._context.settings.current
-        observe(snapshot, now, None, self._context.pins)
+        observe(self._context, snapshot, now)
         folder = self.classify(snapshot)
         found_orphans = orphans_in(store, folder, snapshot.names, cutoff, now) if store.keeper else []
         orphans = judge_orphans(found_orphans, cutoff, current, self._context.pins)
-        listed = [*sessions, *bare_entries(snapshot, now)]
+        bare = bare_entries(snapshot, now)
+        for session in bare:
+            # Without a session id there is no transcript that a run could hold.
+            session.observed = True
+        listed = [*sessions, *bare]
         raws = (
             {s.id: [snapshot.index.raw(key)[1] for key in s.keys] for s in listed if not _has_file(folder, s)}
             if snapshot.index

@@ -24,7 +24,7 @@ def with_policy(context: Context) -> Context:
     (``not_writable``).
     """
     policy = _read(context.settings)
-    return msgspec.structs.replace(context, policy=policy, pins=_pins(context, policy))
+    return msgspec.structs.replace(context, policy=policy, pins=_pins(context, policy), informed=True)
 
 
 def _pins(context: Context, policy: RetentionPolicy | None) -> Pins | None:

@@ -178,7 +178,7 @@ def _prune(
                 earlier: dict[str, Decision] = earlier,
             ) -> list[tuple[Session, str]]:
                 now = context.clock()
-                observe(snapshot, now, policy.cutoff(now), context.pins)
+                observe(context, snapshot, now, policy.cutoff(now))
                 snapshot.measure(policy.only)
                 earlier.update({d.session.id: d for d in last})
                 last[:] = _decide(context, policy, now, snapshot, kin, len(tally.removed))[0]

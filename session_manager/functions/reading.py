@@ -17,7 +17,6 @@ from session_manager.functions.context import Context, named
 from session_manager.stores.base import UNSUPPORTED, Snapshot, Store
 
 if TYPE_CHECKING:
-    from session_manager.core.policy import Pins
     from session_manager.core.retention import Cutoff
 
 
@@ -73,22 +72,25 @@ def errors_or_raise(failed: Sequence[tuple[str, SessionManagerError]], any_done:
     return errors
 
 
-def observe(snapshot: Snapshot, now_ms: int, cutoff: Cutoff | None, pins: Pins | None) -> None:
+def observe(context: Context, snapshot: Snapshot, now_ms: int, cutoff: Cutoff | None = None) -> None:
     """Completes a snapshot's sessions from the files beside the index, and from the policy's pins.
 
-    Times inside transcripts, and the gateway's records of spawned sessions, are read only with a cut-off.
+    Times inside transcripts, and the gateway's records of spawned sessions, are read only with a cut-off. Sessions
+    count as observed, and may be removed, only if the context is informed of all pins.
     """
-    if pins is not None:
+    if context.pins is not None:
         for session in snapshot.sessions:
-            pins.mark(session)
+            context.pins.mark(session)
     snapshot.observe(now_ms, cutoff)
+    for session in snapshot.sessions:
+        session.observed = context.informed
 
 
 def only_observe(context: Context) -> Callable[[Snapshot], Sequence[tuple[Session, str]]]:
     """Returns the decider for a second read under the lock: it observes, and selects nothing."""
 
     def choose(snapshot: Snapshot) -> Sequence[tuple[Session, str]]:
-        observe(snapshot, context.clock(), None, context.pins)
+        observe(context, snapshot, context.clock())
         return ()
 
     return choose
@@ -131,7 +133,7 @@ def read_view(
                 stage(f"reading the sessions of {agent_id}")
                 now = context.clock()
                 snapshot = store.read(now)
-                observe(snapshot, now, cutoff, context.pins)
+                observe(context, snapshot, now, cutoff)
             except SessionManagerError as error:
                 view.failed.append((agent_id, error))
             else:

@@ -323,6 +323,16 @@ class Volume(Protocol):
         """Erases the rest of a session whose agent has no store any more."""
 
 
+def refuse_unobserved(chosen: Iterable[Session]) -> None:
+    """Raises RuntimeError if nobody has looked whether these sessions are busy or pinned: a fault in our own code.
+
+    Every kind calls it before it removes sessions.
+    """
+    for session in chosen:
+        if not session.observed:
+            raise RuntimeError(f"session {session.id} is to be removed, but nobody has looked if it is in use")
+
+
 def not_supported(store: Store, what: str) -> Refused:
     """Returns the error for something that a kind of store cannot do; ``what`` ends its sentence."""
     return Refused(

@@ -24,7 +24,7 @@ from session_manager.files.liveness import now_ms
 from session_manager.files.steps import step
 from session_manager.files.versions import identity_of
 from session_manager.ledger import Attempt, Removal
-from session_manager.stores.base import Choose, Outcome, Woken
+from session_manager.stores.base import Choose, Outcome, Woken, refuse_unobserved
 from session_manager.stores.lives import REAPPEARED
 from session_manager.stores.openclaw_files.changing import end_earlier, intend, locked, refuse_unguarded
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
@@ -93,6 +93,7 @@ def remove_locked(
             # Even if the caller chose it: the earlier removal holds a ghost's files, and a restore undoes both.
             chosen = [(session, REAPPEARED if session.id in again else reason) for session, reason in chosen]
             chosen += [(session, REAPPEARED) for session in back if session.id not in going]
+        refuse_unobserved(session for session, _ in chosen)
         if not chosen:
             return Outcome(snapshot, own, set(), failures, recovered, [], list(woken.values()), _outside(snapshot, own))
         # With very many sessions each stage takes seconds: keep the marker fresh in between.

@@ -17,7 +17,7 @@ from starlette.types import Scope
 from session_manager.core.errors import SessionManagerError
 from session_manager.service import invalid
 from session_manager.service.db.engine import is_unreachable, server_message
-from session_manager.service.pages.render import render
+from session_manager.service.render import render
 
 _log = logging.getLogger(__name__)
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "bad_media_type"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from session_manager.service.pages.render import render, script_file
+from session_manager.service.render import render, script_file
 
 router = APIRouter(include_in_schema=False)
 

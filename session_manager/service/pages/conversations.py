@@ -17,7 +17,7 @@ from session_manager.service.db import chat_sessions
 from session_manager.service.db.tables import chat_sessions as chat_table
 from session_manager.service.pages.dashboard import Chosen, may_delete
 from session_manager.service.pages.links import address, local
-from session_manager.service.pages.render import is_part, part, render
+from session_manager.service.render import is_part, part, render
 
 ROWS = 50
 PATH = "/conversations"

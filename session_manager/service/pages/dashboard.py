@@ -21,8 +21,8 @@ from session_manager.service.jobs.loop import Runner
 from session_manager.service.pages.charts import Chart, Share, by_name, over_time
 from session_manager.service.pages.ledger import LedgerView, read_ledger
 from session_manager.service.pages.links import address, local
-from session_manager.service.pages.render import is_part, part, render, script_file
 from session_manager.service.problems import Forbidden
+from session_manager.service.render import is_part, part, render, script_file
 
 ROWS = 50
 # Results that read more than a page of rows are cached for this long.

@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response
 
 from session_manager.service.auth import COOKIE, Authenticator
 from session_manager.service.pages.links import local
-from session_manager.service.pages.render import FOLDER, HTMX, render, script_file
+from session_manager.service.render import FOLDER, HTMX, render, script_file
 
 router = APIRouter(include_in_schema=False)
 

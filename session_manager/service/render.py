@@ -1,4 +1,4 @@
-"""Renders a template to an answer."""
+"""Renders a template of ``pages`` to an answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-FOLDER = os.path.dirname(__file__)
+FOLDER = os.path.join(os.path.dirname(__file__), "pages")
 HTMX = "htmx-2.0.11.min.js"
 # Characters of a label, an id or a title.
 LONGEST = 300
@@ -78,7 +78,7 @@ def part(template: str, *, here: str, **values: Any) -> HTMLResponse:
 
 
 def script_file(name: str, cache: str) -> Response:
-    """Returns a script of this folder; ``cache`` is how long clients may cache it."""
+    """Returns a script of ``pages``; ``cache`` is how long clients may cache it."""
     with open(os.path.join(FOLDER, name), encoding="utf-8") as file:
         headers = {"Cache-Control": cache, "X-Content-Type-Options": "nosniff"}
         return Response(file.read(), media_type="text/javascript", headers=headers)

@@ -17,7 +17,9 @@ from session_manager.stores.openclaw_files.snapshot import read_snapshot
 from session_manager.stores.openclaw_files.store import Store
 from session_manager.stores.openclaw_files.volume import Volume
 
+# The most characters of a session's id, and of an agent's or a type's name, in history.
 ID_LIMIT = 256
+NAME_LIMIT = 200
 # Change this whenever the same entry gives a different row.
 _FORMAT = "2"
 _ABSENT = f"{_FORMAT}:absent"
@@ -69,7 +71,7 @@ def read_volume(volume: Volume, known: Mapping[str, str]) -> VolumeRead:
         try:
             if isinstance(store, SessionManagerError):
                 raise store
-            if store is not None and _storable(agent_id):
+            if store is not None and is_storable(agent_id):
                 _read_store(store, known.get(agent_id), read)
         except SessionManagerError as error:
             read.errors.append(failure(error, agent_id))
@@ -93,7 +95,7 @@ def _read_store(store: Store, known: str | None, read: VolumeRead) -> None:
         return
     read.versions[store.agent_id] = version
     for session in snapshot.sessions:
-        if not _storable(session.id):
+        if not is_storable(session.id):
             read.skipped += 1
             continue
         assert snapshot.index is not None
@@ -169,5 +171,6 @@ def _text_or_none(value: str | None) -> str | None:
     return None if value is None else storable_text(value)
 
 
-def _storable(name: str) -> bool:
-    return 0 < len(name) <= ID_LIMIT and storable_text(name) == name
+def is_storable(name: str, limit: int = ID_LIMIT) -> bool:
+    """Returns whether history can hold a name or an id as it is."""
+    return 0 < len(name) <= limit and storable_text(name) == name

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from session_manager.service.volume_reader import ID_LIMIT
+from session_manager.service.volume_reader import ID_LIMIT, NAME_LIMIT
 
 BULK_LIMIT = 10_000
 METADATA_LIMIT = 65_536
@@ -79,7 +79,7 @@ def _is_storable(value: object) -> bool:
     return not (isinstance(value, str) and "\0" in value)
 
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(storable)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=NAME_LIMIT), AfterValidator(storable)]
 SessionId = Annotated[str, StringConstraints(min_length=1, max_length=ID_LIMIT), AfterValidator(storable)]
 SearchText = Annotated[
     str | None, StringConstraints(max_length=200), AfterValidator(lambda text: text and storable(text))

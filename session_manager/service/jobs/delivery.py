@@ -9,22 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from session_manager.files.liveness import now_ms
 from session_manager.ledger import start_run
 from session_manager.ledger.delivery import Deliverer, Delivery, Heard, Name, Status, Tell
-from session_manager.service.api.schemas import SessionRef
 from session_manager.service.config import Config
 from session_manager.service.db.delivery import mark
 from session_manager.service.jobs.quiet import Result
+from session_manager.service.volume_reader import ID_LIMIT, NAME_LIMIT, is_storable
 from session_manager.settings import Settings
 from session_manager.stores.registry import open_volume
 
 REFUSED = "no row can have this agent and session id"
-_REF = TypeAdapter(SessionRef)
 _log = logging.getLogger(__name__)
 
 
@@ -107,8 +105,4 @@ class _Here:
 
 def _possible(name: Name) -> bool:
     """Returns whether the API would accept such a mark."""
-    try:
-        _REF.validate_python({"agent_id": name[0], "aria_session_id": name[1]})
-    except ValidationError:
-        return False
-    return True
+    return is_storable(name[0], NAME_LIMIT) and is_storable(name[1], ID_LIMIT)

@@ -6,11 +6,11 @@ import contextlib
 import ipaddress
 import re
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 import msgspec
 
 from session_manager.core.errors import Refused, UsageError
-from session_manager.service.model.settings import ModelSettings, read_model_settings
 from session_manager.settings import Settings, api_token, read_settings
 
 DEFAULT_HOST = "127.0.0.1"
@@ -24,9 +24,22 @@ INTERVALS = {
     "expiry": ("ARIA_EXPIRY_SECONDS", 60.0),
     "idle_archive": ("ARIA_IDLE_ARCHIVE_SECONDS", 21_600.0),
 }
+DEFAULT_LLM_TIMEOUT_S = 60.0
 DEFAULT_TTL_MINUTES = 30
 LONGEST_TTL_MINUTES = 43_200
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+class ModelSettings(msgspec.Struct, frozen=True):
+    """``base_url`` and ``model`` None: there is no model, and an echo replies.
+
+    ``timeout_s`` is how long the model may be silent; a whole reply may take ten times as long.
+    """
+
+    base_url: str | None = None
+    api_key: str | None = None
+    model: str | None = None
+    timeout_s: float = DEFAULT_LLM_TIMEOUT_S
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -89,18 +102,18 @@ def read_config(environ: Mapping[str, str], host: str = DEFAULT_HOST) -> Config:
     """
     volume = environ.get("ARIA_VOLUME", "").strip() or DEFAULT_VOLUME
     if len(volume) > 100 or not volume.isprintable():
-        raise UsageError("ARIA_VOLUME must be a name of at most 100 printable characters", code="bad_setting")
+        raise _bad("ARIA_VOLUME must be a name of at most 100 printable characters")
     return Config(
         host=host,
         database_url=database_url(environ),
         live=_live(environ),
         volume=volume,
-        intervals={job: _seconds(environ, *setting) for job, setting in INTERVALS.items()},
+        intervals={job: _seconds(environ, *setting, 86_400, may_be_never=True) for job, setting in INTERVALS.items()},
         api_token=api_token(environ),
         allowed_hosts=_hosts(environ),
         cleanup_enabled=_switch(environ, "SESSION_CLEANUP_ENABLED", default=True),
         cleanup_ttl_minutes=_minutes(environ, "SESSION_CLEANUP_TTL_MINUTES", DEFAULT_TTL_MINUTES),
-        llm=read_model_settings(environ),
+        llm=_model_settings(environ),
     )
 
 
@@ -108,9 +121,8 @@ def _hosts(environ: Mapping[str, str]) -> frozenset[str]:
     names = [name.strip().lower() for name in environ.get("ARIA_ALLOWED_HOSTS", "").split(",")]
     for name in names:
         if name and not re.fullmatch(r"[a-z0-9._-]+", name):
-            raise UsageError(
-                f"ARIA_ALLOWED_HOSTS holds {name!r}; it takes plain host names, separated by commas, no scheme or port",
-                code="bad_setting",
+            raise _bad(
+                f"ARIA_ALLOWED_HOSTS holds {name!r}; it takes plain host names, separated by commas, no scheme or port"
             )
     return frozenset(name for name in names if name)
 
@@ -133,10 +145,9 @@ def database_url(environ: Mapping[str, str]) -> str | None:
         with contextlib.suppress(ArgumentError, ValueError):
             make_url(f"postgresql+psycopg://{rest}")
             return f"postgresql+psycopg://{rest}"
-    raise UsageError(
+    raise _bad(
         "DATABASE_URL is not a PostgreSQL URL; it must look like postgresql://user:password@host:5432/database, "
-        "with special characters of the password percent-encoded",
-        code="bad_setting",
+        "with special characters of the password percent-encoded"
     )
 
 
@@ -150,14 +161,44 @@ def _live(environ: Mapping[str, str]) -> Settings | None:
         raise
 
 
-def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
+def _model_settings(environ: Mapping[str, str]) -> ModelSettings:
+    base_url = environ.get("ARIA_LLM_BASE_URL", "").strip().rstrip("/")
+    # No message repeats it.
+    api_key = environ.get("ARIA_LLM_API_KEY", "").strip()
+    model = environ.get("ARIA_LLM_MODEL", "").strip()
+    if base_url and not _is_base_url(base_url):
+        raise _bad(
+            "ARIA_LLM_BASE_URL must look like https://api.openai.com/v1, without user or query; a key has its own"
+        )
+    if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise _bad("ARIA_LLM_API_KEY must be printable ASCII without spaces")
+    if len(model) > 200 or not model.isprintable():
+        raise _bad("ARIA_LLM_MODEL must be a name of at most 200 printable characters")
+    if bool(base_url) != bool(model) or (api_key and not base_url):
+        raise _bad("ARIA_LLM_BASE_URL and ARIA_LLM_MODEL belong together: set both, or none of the ARIA_LLM_ variables")
+    timeout_s = _seconds(environ, "ARIA_LLM_TIMEOUT", DEFAULT_LLM_TIMEOUT_S, 3600)
+    return ModelSettings(base_url or None, api_key or None, model or None, timeout_s)
+
+
+def _is_base_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        port_fits = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    plain = parts.username is None and not parts.query and not parts.fragment
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port_fits and plain and text.isprintable()
+
+
+def _seconds(environ: Mapping[str, str], name: str, default: float, most: int, *, may_be_never: bool = False) -> float:
     text = environ.get(name, "").strip()
     try:
         value = float(text) if text else default
     except ValueError:
         value = -1.0
-    if not (value == 0 or 1 <= value <= 86_400):
-        raise UsageError(f"{name} is {text!r}; it must be seconds from 1 to 86400, or 0 for never", code="bad_setting")
+    if not (1 <= value <= most or (may_be_never and value == 0)):
+        never = ", or 0 for never" if may_be_never else ""
+        raise _bad(f"{name} is {text!r}; it must be seconds from 1 to {most}{never}")
     return value
 
 
@@ -165,7 +206,7 @@ def _switch(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
     text = environ.get(name, "").strip().lower()
     value = _SWITCH.get(text) if text else default
     if value is None:
-        raise UsageError(f"{name} is {text!r}; it must be true or false", code="bad_setting")
+        raise _bad(f"{name} is {text!r}; it must be true or false")
     return value
 
 
@@ -173,7 +214,9 @@ def _minutes(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name, "").strip()
     value = int(text) if text.isdecimal() and len(text) < 10 else 0 if text else default
     if not 1 <= value <= LONGEST_TTL_MINUTES:
-        raise UsageError(
-            f"{name} is {text!r}; it must be whole minutes from 1 to {LONGEST_TTL_MINUTES}", code="bad_setting"
-        )
+        raise _bad(f"{name} is {text!r}; it must be whole minutes from 1 to {LONGEST_TTL_MINUTES}")
     return value
+
+
+def _bad(sentence: str) -> UsageError:
+    return UsageError(sentence, code="bad_setting")

@@ -1,7 +1,8 @@
-"""The interface of the model that replies in a conversation."""
+"""The interface of the model that replies in a conversation, and the model of a service without one: an echo."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
@@ -10,6 +11,8 @@ import msgspec
 from session_manager.core.errors import SessionManagerError
 
 ECHO = "echo"
+LABEL = "[echo: no model is set, see ARIA_LLM_BASE_URL] "
+LONGEST = 2000
 
 
 class ModelError(SessionManagerError):
@@ -46,3 +49,23 @@ class Model(Protocol):
     def reply(self, name: str, turns: Sequence[Turn]) -> AsyncGenerator[str | End, None]:
         """Yields a reply in pieces, and one End when it is complete. Raises ModelError when it will not be."""
         ...
+
+
+class Echo:
+    """Replies with the beginning of the message itself, word by word."""
+
+    longest_s = 60.0
+
+    def named(self, asked: str | None, kept: str | None) -> str:
+        """Returns ``echo`` for any request."""
+        return ECHO
+
+    async def reply(self, name: str, turns: Sequence[Turn]) -> AsyncGenerator[str | End, None]:
+        """Yields the label and the message."""
+        said = turns[-1].content
+        yield LABEL
+        for word in re.findall(r"\s*\S+|\s+", said[:LONGEST]):
+            yield word
+        if len(said) > LONGEST:
+            yield "…"
+        yield End("stop")

@@ -10,11 +10,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from session_manager.service.config import is_loopback
+from session_manager.service.config import ModelSettings, is_loopback
 from session_manager.service.model import stream
-from session_manager.service.model.base import ECHO, End, Model, ModelError, Turn
-from session_manager.service.model.echo import Echo
-from session_manager.service.model.settings import ModelSettings
+from session_manager.service.model.base import ECHO, Echo, End, Model, ModelError, Turn
 
 CONNECT_S = 10.0
 _REPLIES = 10

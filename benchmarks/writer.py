@@ -16,8 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from session_manager.core.errors import NotFound
 from session_manager.service.db import chat_messages
 from session_manager.service.db.chat_messages import NewMessage
-from session_manager.service.db.engine import make_engine
-from session_manager.service.db.locks import LIMITS
+from session_manager.service.db.engine import LIMITS, make_engine
 from session_manager.service.db.ownership import EVERYBODY
 
 WRITERS = 6

@@ -24,9 +24,8 @@ from test_service_sync import History
 from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.ledger.delivery import ELSEWHERE
 from session_manager.service.config import read_config
-from session_manager.service.db import delivery as queries
-from session_manager.service.db.engine import make_engine
-from session_manager.service.db.locks import WRITERS
+from session_manager.service.db.engine import WRITERS, make_engine
+from session_manager.service.jobs import delivery as queries
 from session_manager.service.jobs.delivery import Delivered, deliver_marks
 from session_manager.service.jobs.loop import take_turn
 from session_manager.service.jobs.registry import jobs

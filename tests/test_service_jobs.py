@@ -25,12 +25,11 @@ from session_manager.core.errors import Failed, NotFound, Refused
 from session_manager.service.config import Config, read_config
 from session_manager.service.db import jobs as queries
 from session_manager.service.db import sessions
-from session_manager.service.db.closing import TYPES
-from session_manager.service.db.engine import make_engine
-from session_manager.service.db.locks import JOBS, WRITERS
+from session_manager.service.db.engine import JOBS, WRITERS, make_engine
+from session_manager.service.db.sync import TYPES
 from session_manager.service.db.tables import metadata
-from session_manager.service.jobs import closing
-from session_manager.service.jobs.closing import Closed, close_idle
+from session_manager.service.jobs import cleanups as closing
+from session_manager.service.jobs.cleanups import Closed, close_idle
 from session_manager.service.jobs.loop import AT_ONCE, LONGEST_PAUSE_S, Runner, Turn, pause_s, take_turn
 from session_manager.service.jobs.quiet import QuietRuns
 from session_manager.service.jobs.registry import Job, jobs

@@ -22,8 +22,7 @@ from session_manager.core.errors import Refused
 from session_manager.service import volume_reader
 from session_manager.service.config import Config, read_config
 from session_manager.service.db import sessions as queries
-from session_manager.service.db.engine import make_engine
-from session_manager.service.db.locks import WRITERS
+from session_manager.service.db.engine import WRITERS, make_engine
 from session_manager.service.jobs import sync as job
 from session_manager.service.jobs.sync import SyncResult, sync_volume
 

@@ -25,7 +25,8 @@ from session_manager.service.api.schemas import Deleted, GivenMoment, Problem, S
 from session_manager.service.api.sessions import AgentId, Database, SessionType
 from session_manager.service.db import chat_archive, chat_messages, chat_sessions, tables
 from session_manager.service.db.chat_messages import NewMessage
-from session_manager.service.db.chat_sessions import ChatFilter, Row
+from session_manager.service.db.chat_sessions import ChatFilter
+from session_manager.service.db.engine import Row
 from session_manager.service.db.ownership import Viewer
 from session_manager.service.problems import Forbidden
 

@@ -39,8 +39,7 @@ from session_manager.service.api.schemas import (
     Updated,
 )
 from session_manager.service.db import sessions as queries
-from session_manager.service.db.engine import snapshot
-from session_manager.service.db.locks import LIMITS
+from session_manager.service.db.engine import limited, snapshot
 from session_manager.service.guard import SAFE_METHODS
 from session_manager.service.jobs.sync import sync_volume
 from session_manager.service.problems import Unavailable
@@ -63,8 +62,7 @@ async def transaction(request: Request) -> AsyncIterator[AsyncConnection]:
     then: list[Callable[[], None]] = []
     request.state.then = then
     engine: AsyncEngine = request.app.state.engine
-    async with snapshot(engine) if request.method in SAFE_METHODS else engine.begin() as connection:
-        await connection.execute(LIMITS)
+    async with snapshot(engine) if request.method in SAFE_METHODS else limited(engine) as connection:
         yield connection
     for each in then:
         each()

@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.core.errors import Refused
 from session_manager.service.db import chat_sessions
-from session_manager.service.db.chat_sessions import KEPT, Row
-from session_manager.service.db.engine import server_message
+from session_manager.service.db.chat_sessions import KEPT
+from session_manager.service.db.engine import Row, all_rows, server_message
 from session_manager.service.db.ownership import Viewer
 from session_manager.service.db.tables import chat_messages as messages
 from session_manager.service.db.tables import chat_messages_archive as archived_messages
@@ -111,7 +111,7 @@ async def archived(
     total = await connection.scalar(select(func.count()).select_from(archive).where(*conditions))
     by = (archive.c.archived_at.desc(), archive.c.id.desc())
     query = select(*chat_sessions.archived_columns()).where(*conditions).order_by(*by).limit(limit).offset(offset)
-    return [dict(row) for row in (await connection.execute(query)).mappings()], int(total or 0)
+    return await all_rows(connection, query), int(total or 0)
 
 
 async def _archive(connection: AsyncConnection, ids: Sequence[uuid.UUID]) -> list[Row]:
@@ -120,8 +120,7 @@ async def _archive(connection: AsyncConnection, ids: Sequence[uuid.UUID]) -> lis
         return []
     await _copy(connection, s, archive, KEPT, s.c.id.in_(ids))
     await _copy(connection, messages, archived_messages, messages.c.keys(), messages.c.session_id.in_(ids))
-    moved = await connection.execute(delete(s).where(s.c.id.in_(ids)).returning(*chat_sessions.ITEM))
-    return [dict(row) for row in moved.mappings()]
+    return await all_rows(connection, delete(s).where(s.c.id.in_(ids)).returning(*chat_sessions.ITEM))
 
 
 async def _copy(

@@ -18,8 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from session_manager.service import metrics
 from session_manager.service.db import chat_archive
 from session_manager.service.db.chat_archive import Place
-from session_manager.service.db.chat_sessions import Row
-from session_manager.service.db.locks import LIMITS
+from session_manager.service.db.engine import Row, all_rows, limited
 from session_manager.service.db.ownership import EVERYBODY, Viewer
 from session_manager.service.db.tables import chat_messages as m
 from session_manager.service.db.tables import chat_sessions as s
@@ -100,8 +99,7 @@ async def delete_empty(
     messages = select(m.c.session_id).where(m.c.session_id == s.c.id).offset(0).correlate(s)
     these = delete(s).where(_AT_ADDRESSES.bindparams(addresses=held_at), s.c.message_count < 1, ~messages.exists())
     gone = these.returning(*LISTED).cte("gone")
-    done = await connection.execute(select(func.count().over().label("deleted"), *gone.c).limit(shown))
-    rows = [dict(row) for row in done.mappings()]
+    rows = await all_rows(connection, select(func.count().over().label("deleted"), *gone.c).limit(shown))
     deleted = max((row.pop("deleted") for row in rows), default=0)
     return Batch(deleted, rows, (at, last) if n == limit else None)
 
@@ -120,55 +118,47 @@ async def purge_and_list(engine: AsyncEngine, which: Empty) -> list[Row]:
 async def listed(engine: AsyncEngine, which: Empty) -> list[Row]:
     """Returns what a purge would delete, oldest first."""
     async with engine.connect() as connection:
-        found = await connection.execute(select(*LISTED).where(*which.conditions).order_by(which.by, s.c.id))
-        return [dict(row) for row in found.mappings()]
+        return await all_rows(connection, select(*LISTED).where(*which.conditions).order_by(which.by, s.c.id))
 
 
 async def _purged(engine: AsyncEngine, which: Empty, batch: int, shown: int) -> AsyncIterator[Batch]:
     after: Place | None = None
-    async with engine.connect() as connection:
-        while True:
-            async with connection.begin():
-                await connection.execute(LIMITS)
-                done = await delete_empty(connection, which, batch, after, shown)
-            metrics.ghosts_purged(done.deleted)
-            _report(which.name, "deleted", done.deleted, done.some)
-            yield done
-            after = done.last
-            if after is None:
-                return
+    while True:
+        async with limited(engine) as connection:
+            done = await delete_empty(connection, which, batch, after, shown)
+        metrics.ghosts_purged(done.deleted)
+        _report(which.name, "deleted", done.deleted, done.some)
+        yield done
+        after = done.last
+        if after is None:
+            return
 
 
 async def forget_deleted(engine: AsyncEngine) -> None:
     """Deletes day-old records of deliberately deleted empty sessions: no message to those is in flight any more."""
-    async with engine.begin() as connection:
-        await connection.execute(LIMITS)
-        await connection.execute(
-            delete(deleted).where(deleted.c.deleted_at < func.now() - func.make_interval(0, 0, 0, 1))
-        )
+    old = delete(deleted).where(deleted.c.deleted_at < func.now() - func.make_interval(0, 0, 0, 1))
+    async with limited(engine) as connection:
+        await connection.execute(old)
 
 
 async def archive_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewer = EVERYBODY) -> tuple[int, int]:
     """Archives conversations without activity for some days; returns how many, and how many messages they hold."""
     archived, messages = 0, 0
     after: Place | None = None
-    async with engine.connect() as connection:
-        while True:
-            async with connection.begin():
-                await connection.execute(LIMITS)
-                rows = await chat_archive.archive_idle(connection, days, viewer, ARCHIVE_BATCH, after)
-            _report("idle archive", "archived", len(rows), rows)
-            archived += len(rows)
-            messages += sum(row["message_count"] for row in rows)
-            if len(rows) < ARCHIVE_BATCH:
-                return archived, messages
-            after = max((row["updated_at"], row["id"]) for row in rows)
+    while True:
+        async with limited(engine) as connection:
+            rows = await chat_archive.archive_idle(connection, days, viewer, ARCHIVE_BATCH, after)
+        _report("idle archive", "archived", len(rows), rows)
+        archived += len(rows)
+        messages += sum(row["message_count"] for row in rows)
+        if len(rows) < ARCHIVE_BATCH:
+            return archived, messages
+        after = max((row["updated_at"], row["id"]) for row in rows)
 
 
 async def measure_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewer = EVERYBODY) -> tuple[int, int]:
     """Returns the same counts as ``archive_idle``, without archiving."""
-    async with engine.begin() as connection:
-        await connection.execute(LIMITS)
+    async with limited(engine) as connection:
         return await chat_archive.measure_idle(connection, days, viewer)
 
 

@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from session_manager.core.errors import Refused
 from session_manager.service.db import chat_messages, chat_sessions
 from session_manager.service.db.chat_messages import NewMessage
-from session_manager.service.db.chat_sessions import ITEM, Row
+from session_manager.service.db.chat_sessions import ITEM
+from session_manager.service.db.engine import Row, first_row
 from session_manager.service.db.ownership import Viewer
 from session_manager.service.db.sync import database_time
 from session_manager.service.db.tables import chat_sessions as s
@@ -115,15 +116,12 @@ async def _begin(connection: AsyncConnection, session: NewSession, key: str | No
         "creation_key": key,
         "metadata": {**session.metadata, **facts},
     }
-    made = await connection.execute(insert(s).values(values).on_conflict_do_nothing().returning(*ITEM))
-    row = made.mappings().first()
-    if row is None:
-        return None
-    if key is not None and await _begun_in(connection, archive, session, key) is not None:
+    row = await first_row(connection, insert(s).values(values).on_conflict_do_nothing().returning(*ITEM))
+    if row is not None and key is not None and await _begun_in(connection, archive, session, key) is not None:
         # It may have been archived before the insert, or while that waited: only now is its absence certain.
         await connection.execute(delete(s).where(s.c.id == session.id))
         return None
-    return dict(row)
+    return row
 
 
 async def _begun_in(connection: AsyncConnection, table: Table, session: NewSession, key: str) -> uuid.UUID | None:

@@ -19,7 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.core.errors import Refused
 from session_manager.service.db import chat_archive, chat_sessions
-from session_manager.service.db.chat_sessions import ITEM, KEPT, Row, unknown
+from session_manager.service.db.chat_sessions import ITEM, KEPT, unknown
+from session_manager.service.db.engine import Row, all_rows, first_row
 from session_manager.service.db.ownership import Viewer
 from session_manager.service.db.tables import chat_messages as m
 from session_manager.service.db.tables import chat_messages_archive as archived
@@ -71,11 +72,11 @@ async def hold(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewe
     query = select(*ITEM).where(s.c.id == session_id, *viewer.sees(s)).with_for_update(key_share=True)
     # It may be archived and restored in between.
     for _ in range(_ATTEMPTS):
-        row = (await connection.execute(query)).mappings().first()
+        row = await first_row(connection, query)
         if row is not None:
             if row["status"] == "ended" and seen is None:
                 raise ended(session_id)
-            return dict(row)
+            return row
         if await chat_archive.revive(connection, session_id, viewer):
             continue
         if known["status"] == "active" and not known["message_count"]:
@@ -92,17 +93,14 @@ async def stored(connection: AsyncConnection, session: Row, message: NewMessage)
     same = table.c.id == message.id
     if message.idempotency_key is not None:
         same = or_(same, table.c.idempotency_key == message.idempotency_key)
-    found = await connection.execute(select(table).where(table.c.session_id == session["id"], same))
-    row = found.mappings().first()
-    return None if row is None else dict(row)
+    return await first_row(connection, select(table).where(table.c.session_id == session["id"], same))
 
 
 async def behind(connection: AsyncConnection, session: Row, message: Row) -> Row | None:
     """Returns the message after another one in a session."""
     table = _table(session)
     query = select(table).where(table.c.session_id == session["id"], table.c.position == message["position"] + 1)
-    row = (await connection.execute(query)).mappings().first()
-    return None if row is None else dict(row)
+    return await first_row(connection, query)
 
 
 def _table(session: Row) -> Table:
@@ -153,8 +151,8 @@ async def append(connection: AsyncConnection, session: Row, messages: Sequence[N
         }
         for n, message in enumerate(messages, 1)
     ]
-    found = await connection.execute(insert(m).values(values).returning(m))
-    rows = sorted((dict(row) for row in found.mappings()), key=lambda row: row["position"])
+    rows = await all_rows(connection, insert(m).values(values).returning(m))
+    rows.sort(key=lambda row: row["position"])
     return rows, await _touch(connection, session["id"], rows)
 
 
@@ -201,14 +199,14 @@ async def listed(
     if since is not None:
         conditions.append(table.c.created_at > since)
     query = select(table).where(*conditions).order_by(table.c.position).limit(limit).offset(offset)
-    return [dict(row) for row in (await connection.execute(query)).mappings()]
+    return await all_rows(connection, query)
 
 
 async def last_ones(connection: AsyncConnection, session: Row, limit: int) -> list[Row]:
     """Returns the last messages of a session that ``chat_sessions.find`` has returned, in their order."""
     table = _table(session)
     query = select(table).where(table.c.session_id == session["id"]).order_by(table.c.position.desc()).limit(limit)
-    return [dict(row) for row in (await connection.execute(query)).mappings()][::-1]
+    return (await all_rows(connection, query))[::-1]
 
 
 def ended(session_id: uuid.UUID) -> Refused:

@@ -10,7 +10,8 @@ import msgspec
 from sqlalchemy import ColumnElement, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from session_manager.service.db.chat_sessions import ITEM, Row
+from session_manager.service.db.chat_sessions import ITEM
+from session_manager.service.db.engine import Row, all_rows
 from session_manager.service.db.tables import chat_sessions as s
 
 Place = tuple[datetime, uuid.UUID]
@@ -51,7 +52,7 @@ async def page(
         query = query.order_by(at.desc(), s.c.id.desc())
         if before is not None:
             query = query.where(place < before)
-    found = [dict(row) for row in (await connection.execute(query)).mappings()]
+    found = await all_rows(connection, query)
     rows, more = found[:limit], len(found) > limit
     if after is not None:
         rows.reverse()

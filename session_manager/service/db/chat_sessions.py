@@ -13,21 +13,12 @@ from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    and_,
-    delete,
-    func,
-    literal,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Column, ColumnElement, and_, delete, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.core.errors import NotFound, Refused
+from session_manager.service.db.engine import Row, all_rows, first_row
 from session_manager.service.db.ownership import Viewer
 from session_manager.service.db.sync import database_time
 from session_manager.service.db.tables import chat_sessions as s
@@ -40,8 +31,6 @@ KEPT = tuple(column.name for column in archive.c if column.name != "archived_at"
 ITEM: tuple[Column[Any], ...] = tuple(s.c[name] for name in KEPT)
 _TRIGRAM = 3
 _RARE = 1000
-
-Row = dict[str, Any]
 
 
 class ChatFilter(msgspec.Struct, frozen=True):
@@ -104,8 +93,7 @@ async def page(
         by[0] = by[0].nulls_last()
     # A deep page skips rows in an index; only the rows of the page itself are fetched.
     there = select(s.c.id).where(*conditions).order_by(*by).limit(limit).offset(offset)
-    found = await connection.execute(select(*ITEM).where(s.c.id.in_(there)).order_by(*by))
-    return [dict(row) for row in found.mappings()]
+    return await all_rows(connection, select(*ITEM).where(s.c.id.in_(there)).order_by(*by))
 
 
 async def look(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row | None:
@@ -114,9 +102,9 @@ async def look(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewe
     there = select(*archived_columns()).where(archive.c.id == session_id, *viewer.sees(archive))
     # Twice, since it may be restored from the archive between two reads.
     for query in (here, there, here):
-        row = (await connection.execute(query)).mappings().first()
+        row = await first_row(connection, query)
         if row is not None:
-            return dict(row)
+            return row
     return None
 
 
@@ -158,9 +146,9 @@ async def change(connection: AsyncConnection, session_id: uuid.UUID, viewer: Vie
     in_archive = select(archive.c.ended_at).where(archive.c.id == session_id, *viewer.sees(archive))
     # Twice, since it may be restored from the archive between the two.
     for _ in range(2):
-        row = (await connection.execute(query.returning(*ITEM))).mappings().first()
+        row = await first_row(connection, query.returning(*ITEM))
         if row is not None:
-            return dict(row)
+            return row
         archived = (await connection.execute(in_archive)).first()
         if archived is not None:
             then = "a new message restores it" if archived.ended_at is None else "it has ended and cannot be changed"

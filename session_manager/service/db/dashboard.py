@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import ColumnElement, FromClause, Select, func, literal, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from session_manager.service.db.engine import Row, all_rows, first_row
 from session_manager.service.db.ownership import Viewer
 from session_manager.service.db.sessions import ARIA_SID, ITEM
 from session_manager.service.db.tables import STATUSES
@@ -30,8 +31,6 @@ STALE = "stale"
 NAMED = 200
 # The longest search, in characters.
 LONGEST = 200
-
-Row = dict[str, Any]
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -92,14 +91,15 @@ async def page(
 ) -> Page:
     """Returns the rows before a position (a row's ``seq``), or the nearest ones after it; the newest by default."""
     if wanted.search is not None and before is None and after is None:
-        exact = await _rows(connection, select(t.c.seq, *ITEM).where(*wanted.named()).order_by(t.c.seq.desc()), limit)
+        whole = select(t.c.seq, *ITEM).where(*wanted.named()).order_by(t.c.seq.desc()).limit(limit)
+        exact = await all_rows(connection, whole)
         if exact:
             return Page(exact, None, None, None, named=True)
     walked = _walk(wanted, before, after)
     w = walked.subquery("w")
     order = w.c.seq.desc() if after is None else w.c.seq.asc()
     query = select(w.c.seq, *(w.c[column.name] for column in ITEM)).where(*wanted.rest(w)).order_by(order)
-    found = await _rows(connection, query, limit + 1)
+    found = await all_rows(connection, query.limit(limit + 1))
     rows, edge, stopped_at = found[:limit], None, None
     if len(found) > limit:
         edge = rows[-1]["seq"]
@@ -119,10 +119,6 @@ def _walk(wanted: Wanted, before: int | None = None, after: int | None = None) -
     if before is not None:
         query = query.where(t.c.seq < before)
     return query.order_by(t.c.seq.desc()).limit(SCAN)
-
-
-async def _rows(connection: AsyncConnection, query: Select[Any], limit: int) -> list[Row]:
-    return [dict(row) for row in (await connection.execute(query.limit(limit))).mappings()]
 
 
 async def _stopped(connection: AsyncConnection, walked: Select[Any]) -> tuple[int, datetime] | tuple[None, None]:
@@ -248,5 +244,4 @@ async def counts(connection: AsyncConnection, bars: int, unit: Literal["hour", "
 async def row(connection: AsyncConnection, row_id: uuid.UUID, *, hold: bool = False) -> Row | None:
     """Returns one row, None when there is none; ``hold`` locks it until the transaction ends."""
     query = select(*ITEM).where(t.c.id == row_id)
-    found = (await connection.execute(query.with_for_update() if hold else query)).mappings().first()
-    return None if found is None else dict(found)
+    return await first_row(connection, query.with_for_update() if hold else query)

@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from session_manager.service.db.locks import JOBS, LIMITS
+from session_manager.service.db.engine import JOBS, LIMITS
 from session_manager.service.db.values import dump_json
 
 Key = tuple[str, str]

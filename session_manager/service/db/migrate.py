@@ -20,8 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
 
 from session_manager.core.errors import Failed, Refused
-from session_manager.service.db.engine import CONNECT_ARGUMENTS, make_engine, server_message
-from session_manager.service.db.locks import MIGRATIONS
+from session_manager.service.db.engine import CONNECT_ARGUMENTS, MIGRATIONS, make_engine, server_message
 
 OLDEST_POSTGRESQL = 150000
 # Alembic's usual name may belong to the older service that shares the database.

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Select, TextClause, case, delete, func, insert, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from session_manager.service.db.locks import WRITERS
+from session_manager.service.db.engine import WRITERS, Row, all_rows
 from session_manager.service.db.tables import agent_sessions as t
 
 ARIA_SID = t.c.metadata["aria_session_id"].astext
@@ -29,8 +29,6 @@ ITEM = (
 )
 RUNTIME_TYPES = ("acp", "heartbeat", "hook", "node", "subagent")
 BY_REQUEST = "request"
-
-Row = dict[str, Any]
 
 
 class Filter(msgspec.Struct, frozen=True):
@@ -92,8 +90,7 @@ async def page(
     connection: AsyncConnection, wanted: Filter, order: Literal["asc", "desc"], limit: int, offset: int
 ) -> list[Row]:
     """Returns one page of rows as dicts of the columns in ``ITEM``."""
-    found = await connection.execute(page_query(wanted, order, limit, offset))
-    return [dict(row) for row in found.mappings()]
+    return await all_rows(connection, page_query(wanted, order, limit, offset))
 
 
 async def lock_writers(connection: AsyncConnection) -> None:

@@ -1,28 +1,20 @@
-"""Queries of the volume sync: the versions of indexes read, and one statement that updates history."""
+"""Queries of two jobs: the volume sync, which updates history in one statement, and the closing of idle rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-import msgspec
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from session_manager.service.db.locks import SYNC
+from session_manager.service.db.engine import SYNC
 from session_manager.service.db.sessions import lock_writers
 from session_manager.service.db.tables import volume_indexes as known
 from session_manager.service.db.values import dump_json
 
-
-class Applied(msgspec.Struct, frozen=True):
-    """How many rows were created, updated (revived ones included), revived and ended."""
-
-    created: int = 0
-    updated: int = 0
-    revived: int = 0
-    ended: int = 0
+TYPES: Final = ("cron", "subagent")
 
 
 async def lock(connection: AsyncConnection, *, wait: bool) -> bool:
@@ -120,22 +112,50 @@ async def apply(
     read_at: datetime,
     versions: Mapping[str, str],
     sessions: Sequence[Mapping[str, Any]],
-) -> Applied:
+) -> dict[str, int]:
     """Updates history from some agents' indexes, in one statement.
+
+    Returns how many rows were created, updated (``revived`` ones included), revived and ended.
 
     ``versions`` maps each of these agents to the version that was read; ``sessions`` are all their sessions, with the
     names of the statement's ``incoming`` columns; ``read_at`` is the database's time before the reading began.
     """
     await lock_writers(connection)
-    found = await connection.execute(
-        _APPLY,
-        {
-            "rows": dump_json(sessions),
-            "volume": volume,
-            "read_at": read_at,
-            "agent_ids": list(versions),
-            "identities": list(versions.values()),
-        },
+    values = {
+        "rows": dump_json(sessions),
+        "volume": volume,
+        "read_at": read_at,
+        "agent_ids": list(versions),
+        "identities": list(versions.values()),
+    }
+    return dict((await connection.execute(_APPLY, values)).mappings().one())
+
+
+# Rows locked by others are skipped: they are not idle, or come next time. A request that set a session active knows
+# more than its last activity shows.
+_CLOSE = text("""
+    WITH idle AS MATERIALIZED (
+      SELECT id, seq, greatest(last_activity_at, started_at) AS active_at FROM agent_sessions
+      WHERE status = 'active' AND session_type = ANY (CAST(:types AS text[])) AND seq > :after
+        AND greatest(last_activity_at, started_at) < now() - make_interval(secs => :idle_s)
+        AND NOT (status_at > now() - make_interval(secs => :idle_s) AND ended_by IS NOT DISTINCT FROM 'request')
+      ORDER BY seq LIMIT :batch FOR NO KEY UPDATE SKIP LOCKED
+    ), closed AS (
+      UPDATE agent_sessions s SET
+        status = 'ended', ended_at = idle.active_at, status_at = clock_timestamp(), ended_by = 'closing'
+      FROM idle WHERE s.id = idle.id
+      RETURNING s.seq
     )
+    SELECT count(*) AS closed, max(seq) AS last FROM closed
+""")
+
+
+async def close(connection: AsyncConnection, idle_s: float, after: int, batch: int) -> tuple[int, int | None]:
+    """Ends up to ``batch`` active rows of TYPES that were idle for ``idle_s`` seconds, as of their last activity.
+
+    Rows that a request has made active, or changed, within that time are left alone.
+    Continues after the row with the ``seq`` ``after``; returns the number of rows, and the last one's ``seq``.
+    """
+    found = await connection.execute(_CLOSE, {"types": list(TYPES), "after": after, "idle_s": idle_s, "batch": batch})
     row = found.one()
-    return Applied(row.created, row.updated, row.revived, row.ended)
+    return row.closed, row.last

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from session_manager.files.liveness import now_ms
 from session_manager.ledger import start_run
 from session_manager.ledger.delivery import Deliverer, Delivery, Heard, Name, Status, Tell
 from session_manager.service.config import Config
-from session_manager.service.db.delivery import mark
+from session_manager.service.db import sessions as queries
+from session_manager.service.db.engine import limited, server_message
 from session_manager.service.jobs.quiet import Result
 from session_manager.service.volume_reader import ID_LIMIT, NAME_LIMIT, is_storable
 from session_manager.settings import Settings
 from session_manager.stores.registry import open_volume
 
+BATCH = 10_000
 REFUSED = "no row can have this agent and session id"
+_STATUSES: tuple[Status, ...] = ("active", "ended", "erased")
 _log = logging.getLogger(__name__)
 
 
@@ -97,7 +101,7 @@ class _Here:
         heard = Heard(set(), set(), refused, error=None, reached=False)
         told = {name: status for name, status in marks.items() if name not in refused}
         try:
-            asyncio.run_coroutine_threadsafe(mark(self._engine, told, heard), self._loop).result()
+            asyncio.run_coroutine_threadsafe(_mark(self._engine, told, heard), self._loop).result()
         except SQLAlchemyError as error:
             self.failure = error
         return heard
@@ -106,3 +110,32 @@ class _Here:
 def _possible(name: Name) -> bool:
     """Returns whether the API would accept such a mark."""
     return is_storable(name[0], NAME_LIMIT) and is_storable(name[1], ID_LIMIT)
+
+
+async def _mark(engine: AsyncEngine, marks: Mapping[Name, Status], heard: Heard) -> None:
+    """Records committed marks in ``heard``, one transaction per batch. Raises the database's errors."""
+    for status in _STATUSES:
+        names = [name for name, told in marks.items() if told == status]
+        for start in range(0, len(names), BATCH):
+            some = names[start : start + BATCH]
+            try:
+                async with limited(engine) as connection:
+                    heard.reached = True
+                    missing = await _change(connection, status, some)
+            except SQLAlchemyError as error:
+                heard.error = server_message(error)
+                raise
+            heard.missing |= missing
+            heard.delivered |= set(some) - missing
+
+
+async def _change(connection: AsyncConnection, status: Status, names: Sequence[Name]) -> set[Name]:
+    """Returns the sessions that have no row."""
+    if status != "erased":
+        _, missing = await queries.mark_many(connection, status, names)
+        return set(missing)
+    # As over HTTP: only rows that could be ended are erased.
+    absent = await _change(connection, "ended", names)
+    found = [name for name in names if name not in absent]
+    _, missing = await queries.erase_many(connection, found)
+    return absent | set(missing)

@@ -15,12 +15,12 @@ from session_manager.service.db.jobs import Key, Run
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a step of a job did."""
+    """What a step of a job did, as counts."""
 
     @property
     def wrote(self) -> bool:
         """Whether it changed anything."""
-        return True
+        return any(msgspec.structs.astuple(self))
 
 
 class QuietRuns:

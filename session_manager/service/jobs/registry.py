@@ -8,8 +8,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from session_manager.service.config import Config
-from session_manager.service.jobs.chats import archive_idle, purge_expired, purge_ghosts
-from session_manager.service.jobs.closing import close_idle
+from session_manager.service.jobs.cleanups import archive_idle, close_idle, purge_expired, purge_ghosts
 from session_manager.service.jobs.delivery import deliver_marks
 from session_manager.service.jobs.sync import VolumeSync
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from session_manager.service import metrics
 from session_manager.service.config import Config
 from session_manager.service.db import sync as queries
-from session_manager.service.db.locks import LIMITS
+from session_manager.service.db.engine import limited
 from session_manager.service.jobs.quiet import Result
 from session_manager.service.volume_reader import VolumeRead, read_volume
 from session_manager.stores.registry import open_volume
@@ -60,30 +60,25 @@ async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> Syn
     """
     volume = open_volume(config.volume_settings())
     began = time.monotonic()
-    async with engine.begin() as connection:
-        await connection.execute(LIMITS)
+    async with limited(engine) as connection:
         if not await queries.lock(connection, wait=wait):
             return SyncResult(ran=False)
         read_at = await queries.database_time(connection)
         known = await queries.identities(connection, config.volume)
         read: VolumeRead = await asyncio.to_thread(read_volume, volume, known)
-        applied = queries.Applied()
+        applied: dict[str, int] = {}
         if read.versions:
             applied = await queries.apply(connection, config.volume, read_at, read.versions, read.rows)
     result = SyncResult(
         ran=True,
         changed=len(read.versions),
         unchanged=read.unchanged,
-        created=applied.created,
-        updated=applied.updated,
-        revived=applied.revived,
-        ended=applied.ended,
         skipped=read.skipped,
         seconds=round(time.monotonic() - began, 3),
         errors=read.errors,
+        **applied,
     )
-    rows = {change: getattr(result, change) for change in ("created", "updated", "revived", "ended")}
-    metrics.synced(result.seconds, rows, len(result.errors))
+    metrics.synced(result.seconds, applied, len(result.errors))
     return result
 
 

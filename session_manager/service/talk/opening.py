@@ -14,9 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from session_manager.service.db import chat_messages, chat_sessions
 from session_manager.service.db.chat_exchange import Committed, NewSession, still_open, stored_exchange
 from session_manager.service.db.chat_messages import NewMessage
-from session_manager.service.db.chat_sessions import Row
-from session_manager.service.db.engine import snapshot
-from session_manager.service.db.locks import LIMITS
+from session_manager.service.db.engine import Row, snapshot
 from session_manager.service.db.ownership import Viewer
 from session_manager.service.model.base import Model, Turn
 
@@ -62,7 +60,6 @@ async def open_exchange(engine: AsyncEngine, viewer: Viewer, ask: Ask, model: Mo
     """
     user = NewMessage("user", ask.message, idempotency_key=ask.idempotency_key)
     async with snapshot(engine) as connection:
-        await connection.execute(LIMITS)
         session: NewSession | Row
         before: list[Row] = []
         if ask.session_id is None:

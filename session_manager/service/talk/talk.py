@@ -19,8 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from session_manager.service import metrics
 from session_manager.service.db.chat_exchange import Committed, NewSession, commit_exchange
 from session_manager.service.db.chat_messages import NewMessage
-from session_manager.service.db.engine import has_cut_off, is_unreachable, server_message
-from session_manager.service.db.locks import LIMITS
+from session_manager.service.db.engine import has_cut_off, is_unreachable, limited, server_message
 from session_manager.service.logs import short
 from session_manager.service.model.base import End, Model, ModelError
 from session_manager.service.problems import Unavailable
@@ -172,8 +171,7 @@ class Talk:
         cut_off = False
         for pause_s in (*PAUSES_S, None):
             try:
-                async with self._turns, self._engine.begin() as connection:
-                    await connection.execute(LIMITS)
+                async with self._turns, limited(self._engine) as connection:
                     return await commit_exchange(connection, opened.viewer, opened.session, user, reply)
             except SQLAlchemyError as error:
                 cut_off = cut_off or has_cut_off(error)

@@ -20,9 +20,11 @@ from support import CLOSED_API
 from session_manager.core.errors import UsageError
 from session_manager.history import client as client_module
 from session_manager.history import connection as connection_module
+from session_manager.history import marking
 from session_manager.history.client import Client, Outcome
 from session_manager.history.connection import Unavailable
-from session_manager.history.marks import Mark, Name, Status
+from session_manager.history.marking import Mark, Status
+from session_manager.history.rows import Name
 from session_manager.settings import read_settings
 
 URL = "http://aria.test/api"
@@ -70,7 +72,7 @@ def test_many_marks_are_one_request(aria: SmallAria) -> None:
 
 
 def test_more_than_fit_are_sent_in_chunks(aria: SmallAria, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "MANY", 10)
+    monkeypatch.setattr(marking, "MANY", 10)
     wanted = [f"s{i}" for i in range(25)]
     aria.add_all(wanted)
     assert mark(aria.url, marks(*wanted)).delivered == names(*wanted)

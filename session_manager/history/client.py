@@ -9,34 +9,15 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from session_manager.history.connection import CONNECT_S, Connection, Unavailable
-from session_manager.history.erasing import MANY, UNKNOWN_REQUEST, Marked, erase_many, read_missing
 from session_manager.history.ghosts import Ghosts, delete_ghosts, list_ghosts
 from session_manager.history.health import Health, prove, read_health
-from session_manager.history.marks import Mark, Name, Results, Status, Tally
-from session_manager.history.older import mark_one_by_one
-from session_manager.history.rows import PATH, Row, read_rows
-
-_TOO_MUCH_OR_WRONG = (400, 413, 422)
-# The limit of one run for finding out which marks a service refuses.
-_MAX_REQUESTS = 256
-_MAX_REFUSALS_IN_A_ROW = 64
-
-
-class Outcome(msgspec.Struct):
-    """The results of the marks. ``error`` says why the marks in none of the parts were not sent, or is None."""
-
-    delivered: set[Name]
-    missing: set[Name]
-    refused: dict[Name, str]
-    error: str | None
+from session_manager.history.marking import Mark, Outcome, Status, erase_many, mark_in_bulk, mark_one_by_one
+from session_manager.history.rows import Name, Row, read_rows
 
 
 class Client:
@@ -77,10 +58,9 @@ class Client:
 
     def mark(self, marks: Mapping[Name, Mark]) -> Outcome:
         """Sends marks of sessions to aria-api: in bulk, or row by row to an older service."""
-        tally = Tally()
-        error = self._in_time(lambda: self._mark(marks, tally))
-        results: Results = tally.so_far()
-        return Outcome(results.delivered, results.missing, results.refused, error)
+        outcome = Outcome()
+        error = self._in_time(lambda: self._mark(marks, outcome))
+        return outcome.so_far(error)
 
     def find(self, session_id: str) -> tuple[list[Row], str | None]:
         """Returns the rows of a session id in any agent, and None; or none, and why aria-api could not be reached."""
@@ -180,60 +160,22 @@ class Client:
             return self._left_behind
         return errors[0] if errors else None
 
-    def _mark(self, marks: Mapping[Name, Mark], tally: Tally) -> None:
+    def _mark(self, marks: Mapping[Name, Mark], outcome: Outcome) -> None:
         statuses: dict[Name, Status] = {name: mark for name, mark in marks.items() if mark != "erased"}
         if statuses:
-            self._mark_statuses(statuses, tally)
+            self._mark_statuses(statuses, outcome)
         if erased := [name for name, mark in marks.items() if mark == "erased"]:
             # A service that cannot erase has at least ended them. Erasing comes last: the token may not permit it.
-            ended = Tally()
+            ended = Outcome()
             self._mark_statuses(dict.fromkeys(erased, "ended"), ended)
-            erase_many(self._connection, ended.so_far(), tally)
+            erase_many(self._connection, ended, outcome)
 
-    def _mark_statuses(self, marks: Mapping[Name, Status], tally: Tally) -> None:
+    def _mark_statuses(self, marks: Mapping[Name, Status], outcome: Outcome) -> None:
         by_status: dict[Status, list[Name]] = {}
         for name, status in marks.items():
             by_status.setdefault(status, []).append(name)
         # A service that has just returned all rows has ignored the filter: it is an older one.
-        if self._all_rows is not None or not self._mark_in_bulk(by_status, tally):
+        if self._all_rows is not None or not mark_in_bulk(self._connection, by_status, outcome):
             if self._all_rows is None:
                 self._all_rows = read_rows(self._connection).rows
-            mark_one_by_one(self._connection, self._all_rows, marks, tally)
-
-    def _mark_in_bulk(self, by_status: Mapping[Status, Sequence[Name]], tally: Tally) -> bool:
-        """Returns False if the service does not know the request. Raises Unavailable."""
-        chunks = deque(
-            (status, names[start : start + MANY])
-            for status, names in by_status.items()
-            for start in range(0, len(names), MANY)
-        )
-        refusals = 0
-        for _ in range(len(chunks) + _MAX_REQUESTS):
-            if not chunks:
-                return True
-            status, names = chunks.popleft()
-            body = {"status": status, "sessions": [{"agent_id": a, "aria_session_id": s} for a, s in names]}
-            answer = self._connection.request("PATCH", PATH, body=body)
-            if answer.status == 200:
-                refusals = 0
-                missing = read_missing(self._connection, answer, Marked) & set(names)
-                tally.missing(*missing)
-                tally.delivered(*(set(names) - missing))
-            elif answer.status in UNKNOWN_REQUEST:
-                return False
-            elif answer.status not in _TOO_MUCH_OR_WRONG:
-                raise self._connection.give_up(
-                    f"aria-api answered {answer.status} at PATCH {self._connection.url}{PATH}"
-                )
-            else:
-                refusals += 1
-                if len(names) > 1:
-                    middle = len(names) // 2
-                    chunks += [(status, names[:middle]), (status, names[middle:])]
-                else:
-                    tally.refused(names[0], f"aria-api rejects this status update ({answer.status})")
-                if refusals == _MAX_REFUSALS_IN_A_ROW:
-                    break
-        if chunks:
-            raise self._connection.give_up("aria-api rejects too many status updates (400, 413 or 422); check its log")
-        return True
+            mark_one_by_one(self._connection, self._all_rows, marks, outcome)

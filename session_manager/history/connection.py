@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
@@ -27,19 +27,19 @@ _MAX_REDIRECTS = 3
 _LEAST_PAUSE_S = 0.1
 _FIRST_PAUSE_S = 0.25
 
+Document = TypeVar("Document")
+
 
 class Unavailable(Exception):
     """aria-api could not be reached; the message is a sentence that says why and what to do."""
 
 
 class Answer(msgspec.Struct):
-    """One answer: HTTP status and body."""
+    """One answer: HTTP status, body and headers."""
 
     status: int
     body: bytes
-    retry_after: str | None = None
-    location: str | None = None
-    service: str | None = None
+    headers: httpx.Headers
 
 
 class Connection:
@@ -141,10 +141,10 @@ class Connection:
         self._pause()
         return self._follow(method, url, None, None if body is None else msgspec.json.encode(body))
 
-    def json(self, answer: Answer) -> Any:
-        """Decodes an answer. Raises Unavailable if it is not JSON."""
+    def json(self, answer: Answer, kind: type[Document]) -> Document:
+        """Decodes an answer. Raises Unavailable if it is not JSON of that kind."""
         try:
-            return msgspec.json.decode(answer.body)
+            return msgspec.json.decode(answer.body, type=kind)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise self.unexpected() from error
 
@@ -163,7 +163,7 @@ class Connection:
         self.remaining()
 
     def _postpone(self, answer: Answer, attempt: int) -> None:
-        wait = _seconds(answer.retry_after)
+        wait = _seconds(answer.headers.get("retry-after"))
         wait = _FIRST_PAUSE_S * 2**attempt if wait is None else max(wait, _LEAST_PAUSE_S)
         if wait >= self.remaining():
             raise self.give_up(f"aria-api is busy ({answer.status}) and asks to be called again in {wait:.0f} s")
@@ -181,7 +181,7 @@ class Connection:
 
     def _redirected(self, url: httpx.URL, answer: Answer, method: str) -> httpx.URL:
         try:
-            target = url.join(answer.location or "")
+            target = url.join(answer.headers.get("location", ""))
         except httpx.InvalidURL as error:
             raise self.unexpected() from error
         same = (target.scheme, target.host, target.port) == (url.scheme, url.host, url.port)
@@ -206,14 +206,7 @@ class Connection:
             ) as response:
                 self.answered.set()
                 self.doubtful = response.is_success or (response.is_server_error and response.status_code != 501)
-                headers = response.headers
-                return Answer(
-                    response.status_code,
-                    self._read(response),
-                    headers.get("retry-after"),
-                    headers.get("location"),
-                    headers.get("x-service"),
-                )
+                return Answer(response.status_code, self._read(response), response.headers)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             sentence = f"aria-api cannot be reached at {self.url} ({_detail(error)}); is it running?"
             raise self.give_up(sentence) from error

@@ -42,7 +42,7 @@ class Health(msgspec.Struct, frozen=True):
 def prove(connection: Connection) -> None:
     """Asks the service for its name, sending no token and no session. Raises Unavailable unless it is aria-api."""
     answer = connection.look(f"{connection.url.removesuffix(_BASE)}/healthz")
-    if answer.status != 200 or answer.service != _SERVICE:
+    if answer.status != 200 or answer.headers.get("x-service") != _SERVICE:
         raise connection.give_up(
             f"the server at {connection.url} does not identify itself as aria-api: set ARIA_API_URL if it is"
         )
@@ -58,7 +58,7 @@ def read_health(connection: Connection) -> Health:
     rows = connection.look(f"{connection.url}{PATH}?limit=1")
     may_read = _allowed(rows)
     if rows.status == 200:
-        if not isinstance(connection.json(rows), dict | list):
+        if not isinstance(connection.json(rows, object), dict | list):
             raise connection.unexpected()
     elif may_read:
         raise connection.give_up(f"aria-api answered {rows.status} at GET {connection.url}{PATH}: check ARIA_API_URL")

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from session_manager.history.connection import Connection
-from session_manager.history.marks import Name
 
+# Agent id and session id: the same id in another agent is another session.
+Name = tuple[str, str]
 PATH = "/sessions"
 # Older services refuse a limit that is too large for them, or cap it silently.
 _LIMITS = (200, 50, None)
@@ -80,7 +81,7 @@ def _body(connection: Connection, query: dict[str, str | int], *, may_refuse: bo
         return None
     if answer.status != 200:
         raise connection.give_up(f"aria-api answered {answer.status} at GET {connection.url}{PATH}: check ARIA_API_URL")
-    body = connection.json(answer)
+    body = connection.json(answer, object)
     if body is None:
         raise connection.unexpected()
     return body

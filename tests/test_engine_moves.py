@@ -23,7 +23,7 @@ from starlette.requests import Request
 from talking import by_stream
 
 from session_manager.core.errors import NotFound, Refused
-from session_manager.service.api.sessions import transaction
+from session_manager.service.api.common import transaction
 from session_manager.service.db import chat_archive, chat_cleanup, chat_messages, chat_sessions
 from session_manager.service.db.chat_exchange import NewSession, commit_exchange, still_open
 from session_manager.service.db.chat_messages import NewMessage

@@ -10,13 +10,12 @@ from fastapi import FastAPI
 
 from session_manager import __version__
 from session_manager.service import problems
-from session_manager.service.api import chat, chat_ws, engine_cleanup, health, jobs, metrics, sessions
-from session_manager.service.api.engine import router as engine_router
+from session_manager.service.api import chat, chat_ws, engine, health, jobs, metrics, sessions
+from session_manager.service.api.health import Watch
 from session_manager.service.auth import DESCRIBED, Auth, Authenticator
 from session_manager.service.config import Config
 from session_manager.service.db.engine import make_engine
-from session_manager.service.guard import Guard
-from session_manager.service.heads import Heads
+from session_manager.service.guard import Guard, Heads
 from session_manager.service.jobs.loop import Runner
 from session_manager.service.jobs.registry import jobs as registered
 from session_manager.service.logs import AccessLog
@@ -24,7 +23,6 @@ from session_manager.service.pages import chat as chat_page
 from session_manager.service.pages import conversations, dashboard
 from session_manager.service.pages import routes as pages
 from session_manager.service.talk.talks import talking
-from session_manager.service.watch import Watch
 
 DESCRIPTION = """\
 The history of an AI agent's sessions. The volume sync updates `/api/sessions` from the gateway's files; cleanups mark
@@ -48,16 +46,15 @@ def create_app(config: Config, database_url: str, watch: Watch | None = None) ->
         redoc_url=None,
         lifespan=_lifespan,
     )
-    engine = make_engine(database_url)
     app.state.config = config
-    app.state.engine = engine
+    app.state.engine = make_engine(database_url)
     app.state.watch = watch or Watch()
-    app.state.authenticator = Authenticator(config, engine)
+    app.state.authenticator = Authenticator(config, app.state.engine)
     app.state.syncing = asyncio.Lock()
     app.state.readiness = None
     app.state.drawn = {}
     app.state.drawing = asyncio.Lock()
-    app.state.jobs = Runner(engine, config, registered(config))
+    app.state.jobs = Runner(app.state.engine, config, registered(config))
     problems.install(app)
     for router in (
         health.router,
@@ -68,7 +65,7 @@ def create_app(config: Config, database_url: str, watch: Watch | None = None) ->
         chat_ws.router,
     ):
         app.include_router(router)
-    for router in (sessions.router, engine_cleanup.router, engine_router, chat.router, jobs.router, metrics.router):
+    for router in (sessions.router, engine.router, chat.router, jobs.router, metrics.router):
         app.include_router(router, dependencies=[DESCRIBED])
     # The middleware added last sees a request first.
     app.add_middleware(Auth)

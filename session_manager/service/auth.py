@@ -9,7 +9,6 @@ from __future__ import annotations
 import hmac
 from urllib.parse import quote
 
-import msgspec
 from fastapi import Security
 from fastapi.security import HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,8 +20,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from session_manager.service.config import Config
 from session_manager.service.db import tokens
-from session_manager.service.db.ownership import Viewer
+from session_manager.service.db.tokens import Principal
 from session_manager.service.guard import PROBES, SAFE_METHODS, refuse
+from session_manager.service.problems import UNREACHABLE
 
 COOKIE = "aria_token"
 OPEN = PROBES | {"/login", "/logout", "/style.css"}
@@ -41,24 +41,6 @@ DESCRIBED = Security(
         description="`ARIA_API_TOKEN`, or a token made by `session-manager token create`.",
     )
 )
-
-
-class Principal(msgspec.Struct, frozen=True):
-    """The sender and its scopes; ``admin`` may do everything, and sees everybody's conversations."""
-
-    name: str
-    scopes: frozenset[str]
-    user_id: str | None = None
-    orgs: frozenset[str] = frozenset()
-
-    def may(self, scope: str) -> bool:
-        """Returns whether the token has a scope."""
-        return scope in self.scopes or "admin" in self.scopes
-
-    @property
-    def viewer(self) -> Viewer:
-        """The conversations that the sender may see."""
-        return Viewer(self.user_id, self.orgs, sees_all=self.may("admin"))
 
 
 LOCAL = Principal("local", frozenset(("admin",)))
@@ -81,7 +63,7 @@ class Authenticator:
         async with self._engine.connect() as connection:
             held = await tokens.holder(connection, token) if token else None
             if held is not None:
-                return Principal(held.name, held.scopes, held.user_id, held.orgs)
+                return held
             if self._admin or not self._config.on_loopback or await tokens.any_made(connection):
                 return None
             return LOCAL
@@ -101,9 +83,7 @@ class Auth:
         try:
             principal = await authenticator.principal(token_of(scope))
         except SQLAlchemyError:
-            return await refuse(
-                scope, receive, send, 503, "the database does not answer; try again in a moment", "database_unavailable"
-            )
+            return await refuse(scope, receive, send, 503, **UNREACHABLE)
         if principal is LOCAL and FORWARDED.intersection(Headers(scope=scope).keys()):
             # A proxy on this machine forwards requests from elsewhere.
             principal = None

@@ -1,4 +1,4 @@
-"""Refuses requests from foreign web pages, and oversized requests.
+"""Refuses requests from foreign web pages, and oversized requests; answers HEAD for every GET route.
 
 A browser sends requests to loopback on behalf of any page. Two things reveal such a page: its own name in ``Host``,
 when it made that name resolve to 127.0.0.1 (DNS rebinding), and its origin in ``Origin`` or ``Sec-Fetch-Site``, which
@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from session_manager.service.config import Config, is_loopback
-from session_manager.service.problems import readable
+from session_manager.service.problems import problem
 
 BODY_LIMIT = 16 * 2**20
 PROBES = frozenset(("/health", "/healthz", "/readyz"))
@@ -94,6 +94,31 @@ def _limited(receive: Receive) -> Receive:
     return limited
 
 
+class Heads:
+    """ASGI middleware that passes a HEAD on as a GET, and drops the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        # A copy: the server omits the body by the method in its own scope.
+        asked = {**scope, "method": "GET"}
+
+        async def without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            await self._app(asked, receive, without_body)
+        finally:
+            scope.update({**asked, "method": "HEAD"})
+        return None
+
+
 async def refuse(
     scope: Scope,
     receive: Receive,
@@ -107,4 +132,4 @@ async def refuse(
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": code})
         return
-    await readable(scope, status, error, code, headers)(scope, receive, send)
+    await problem(scope, status, error, code, headers)(scope, receive, send)

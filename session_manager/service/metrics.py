@@ -1,6 +1,6 @@
 """Prometheus metrics at /metrics. Each process counts for itself, from its start; labels are few.
 
-Other modules report events by calling these functions.
+Other modules report events by calling these functions; some are the method of a metric itself, which takes a number.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 _METHODS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 _LONG = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
@@ -23,9 +22,11 @@ _unreadable = Gauge("aria_sync_unreadable_agents", "Agents that the last volume 
 _embedded = Gauge("aria_embedded_database_up", "1: the embedded PostgreSQL answers, 0: it does not; NaN: there is none")
 _embedded.set(float("nan"))
 _revived = Counter("aria_embedded_database_restarts", "How often the embedded PostgreSQL was restarted")
-_marks = Gauge("aria_marks_pending", "Status updates that have not reached history yet; NaN: the ledger cannot be read")
-_purged = Counter("aria_ghosts_purged", "Chat sessions without a message that were deleted")
-_created = Counter("aria_chat_sessions_created", "Chat sessions that were created")
+marks_pending = Gauge(
+    "aria_marks_pending", "Status updates that have not reached history yet; NaN: the ledger cannot be read"
+).set
+ghosts_purged = Counter("aria_ghosts_purged", "Chat sessions without a message that were deleted").inc
+session_created = Counter("aria_chat_sessions_created", "Chat sessions that were created").inc
 _used = Counter("aria_chat_sessions_used", "Chat sessions that got their first message")
 _first = Histogram("aria_chat_first_message_seconds", "Age of a chat session at its first message", buckets=_LONG)
 
@@ -51,25 +52,10 @@ def synced(seconds: float, rows: Mapping[str, int], unreadable: int) -> None:
     _unreadable.set(unreadable)
 
 
-def marks_pending(count: float) -> None:
-    """Sets the number of pending marks in the ledger; NaN when unknown."""
-    _marks.set(count)
-
-
 def embedded_database(up: bool, restarts: int) -> None:
     """Records whether the embedded PostgreSQL answers, and how often it was restarted since the last call."""
     _embedded.set(int(up))
     _revived.inc(restarts)
-
-
-def ghosts_purged(count: int) -> None:
-    """Counts chat sessions that were deleted because they had no message."""
-    _purged.inc(count)
-
-
-def session_created() -> None:
-    """Counts a new chat session, with or without a message."""
-    _created.inc()
 
 
 def messages_added(session: Mapping[str, Any], count: int) -> None:
@@ -77,8 +63,3 @@ def messages_added(session: Mapping[str, Any], count: int) -> None:
     if session["message_count"] == count:
         _used.inc()
         _first.observe((session["last_message_at"] - session["created_at"]).total_seconds())
-
-
-def exposition() -> bytes:
-    """Returns all metrics in Prometheus's text format, with those of the process and of Python."""
-    return generate_latest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,7 +16,6 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from session_manager.core.errors import SessionManagerError
-from session_manager.service import invalid
 from session_manager.service.db.engine import is_unreachable, server_message
 from session_manager.service.render import render
 
@@ -23,6 +23,20 @@ _log = logging.getLogger(__name__)
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "bad_media_type"}
 _METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 RETRY_AFTER_S = 2
+LIMIT = 20
+# Replacements for messages that speak of pydantic's internals, by pydantic's error type.
+_WORDS = {
+    "extra_forbidden": "there is no such field",
+    "missing": "is missing",
+    "model_attributes_type": "must be a JSON object, sent with Content-Type: application/json",
+    "model_type": "must be a JSON object",
+    "string_unicode": "must not contain half a character (a lone surrogate)",
+}
+UNREACHABLE: dict[str, Any] = {
+    "error": "the database does not answer; try again in a moment",
+    "code": "database_unavailable",
+}
+INTERNAL: dict[str, Any] = {"error": "internal error; the service's log says more", "code": "internal_error"}
 
 
 class BadId(SessionManagerError):
@@ -46,30 +60,52 @@ class Unavailable(SessionManagerError):
     default_code = "database_unavailable"
 
 
-def problem(status: int, error: str, code: str, headers: dict[str, str] | None = None, **details: Any) -> Response:
-    """Returns a problem answer."""
-    return JSONResponse({"error": error, "code": code, **details}, status, _headers(status, headers))
+def document(error: Exception) -> dict[str, Any]:
+    """Returns ``{"error", "code", ...}``; a database's or an unexpected error is logged, and its text withheld."""
+    if isinstance(error, SessionManagerError):
+        return error.document()
+    if not isinstance(error, SQLAlchemyError):
+        _log.error("internal error: %s", type(error).__name__, exc_info=error)
+    elif is_unreachable(error):
+        _log.warning("the database does not answer: %s", server_message(error))
+        return UNREACHABLE
+    else:
+        _log.error("internal error: %s: %s", type(error).__name__, server_message(error))
+    return INTERNAL
 
 
-def readable(
+def found(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Returns the first of pydantic's errors as ``{"field", "error"}``; a field's path starts with its container.
+
+    An error of the whole body is in the field ``body``.
+    """
+    return [{"field": _field(error["loc"]), "error": _sentence(error)} for error in errors[:LIMIT]]
+
+
+def _field(location: Sequence[object]) -> str:
+    parts = [str(part) for part in location[1:]]
+    return ".".join(parts) if parts and not parts[0].isdigit() else str(location[0])
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    if error["type"] == "json_invalid":
+        return f"not readable as JSON ({error['ctx']['error']})"
+    return _WORDS.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+
+
+def problem(
     scope: Scope, status: int, error: str, code: str, headers: dict[str, str] | None = None, **details: Any
 ) -> Response:
-    """Returns a problem in the client's format: a page for a browser that asked for one."""
+    """Returns a problem in the client's format: JSON, or a page for a browser that asked for one."""
+    answer: Response
     if "text/html" not in Headers(scope=scope).get("accept", "") or scope["path"].startswith("/api/"):
-        return problem(status, error, code, headers, **details)
-    page = render("problem.html", status, error=error, login=status == 401)
-    page.headers.update(_headers(status, headers))
-    return page
-
-
-def _answer(
-    request: Request, status: int, error: str, code: str, headers: dict[str, str] | None = None, **details: Any
-) -> Response:
-    return readable(request.scope, status, error, code, headers, **details)
-
-
-def _headers(status: int, headers: dict[str, str] | None) -> dict[str, str]:
-    return ({"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}) | (headers or {})
+        answer = JSONResponse({"error": error, "code": code, **details}, status)
+    else:
+        answer = render("problem.html", status, error=error, login=status == 401)
+    if status == 503:
+        answer.headers["Retry-After"] = str(RETRY_AFTER_S)
+    answer.headers.update(headers or {})
+    return answer
 
 
 def install(app: FastAPI) -> None:
@@ -83,17 +119,18 @@ def install(app: FastAPI) -> None:
 
 async def _ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, SessionManagerError)
-    return _answer(request, error.http_status, error.message, error.code, **error.details)
+    return problem(request.scope, error.http_status, **error.document())
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _refused(request, invalid.found(error.errors()))
+    return _refused(request, found(error.errors()))
 
 
-def _refused(request: Request, found: list[dict[str, str]]) -> Response:
-    first = found[0]
-    return _answer(request, 422, f"{first['field']}: {first['error']}", "invalid", field=first["field"], fields=found)
+def _refused(request: Request, fields: list[dict[str, str]]) -> Response:
+    first = fields[0]
+    sentence = f"{first['field']}: {first['error']}"
+    return problem(request.scope, 422, sentence, "invalid", field=first["field"], fields=fields)
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -109,7 +146,7 @@ async def _http(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_allowed(request))
-    return _answer(request, error.status_code, sentence, code, headers)
+    return problem(request.scope, error.status_code, sentence, code, headers)
 
 
 def _allowed(request: Request) -> list[str]:
@@ -126,15 +163,10 @@ def _allowed(request: Request) -> list[str]:
 
 
 async def _database(request: Request, error: Exception) -> Response:
-    assert isinstance(error, SQLAlchemyError)
-    if is_unreachable(error):
-        _log.warning("the database does not answer: %s", server_message(error))
-        return _answer(request, 503, "the database does not answer; try again in a moment", "database_unavailable")
-    return await _internal(request, error)
+    told = document(error)
+    return problem(request.scope, 503 if told is UNREACHABLE else 500, **told)
 
 
 async def _internal(request: Request, error: Exception) -> Response:
-    # Anything but a database error goes on to the server, which logs its traceback.
-    if isinstance(error, SQLAlchemyError):
-        _log.error("internal error: %s: %s", type(error).__name__, server_message(error))
-    return _answer(request, 500, "internal error; the service's log says more", "internal_error")
+    # It goes on to the server, which logs its traceback.
+    return problem(request.scope, 500, **INTERNAL)

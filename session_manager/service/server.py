@@ -15,13 +15,13 @@ from fastapi import FastAPI
 from session_manager.core.errors import Failed, Refused, UsageError
 from session_manager.service import logs
 from session_manager.service.api.chat_ws import FRAME_LIMIT
+from session_manager.service.api.health import Watch
 from session_manager.service.app import create_app
 from session_manager.service.config import Config, database_url, read_config
 from session_manager.service.db import tokens
 from session_manager.service.db.migrate import migrate, transaction
 from session_manager.service.embedded import EmbeddedPostgres, attach, default_base
 from session_manager.service.embedded.keeper import Told
-from session_manager.service.watch import Watch
 
 _GRACE_S = 10
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
+from pydantic import Field, model_validator
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from session_manager.service.api.answers import BUSY, INVALID, LARGE, WHO, Responses
-from session_manager.service.api.chat_schemas import ChatRequest
-from session_manager.service.api.engine import Asking, owner
-from session_manager.service.api.schemas import Problem
+from session_manager.service.api.common import BUSY, INVALID, LARGE, WHO, Asking, Responses
+from session_manager.service.api.engine import owner
+from session_manager.service.api.engine_schemas import Content, Key
+from session_manager.service.api.schemas import Body, Name, Problem
+from session_manager.service.db.ownership import Viewer
+from session_manager.service.talk.opening import Ask
 from session_manager.service.talk.talk import Event, Talk
 
 HEARTBEAT_S = 15.0
@@ -40,7 +45,42 @@ _ANSWERS: Responses = {
     503: {"model": Problem, "description": "no room or no database now; `Retry-After` says when to ask again"},
 }
 
+ENCRYPTED_SENTENCE = (
+    "an encrypted message cannot be answered, because no model can read it; "
+    "store it with POST /api/engine/sessions/{id}/messages"
+)
+
 router = APIRouter(prefix="/api/engine/chat", tags=["engine"], responses={**WHO, **BUSY, **INVALID})
+
+
+class ChatRequest(Body):
+    """A message to the model. Without `session_id` it begins a session, which exists once the reply is complete."""
+
+    message: Content
+    session_id: uuid.UUID | None = Field(default=None, description="the session to continue; default: a new one")
+    agent_id: Name = Field(
+        default="main", description="the owner of a new session; an existing session keeps its owner"
+    )
+    org_id: Name | None = Field(default=None, description="the organisation of a new session; one of the token's")
+    model: Name | None = Field(default=None, description="the model for this reply; a new session keeps it")
+    idempotency_key: Key | None = Field(
+        default=None, description="a retry with the same key and message returns what is stored, and stores nothing"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, body: Any) -> Any:
+        if isinstance(body, dict) and ("encrypted" in body or isinstance(body.get("message"), dict)):
+            raise ValueError(ENCRYPTED_SENTENCE)
+        return body
+
+
+async def begin(app: FastAPI, asking: Viewer, body: ChatRequest) -> Talk:
+    """Starts the exchange that a request asks for. Raises as ``owner`` and ``Talks.begin`` do."""
+    if body.session_id is None:
+        owner(asking, None, body.org_id)
+    talk: Talk = await app.state.talks.begin(asking, Ask(**body.model_dump()))
+    return talk
 
 
 class EventStream(StreamingResponse):
@@ -83,6 +123,4 @@ async def chat_stream(request: Request, asking: Asking, body: ChatRequest) -> Ev
     nothing is stored. A comment every 15 seconds keeps the connection alive. The WebSocket `/api/engine/chat/ws` does
     the same: send this body as text, and receive `{"event", "data"}` for each event; one message at a time.
     """
-    if body.session_id is None:
-        owner(asking, None, body.org_id)
-    return EventStream(await request.app.state.talks.begin(asking, body.ask()))
+    return EventStream(await begin(request.app, asking, body))

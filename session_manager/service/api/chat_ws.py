@@ -16,13 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.websockets import WebSocketDisconnect
 
 from session_manager.core.errors import Refused, SessionManagerError, UsageError
-from session_manager.service import invalid
-from session_manager.service.api.chat import HEARTBEAT_S
-from session_manager.service.api.chat_schemas import ChatRequest
-from session_manager.service.api.engine import owner
+from session_manager.service.api.chat import HEARTBEAT_S, ChatRequest, begin
 from session_manager.service.auth import Authenticator, token_of
 from session_manager.service.db.ownership import Viewer
-from session_manager.service.talk.failures import document
+from session_manager.service.problems import document, found
 from session_manager.service.talk.talk import Talk
 
 # The longest message, fully escaped, and the frame around it.
@@ -69,10 +66,7 @@ class _Line:
             asking = await self._asking()
             if asking is None:
                 return False
-            body = _read(text)
-            if body.session_id is None:
-                owner(asking, None, body.org_id)
-            self._talk = await self._socket.app.state.talks.begin(asking, body.ask())
+            self._talk = await begin(self._socket.app, asking, _read(text))
         except (SessionManagerError, SQLAlchemyError) as error:
             await self._send("error", document(error))
             return True
@@ -112,5 +106,5 @@ def _read(text: str | None) -> ChatRequest:
         return ChatRequest.model_validate_json(text)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
-        first, *_ = invalid.found([{**each, "loc": ("body", *each["loc"])} for each in errors])
+        first, *_ = found([{**each, "loc": ("body", *each["loc"])} for each in errors])
         raise UsageError(f"{first['field']}: {first['error']}", code="invalid", field=first["field"]) from None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from session_manager.service.api.schemas import GivenMoment, Metadata, Moment, Name, SmallCount, given, storable
+from session_manager.service.api.schemas import Body, GivenMoment, Metadata, Moment, Name, SmallCount, given, storable
 from session_manager.service.config import LONGEST_TTL_MINUTES
 from session_manager.service.db.chat_cleanup import GHOST_MINUTES, IDLE_DAYS
 
@@ -60,11 +60,7 @@ def _no_switch(value: object) -> object:
 LastMoment = Annotated[GivenMoment, BeforeValidator(_whole_day)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Encrypted(_Body):
+class Encrypted(Body):
     """A message that only its ends can read: all fields are hex. It is stored as it is and never read."""
 
     ephemeral_public_key: PublicKey = Field(description="32 to 133 bytes: X25519 to P-521")
@@ -153,7 +149,7 @@ class ChatDetail(ChatSession):
     recent_messages: list[Message]
 
 
-class NewChatSession(_Body):
+class NewChatSession(Body):
     """A session before its first message. It is deleted when it is still empty after `ttl_minutes`."""
 
     agent_id: Name = "main"
@@ -181,7 +177,7 @@ class NewChatSession(_Body):
         return {**lifted, **body, "metadata": rest}
 
 
-class ChatChanges(_Body):
+class ChatChanges(Body):
     """What to change; at least one field."""
 
     model_config = ConfigDict(json_schema_extra=given("title", "model"))
@@ -196,13 +192,13 @@ class ChatChanges(_Body):
         return self
 
 
-class NewTitle(_Body):
+class NewTitle(Body):
     """A session's new title."""
 
     title: Title
 
 
-class NewChatMessage(_Body):
+class NewChatMessage(Body):
     """A message: either `content` or `encrypted`."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": given("content", "encrypted")["anyOf"]})
@@ -233,7 +229,7 @@ class ChatStats(BaseModel):
     newest_activity: Moment | None
 
 
-class GhostAge(_Body):
+class GhostAge(Body):
     """The query of a purge. A misspelt age is refused: the default may be less than what was meant."""
 
     older_than_minutes: int = Field(
@@ -241,7 +237,7 @@ class GhostAge(_Body):
     )
 
 
-class Idleness(_Body):
+class Idleness(Body):
     """The query of a cleanup."""
 
     days: int = Field(default=IDLE_DAYS, ge=1, le=36_500, description="days without activity")

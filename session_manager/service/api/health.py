@@ -3,22 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from session_manager.service import metrics
 from session_manager.service.api.schemas import Health, Problem, Readiness
 from session_manager.service.db.migrate import head, revisions
-from session_manager.service.problems import Unavailable
-from session_manager.service.watch import Watch
+from session_manager.service.embedded.keeper import Standing
+from session_manager.service.problems import UNREACHABLE, Unavailable
 
 router = APIRouter(tags=["health"])
 
 
 # Less than the usual timeout of probes; behind a pooler, waiting for a lost database takes much longer.
 PATIENCE_S = 3.0
+
+
+class Watch:
+    """The embedded database: ``standing`` is the state of the embedded PostgreSQL, None when the service has none."""
+
+    def __init__(self) -> None:
+        self.standing: Standing | None = None
+        self._then: Callable[[], object] | None = None
+
+    def hear(self, standing: Standing) -> None:
+        """Records its current state; callable from any thread."""
+        before = self.standing.restarts if self.standing else 0
+        self.standing = standing
+        metrics.embedded_database(standing.up, standing.restarts - before)
+        self._act()
+
+    def when_lost(self, then: Callable[[], object]) -> None:
+        """Registers a callback for when it cannot be restarted."""
+        self._then = then
+        self._act()
+
+    def raise_lost(self) -> None:
+        """Raises the reason if it could not be restarted."""
+        if self.standing is not None and self.standing.lost is not None:
+            raise self.standing.lost
+
+    def _act(self) -> None:
+        if self._then is not None and self.standing is not None and self.standing.lost is not None:
+            self._then()
 
 
 @router.get("/health", include_in_schema=False)
@@ -53,7 +84,7 @@ async def readyz(request: Request) -> Readiness:
     except ProgrammingError as error:
         raise Unavailable("the database has no schema; run session-manager migrate", code="schema") from error
     except SQLAlchemyError as error:
-        raise Unavailable("the database does not answer; try again in a moment") from error
+        raise Unavailable(UNREACHABLE["error"]) from error
     if found is None or (found != head() and found in revisions()):
         raise Unavailable("the database schema is outdated; run session-manager migrate", code="schema")
     return Readiness(database_restarts=None if standing is None else standing.restarts)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import msgspec
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.core.errors import Failed
-from session_manager.service.api.answers import BUSY, INVALID, WHO
+from session_manager.service.api.common import BUSY, INVALID, WHO, Database
 from session_manager.service.api.schemas import Moment, Problem
-from session_manager.service.api.sessions import Database
 from session_manager.service.db import jobs as queries
 from session_manager.service.jobs.loop import Runner
 from session_manager.service.jobs.registry import Job
@@ -79,17 +79,7 @@ async def _items(connection: AsyncConnection, runner: Runner, jobs: list[Job]) -
 def _item(job: Job, run: queries.Run) -> JobItem:
     # A job that no service runs any more has no next run.
     planned = run.next_run_at if run.next_run_at and (job.enabled or run.next_run_at > run.now) else None
+    known = msgspec.structs.asdict(run) | {"next_run_at": planned}
     return JobItem(
-        name=job.name,
-        volume=job.volume or None,
-        enabled=job.enabled,
-        interval_seconds=job.interval_s,
-        running=run.running,
-        started_at=run.started_at,
-        ended_at=run.ended_at,
-        outcome=run.outcome,
-        result=run.result,
-        error=run.error,
-        failures=run.failures,
-        next_run_at=planned,
+        name=job.name, volume=job.volume or None, enabled=job.enabled, interval_seconds=job.interval_s, **known
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from session_manager.core.errors import SessionManagerError
 from session_manager.ledger import Ledger
 from session_manager.service import metrics
-from session_manager.service.api.answers import BUSY, WHO
+from session_manager.service.api.common import BUSY, WHO
 from session_manager.service.config import Config
 from session_manager.settings import Settings
 
@@ -27,7 +28,7 @@ async def read_metrics(request: Request) -> Response:
     """Metrics of this process, and the updates pending in the ledger of its agents directory."""
     config: Config = request.app.state.config
     metrics.marks_pending(0 if config.live is None else await asyncio.to_thread(_pending, config.live))
-    return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _pending(settings: Settings) -> float:

@@ -100,7 +100,7 @@ def given(*names: str) -> dict[str, Any]:
     return {"anyOf": some}
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
@@ -136,7 +136,7 @@ class SessionPage(BaseModel):
     pages: int
 
 
-class NewSession(_Body):
+class NewSession(Body):
     """A row to create. At most one row may have the same agent and `metadata.aria_session_id`."""
 
     agent_id: Name
@@ -156,7 +156,7 @@ class Created(BaseModel):
     created: bool
 
 
-class SessionChanges(_Body):
+class SessionChanges(Body):
     """What to change; at least one field."""
 
     model_config = ConfigDict(
@@ -188,14 +188,14 @@ class Updated(BaseModel):
     updated: Literal[True] = True
 
 
-class SessionRef(_Body):
+class SessionRef(Body):
     """One session of one agent."""
 
     agent_id: Name
     aria_session_id: SessionId
 
 
-class BulkMark(_Body):
+class BulkMark(Body):
     """One status for many sessions."""
 
     status: Literal["ended", "active"]
@@ -209,7 +209,7 @@ class BulkMarked(BaseModel):
     missing: list[SessionRef]
 
 
-class BulkErase(_Body):
+class BulkErase(Body):
     """Sessions of which only the id and the counters are kept."""
 
     sessions: Annotated[list[SessionRef], Field(min_length=1, max_length=BULK_LIMIT)]

@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Annotated, Literal
 
 import msgspec
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from session_manager.core.errors import Failed, NotFound, Refused
-from session_manager.service.api.answers import BUSY, BY_ID, INVALID, LARGE, WHO, Responses
-from session_manager.service.api.ids import PathId, uuid_in
-from session_manager.service.api.schemas import (
-    BulkErase,
-    BulkErased,
-    BulkMark,
-    BulkMarked,
-    Created,
-    Deleted,
-    Hour,
-    Hourly,
-    Name,
-    NewSession,
-    Problem,
-    SearchText,
-    SessionChanges,
-    SessionId,
-    SessionItem,
-    SessionPage,
-    SessionRef,
-    Stats,
-    Status,
-    Synced,
-    Updated,
+from session_manager.service.api import schemas
+from session_manager.service.api.common import (
+    BUSY,
+    BY_ID,
+    INVALID,
+    LARGE,
+    WHO,
+    AgentId,
+    Database,
+    Responses,
+    RowId,
+    SessionType,
 )
 from session_manager.service.db import sessions as queries
-from session_manager.service.db.engine import limited, snapshot
-from session_manager.service.guard import SAFE_METHODS
 from session_manager.service.jobs.sync import sync_volume
 from session_manager.service.problems import Unavailable
 
@@ -48,37 +32,9 @@ PAGE_LIMIT = 1000
 # The page number becomes an OFFSET, which must fit a bigint.
 _LAST_PAGE = 2**40
 
-_TAKEN: Responses = {409: {"model": Problem, "description": "another row has that session"}}
+_TAKEN: Responses = {409: {"model": schemas.Problem, "description": "another row has that session"}}
 
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses={**WHO, **BUSY, **INVALID})
-
-
-async def transaction(request: Request) -> AsyncIterator[AsyncConnection]:
-    """Yields one connection in one transaction for a request, committed when its answer is ready.
-
-    A read-only request reads one snapshot. The functions in ``request.state.then`` are called afterwards, unless the
-    request has failed.
-    """
-    then: list[Callable[[], None]] = []
-    request.state.then = then
-    engine: AsyncEngine = request.app.state.engine
-    async with snapshot(engine) if request.method in SAFE_METHODS else limited(engine) as connection:
-        yield connection
-    for each in then:
-        each()
-
-
-Database = Annotated[AsyncConnection, Depends(transaction, scope="function")]
-
-
-def row_id(request: Request, id: PathId) -> uuid.UUID:
-    """Reads the id in a path. Raises as ``uuid_in`` does."""
-    return uuid_in(request, id, "a row", "GET /api/sessions")
-
-
-AgentId = Annotated[Name | None, Query(description="of this agent only")]
-SessionType = Annotated[Name | None, Query(description="of this type only")]
-RowId = Annotated[uuid.UUID, Depends(row_id)]
 
 
 @router.get("", summary="List sessions, a page at a time")
@@ -86,13 +42,14 @@ async def list_sessions(
     database: Database,
     page: Annotated[int, Query(ge=1, le=_LAST_PAGE, description="which page; the first is 1")] = 1,
     limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT, description="how many a page at most")] = 50,
-    status: Annotated[Status | None, Query(description="with this status only")] = None,
+    status: Annotated[schemas.Status | None, Query(description="with this status only")] = None,
     agent_id: AgentId = None,
     session_type: SessionType = None,
     search: Annotated[
-        SearchText, Query(description="part of an agent, a type, a session id, a key or a label; case does not matter")
+        schemas.SearchText,
+        Query(description="part of an agent, a type, a session id, a key or a label; case does not matter"),
     ] = None,
-    aria_session_id: Annotated[SessionId | None, Query(description="the session's id at the gateway")] = None,
+    aria_session_id: Annotated[schemas.SessionId | None, Query(description="the session's id at the gateway")] = None,
     include_cron_events: Annotated[bool, Query(description="false leaves out `cron`")] = True,
     include_runtime_events: Annotated[
         bool, Query(description=f"false leaves out {', '.join(f'`{t}`' for t in queries.RUNTIME_TYPES)}")
@@ -101,15 +58,15 @@ async def list_sessions(
         Literal["asc", "desc"],
         Query(description="`asc`: oldest row first, so that new rows never shift a page; `desc`: newest first"),
     ] = "asc",
-) -> SessionPage:
+) -> schemas.SessionPage:
     """Sessions in the order in which their rows were created."""
     wanted = queries.Filter(
         status, agent_id, session_type, search, aria_session_id, include_cron_events, include_runtime_events
     )
     total = await queries.count(database, wanted)
     rows = await queries.page(database, wanted, order, limit, (page - 1) * limit) if total else []
-    return SessionPage(
-        items=[SessionItem.model_validate(row) for row in rows],
+    return schemas.SessionPage(
+        items=[schemas.SessionItem.model_validate(row) for row in rows],
         total=total,
         page=page,
         limit=limit,
@@ -117,8 +74,10 @@ async def list_sessions(
     )
 
 
-@router.post("", status_code=201, summary="Create a row", responses={200: {"model": Created}, **_TAKEN, **LARGE})
-async def create_session(database: Database, body: NewSession, response: Response) -> Created:
+@router.post(
+    "", status_code=201, summary="Create a row", responses={200: {"model": schemas.Created}, **_TAKEN, **LARGE}
+)
+async def create_session(database: Database, body: schemas.NewSession, response: Response) -> schemas.Created:
     """A session that has a row already does not change: 200, `created` false, and the id of that row."""
     try:
         found, created = await queries.create(database, body.model_dump(exclude_none=True))
@@ -126,35 +85,35 @@ async def create_session(database: Database, body: NewSession, response: Respons
         raise Refused("a row for this session has just been created; try again", code="session_exists") from error
     if not created:
         response.status_code = 200
-    return Created(id=found, created=created)
+    return schemas.Created(id=found, created=created)
 
 
 @router.patch("", summary="Mark many sessions at once", responses=LARGE)
-async def mark_sessions(database: Database, body: BulkMark) -> BulkMarked:
+async def mark_sessions(database: Database, body: schemas.BulkMark) -> schemas.BulkMarked:
     """All or nothing, in one statement. Asking twice does no harm: `ended_at` is set once."""
     pairs = [(ref.agent_id, ref.aria_session_id) for ref in body.sessions]
     updated, missing = await queries.mark_many(database, body.status, pairs)
-    return BulkMarked(
-        updated=updated, missing=[SessionRef(agent_id=agent_id, aria_session_id=sid) for agent_id, sid in missing]
-    )
+    return schemas.BulkMarked(updated=updated, missing=_refs(missing))
 
 
 @router.post("/erase", summary="Erase many sessions' details", responses=LARGE)
-async def erase_sessions(database: Database, body: BulkErase) -> BulkErased:
+async def erase_sessions(database: Database, body: schemas.BulkErase) -> schemas.BulkErased:
     """For privacy; needs the scope `delete`. The rows are ended; of their metadata only `aria_session_id` and
     `erased_at` stay, and the counters. No snapshot of the volume fills them again, unless the session has done
     something since."""
     pairs = [(ref.agent_id, ref.aria_session_id) for ref in body.sessions]
     erased, missing = await queries.erase_many(database, pairs)
-    return BulkErased(
-        erased=erased, missing=[SessionRef(agent_id=agent_id, aria_session_id=sid) for agent_id, sid in missing]
-    )
+    return schemas.BulkErased(erased=erased, missing=_refs(missing))
+
+
+def _refs(sessions: list[tuple[str, str]]) -> list[schemas.SessionRef]:
+    return [schemas.SessionRef(agent_id=agent_id, aria_session_id=sid) for agent_id, sid in sessions]
 
 
 @router.get("/stats", summary="Totals")
-async def session_stats(database: Database) -> Stats:
+async def session_stats(database: Database) -> schemas.Stats:
     """Counts by agent, status and type, and sums of messages, tokens and cost."""
-    return Stats.model_validate(await queries.stats(database))
+    return schemas.Stats.model_validate(await queries.stats(database))
 
 
 @router.get("/hourly", summary="Sessions per hour")
@@ -162,18 +121,18 @@ async def sessions_per_hour(
     database: Database,
     hours: Annotated[int, Query(ge=1, le=24 * 31, description="how many hours, this one included")] = 24,
     agent_id: AgentId = None,
-) -> Hourly:
+) -> schemas.Hourly:
     """How many sessions started in each of the last hours."""
     counted = await queries.hourly(database, hours, agent_id)
-    return Hourly(hours=hours, items=[Hour(hour=hour, sessions=n) for hour, n in counted])
+    return schemas.Hourly(hours=hours, items=[schemas.Hour(hour=hour, sessions=n) for hour, n in counted])
 
 
 @router.post(
     "/sync",
     summary="Run the volume sync now",
-    responses={409: {"model": Problem, "description": "this service has no agents directory"}},
+    responses={409: {"model": schemas.Problem, "description": "this service has no agents directory"}},
 )
-async def sync_now(request: Request) -> Synced:
+async def sync_now(request: Request) -> schemas.Synced:
     """Waits for a sync that another replica runs; `GET /api/jobs` shows it as a run of `volume_sync`. `errors` names
     agents whose index could not be read."""
     state = request.app.state
@@ -184,11 +143,11 @@ async def sync_now(request: Request) -> Synced:
             result = await state.jobs.run_after("volume_sync", partial(sync_volume, wait=True))
         except Failed as error:
             raise Unavailable(error.message, code=error.code) from error
-    return Synced.model_validate(msgspec.structs.asdict(result))
+    return schemas.Synced.model_validate(msgspec.structs.asdict(result))
 
 
 @router.patch("/{id}", summary="Change one row", responses={**BY_ID, **_TAKEN, **LARGE})
-async def change_session(database: Database, id: RowId, body: SessionChanges) -> Updated:
+async def change_session(database: Database, id: RowId, body: schemas.SessionChanges) -> schemas.Updated:
     """`ended` sets `ended_at` by itself, once; counters are set, not added; metadata is merged."""
     try:
         found = await queries.change(database, id, body.changes())
@@ -196,15 +155,15 @@ async def change_session(database: Database, id: RowId, body: SessionChanges) ->
         raise Refused("another row of this agent has that aria_session_id", code="session_exists") from error
     if not found:
         raise _unknown(id)
-    return Updated()
+    return schemas.Updated()
 
 
 @router.delete("/{id}", summary="Delete one row", responses=BY_ID)
-async def delete_session(database: Database, id: RowId) -> Deleted:
+async def delete_session(database: Database, id: RowId) -> schemas.Deleted:
     """For administrators: a cleanup never deletes rows, it ends them."""
     if not await queries.remove(database, id):
         raise _unknown(id)
-    return Deleted()
+    return schemas.Deleted()
 
 
 def _unknown(id: uuid.UUID) -> NotFound:

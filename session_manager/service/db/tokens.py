@@ -13,6 +13,7 @@ from sqlalchemy import Connection, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.core.errors import NotFound
+from session_manager.service.db.ownership import Viewer
 from session_manager.service.db.tables import api_tokens as t
 
 SCOPES = ("read", "write", "delete", "admin")
@@ -24,13 +25,22 @@ def digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-class Holder(msgspec.Struct, frozen=True):
-    """A token's holder: its name, its scopes, and the owners whose conversations it may see."""
+class Principal(msgspec.Struct, frozen=True):
+    """A sender and its scopes; ``admin`` may do everything, and sees everybody's conversations."""
 
     name: str
     scopes: frozenset[str]
-    user_id: str | None
-    orgs: frozenset[str]
+    user_id: str | None = None
+    orgs: frozenset[str] = frozenset()
+
+    def may(self, scope: str) -> bool:
+        """Returns whether the token has a scope."""
+        return scope in self.scopes or "admin" in self.scopes
+
+    @property
+    def viewer(self) -> Viewer:
+        """The conversations that the sender may see."""
+        return Viewer(self.user_id, self.orgs, sees_all=self.may("admin"))
 
 
 def create(
@@ -77,7 +87,7 @@ async def any_made(connection: AsyncConnection) -> bool:
     return bool(await connection.scalar(text("SELECT EXISTS (SELECT FROM api_tokens)")))
 
 
-async def holder(connection: AsyncConnection, token: str) -> Holder | None:
+async def holder(connection: AsyncConnection, token: str) -> Principal | None:
     """Returns the holder of a valid token, None for an invalid one."""
     prefix, _, rest = token.partition("_")
     token_id = rest.partition("_")[0]
@@ -87,7 +97,7 @@ async def holder(connection: AsyncConnection, token: str) -> Holder | None:
     row = (await connection.execute(query)).first()
     if row is None or not hmac.compare_digest(bytes(row.token_hash), digest(token)):
         return None
-    return Holder(row.name, frozenset(_names(row.scopes)), row.user_id, frozenset(_names(row.orgs)))
+    return Principal(row.name, frozenset(_names(row.scopes)), row.user_id, frozenset(_names(row.orgs)))
 
 
 def _names(values: Iterable[Any]) -> Iterator[str]:

@@ -10,8 +10,7 @@ from fastapi import APIRouter, Form, Query, Request
 from starlette.responses import RedirectResponse, Response
 
 from session_manager.core.errors import UsageError
-from session_manager.service.api.engine import Asking, ChatId
-from session_manager.service.api.sessions import Database
+from session_manager.service.api.common import Asking, ChatId, Database
 from session_manager.service.db import chat_pages as queries
 from session_manager.service.db import chat_sessions
 from session_manager.service.db.tables import chat_sessions as chat_table

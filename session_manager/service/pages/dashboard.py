@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import RedirectResponse, Response
 
 from session_manager.core.errors import NotFound
-from session_manager.service.api.sessions import Database, RowId
+from session_manager.service.api.common import Database, RowId
 from session_manager.service.db import dashboard as queries
 from session_manager.service.db import jobs
 from session_manager.service.db import sessions as history

@@ -22,8 +22,7 @@ from session_manager.service.db.chat_messages import NewMessage
 from session_manager.service.db.engine import has_cut_off, is_unreachable, limited, server_message
 from session_manager.service.logs import short
 from session_manager.service.model.base import End, Model, ModelError
-from session_manager.service.problems import Unavailable
-from session_manager.service.talk.failures import document
+from session_manager.service.problems import Unavailable, document
 from session_manager.service.talk.opening import Opened
 
 REPLY_LIMIT = 2**18

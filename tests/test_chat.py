@@ -34,7 +34,7 @@ from talking import (
 )
 from websockets.exceptions import ConnectionClosed
 
-from session_manager.service.talk.opening import HISTORY_CHARACTERS, HISTORY_MESSAGES
+from session_manager.service.talk.talks import HISTORY_CHARACTERS, HISTORY_MESSAGES
 
 
 @pytest.fixture

@@ -19,9 +19,8 @@ from session_manager.service.model.base import End, ModelError, Turn
 from session_manager.service.model.stream import pieces
 from session_manager.service.problems import Unavailable
 from session_manager.service.talk import talks
-from session_manager.service.talk.opening import Ask
 from session_manager.service.talk.talk import Talk
-from session_manager.service.talk.talks import Talks
+from session_manager.service.talk.talks import Ask, Talks
 
 
 class Slow:

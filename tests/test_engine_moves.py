@@ -31,8 +31,7 @@ from session_manager.service.db.engine import make_engine, snapshot
 from session_manager.service.db.ownership import EVERYBODY
 from session_manager.service.model.base import End, Turn
 from session_manager.service.talk import talk as talking
-from session_manager.service.talk.opening import Ask
-from session_manager.service.talk.talks import Talks
+from session_manager.service.talk.talks import Ask, Talks
 
 ALL_GHOSTS = chat_cleanup.ghosts(0, whatever_ttl=True)
 Move = Callable[[AsyncEngine, uuid.UUID], Awaitable[None]]

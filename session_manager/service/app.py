@@ -19,7 +19,6 @@ from session_manager.service.guard import Guard, Heads
 from session_manager.service.jobs.loop import Runner
 from session_manager.service.jobs.registry import jobs as registered
 from session_manager.service.logs import AccessLog
-from session_manager.service.pages import chat as chat_page
 from session_manager.service.pages import conversations, dashboard
 from session_manager.service.pages import routes as pages
 from session_manager.service.talk.talks import talking
@@ -56,14 +55,7 @@ def create_app(config: Config, database_url: str, watch: Watch | None = None) ->
     app.state.drawing = asyncio.Lock()
     app.state.jobs = Runner(app.state.engine, config, registered(config))
     problems.install(app)
-    for router in (
-        health.router,
-        pages.router,
-        dashboard.router,
-        conversations.router,
-        chat_page.router,
-        chat_ws.router,
-    ):
+    for router in (health.router, pages.router, dashboard.router, conversations.router, chat_ws.router):
         app.include_router(router)
     for router in (sessions.router, engine.router, chat.router, jobs.router, metrics.router):
         app.include_router(router, dependencies=[DESCRIBED])

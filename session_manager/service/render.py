@@ -1,18 +1,20 @@
-"""Renders a template of ``pages`` to an answer."""
+"""Renders a template of ``pages`` to an answer, and writes the addresses in it."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-FOLDER = os.path.join(os.path.dirname(__file__), "pages")
+_FOLDER = os.path.join(os.path.dirname(__file__), "pages")
 HTMX = "htmx-2.0.11.min.js"
 # Characters of a label, an id or a title.
 LONGEST = 300
@@ -20,7 +22,7 @@ _CSP = (
     "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 _OWN_SCRIPTS = "; script-src 'self'; connect-src 'self'"
-_templates = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+_templates = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def number(n: float) -> str:
@@ -77,8 +79,21 @@ def part(template: str, *, here: str, **values: Any) -> HTMLResponse:
     return answer
 
 
-def script_file(name: str, cache: str) -> Response:
-    """Returns a script of ``pages``; ``cache`` is how long clients may cache it."""
-    with open(os.path.join(FOLDER, name), encoding="utf-8") as file:
+def own_file(name: str, cache: str) -> Response:
+    """Returns a script or a style sheet of ``pages``; ``cache`` is how long clients may cache it."""
+    kind = "text/javascript" if name.endswith(".js") else "text/css"
+    with open(os.path.join(_FOLDER, name), encoding="utf-8") as file:
         headers = {"Cache-Control": cache, "X-Content-Type-Options": "nosniff"}
-        return Response(file.read(), media_type="text/javascript", headers=headers)
+        return Response(file.read(), media_type=kind, headers=headers)
+
+
+def local(path: str, otherwise: str = "/sessions") -> str:
+    """Returns a path of this service, or ``otherwise`` for an address elsewhere."""
+    plain = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() and "\\" not in path
+    return path if plain else otherwise
+
+
+def address(path: str, chosen: Mapping[str, object], **more: object) -> str:
+    """Returns a path with a query of the chosen values; skips empty ones and None."""
+    query = {name: value for name, value in {**chosen, **more}.items() if value not in (None, "")}
+    return f"{path}?{urlencode(query)}" if query else path

@@ -17,8 +17,8 @@ from session_manager.service.api.engine import owner
 from session_manager.service.api.engine_schemas import Content, Key
 from session_manager.service.api.schemas import Body, Name, Problem
 from session_manager.service.db.ownership import Viewer
-from session_manager.service.talk.opening import Ask
 from session_manager.service.talk.talk import Event, Talk
+from session_manager.service.talk.talks import Ask
 
 HEARTBEAT_S = 15.0
 _HEADERS = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Table, delete, func, insert, select, tuple_
@@ -17,15 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_manager.core.errors import Refused
 from session_manager.service.db import chat_sessions
-from session_manager.service.db.chat_sessions import KEPT
+from session_manager.service.db.chat_sessions import KEPT, Place
 from session_manager.service.db.engine import Row, all_rows, server_message
 from session_manager.service.db.ownership import Viewer
 from session_manager.service.db.tables import chat_messages as messages
 from session_manager.service.db.tables import chat_messages_archive as archived_messages
 from session_manager.service.db.tables import chat_sessions as s
 from session_manager.service.db.tables import chat_sessions_archive as archive
-
-Place = tuple[datetime, uuid.UUID]
 
 
 def idle(days: int, viewer: Viewer) -> list[ColumnElement[bool]]:

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from session_manager.service import metrics
 from session_manager.service.db import chat_archive
-from session_manager.service.db.chat_archive import Place
+from session_manager.service.db.chat_sessions import Place
 from session_manager.service.db.engine import Row, all_rows, limited
 from session_manager.service.db.ownership import EVERYBODY, Viewer
 from session_manager.service.db.tables import chat_messages as m

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import Column, ColumnElement, and_, delete, func, literal, or_, select, update
+from sqlalchemy import Column, ColumnElement, and_, delete, func, literal, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -31,6 +31,9 @@ KEPT = tuple(column.name for column in archive.c if column.name != "archived_at"
 ITEM: tuple[Column[Any], ...] = tuple(s.c[name] for name in KEPT)
 _TRIGRAM = 3
 _RARE = 1000
+
+# A position in a list: a time and an id.
+Place = tuple[datetime, uuid.UUID]
 
 
 class ChatFilter(msgspec.Struct, frozen=True):
@@ -94,6 +97,55 @@ async def page(
     # A deep page skips rows in an index; only the rows of the page itself are fetched.
     there = select(s.c.id).where(*conditions).order_by(*by).limit(limit).offset(offset)
     return await all_rows(connection, select(*ITEM).where(s.c.id.in_(there)).order_by(*by))
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A keyset page of sessions, last changed (or created) first: it begins after a row, not at an offset.
+
+    ``newer`` and ``older`` are the starts of the adjacent pages, None if there is none.
+    """
+
+    rows: list[Row]
+    newer: Place | None
+    older: Place | None
+
+
+async def keyset_page(
+    connection: AsyncConnection,
+    conditions: Sequence[ColumnElement[bool]],
+    limit: int,
+    *,
+    empty: bool,
+    before: Place | None = None,
+    after: Place | None = None,
+) -> Page:
+    """Returns the sessions before a position (time, id), or the nearest ones after it; the newest by default.
+
+    ``empty``: only those without a message, last created first.
+    """
+    at = s.c.created_at if empty else s.c.updated_at
+    place = tuple_(at, s.c.id)
+    query = select(*ITEM, at.label("at")).where(*conditions).limit(limit + 1)
+    if empty:
+        query = query.where(s.c.message_count == 0)
+    if after is not None:
+        query = query.where(place > after).order_by(at.asc(), s.c.id.asc())
+    else:
+        query = query.order_by(at.desc(), s.c.id.desc())
+        if before is not None:
+            query = query.where(place < before)
+    found = await all_rows(connection, query)
+    rows, more = found[:limit], len(found) > limit
+    if after is not None:
+        rows.reverse()
+    first, last = (_place(rows[0]), _place(rows[-1])) if rows else (None, None)
+    if after is not None:
+        return Page(rows, first if more else None, last)
+    return Page(rows, None if before is None else first, last if more else None)
+
+
+def _place(row: Row) -> Place:
+    return row["at"], row["id"]
 
 
 async def look(connection: AsyncConnection, session_id: uuid.UUID, viewer: Viewer) -> Row | None:

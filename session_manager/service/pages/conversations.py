@@ -11,12 +11,10 @@ from starlette.responses import RedirectResponse, Response
 
 from session_manager.core.errors import UsageError
 from session_manager.service.api.common import Asking, ChatId, Database
-from session_manager.service.db import chat_pages as queries
 from session_manager.service.db import chat_sessions
 from session_manager.service.db.tables import chat_sessions as chat_table
 from session_manager.service.pages.dashboard import Chosen, may_delete
-from session_manager.service.pages.links import address, local
-from session_manager.service.render import is_part, part, render
+from session_manager.service.render import address, is_part, local, part, render
 
 ROWS = 50
 PATH = "/conversations"
@@ -44,7 +42,7 @@ async def conversations(
     if chosen["search"]:
         conditions.append(await chat_sessions.search(database, chosen["search"], asking))
     conditions += asking.sees(chat_table)
-    page = await queries.page(
+    page = await chat_sessions.keyset_page(
         database, conditions, ROWS, empty=empty, before=_place("before", before), after=_place("after", after)
     )
     values: dict[str, Any] = {
@@ -62,16 +60,16 @@ async def conversations(
     return render("conversations.html", scripts=True, who=request.scope["principal"].name, **values)
 
 
-def _words(place: queries.Place) -> str:
+def _words(place: chat_sessions.Place) -> str:
     return f"{place[0].isoformat()}~{place[1]}"
 
 
-def _place(name: str, text: str) -> queries.Place | None:
+def _place(name: str, text: str) -> chat_sessions.Place | None:
     """Reads a page's start from the link of an adjacent page. Raises UsageError."""
     if not text:
         return None
     at, _, session_id = text.partition("~")
-    place: queries.Place | None
+    place: chat_sessions.Place | None
     try:
         place = datetime.fromisoformat(at), uuid.UUID(session_id)
     except ValueError:

@@ -20,9 +20,8 @@ from session_manager.service.db.tables import STATUSES
 from session_manager.service.jobs.loop import Runner
 from session_manager.service.pages.charts import Chart, Share, by_name, over_time
 from session_manager.service.pages.ledger import LedgerView, read_ledger
-from session_manager.service.pages.links import address, local
 from session_manager.service.problems import Forbidden
-from session_manager.service.render import is_part, part, render, script_file
+from session_manager.service.render import address, is_part, local, own_file, part, render
 
 ROWS = 50
 # Results that read more than a page of rows are cached for this long.
@@ -98,7 +97,7 @@ async def dashboard(
 @router.get("/sessions.js")
 async def script() -> Response:
     """What htmx leaves to the page: to say that something went wrong."""
-    return script_file("sessions.js", "no-cache")
+    return own_file("sessions.js", "no-cache")
 
 
 async def _history(

@@ -1,16 +1,14 @@
-"""/login, /docs, and the style sheet and script of the pages."""
+"""/login, /docs, /chat, and the style sheet and scripts of the pages."""
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Request
 from starlette.responses import RedirectResponse, Response
 
 from session_manager.service.auth import COOKIE, Authenticator
-from session_manager.service.pages.links import local
-from session_manager.service.render import FOLDER, HTMX, render, script_file
+from session_manager.service.render import HTMX, local, own_file, render
 
 router = APIRouter(include_in_schema=False)
 
@@ -24,18 +22,13 @@ async def home() -> Response:
 @router.get("/style.css")
 async def style() -> Response:
     """The one style sheet."""
-    with open(os.path.join(FOLDER, "style.css"), encoding="utf-8") as file:
-        return Response(
-            file.read(),
-            media_type="text/css",
-            headers={"Cache-Control": "max-age=3600", "X-Content-Type-Options": "nosniff"},
-        )
+    return own_file("style.css", "max-age=3600")
 
 
 @router.get(f"/{HTMX}")
 async def htmx() -> Response:
     """The one script that is not our own; its name has its version."""
-    return script_file(HTMX, "max-age=31536000, immutable")
+    return own_file(HTMX, "max-age=31536000, immutable")
 
 
 @router.get("/login")
@@ -80,3 +73,16 @@ async def logout() -> Response:
 async def docs(request: Request) -> Response:
     """The API, read off its own OpenAPI description."""
     return render("docs.html", api=request.app.openapi())
+
+
+@router.get("/chat")
+async def chat_page(request: Request) -> Response:
+    """A page to talk on. Opening it asks for nothing and makes nothing; its script does the rest."""
+    echo = request.app.state.config.llm.base_url is None
+    return render("chat.html", scripts=True, echo=echo, who=request.scope["principal"].name)
+
+
+@router.get("/chat.js")
+async def chat_script() -> Response:
+    """Its one script."""
+    return own_file("chat.js", "no-cache")

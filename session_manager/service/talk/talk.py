@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator
+import uuid
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -19,11 +20,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from session_manager.service import metrics
 from session_manager.service.db.chat_exchange import Committed, NewSession, commit_exchange
 from session_manager.service.db.chat_messages import NewMessage
-from session_manager.service.db.engine import has_cut_off, is_unreachable, limited, server_message
+from session_manager.service.db.engine import Row, has_cut_off, is_unreachable, limited, server_message
+from session_manager.service.db.ownership import Viewer
 from session_manager.service.logs import short
-from session_manager.service.model.base import End, Model, ModelError
+from session_manager.service.model.base import End, Model, ModelError, Turn
 from session_manager.service.problems import Unavailable, document
-from session_manager.service.talk.opening import Opened
 
 REPLY_LIMIT = 2**18
 # Between attempts to store an exchange whose connection broke.
@@ -36,6 +37,23 @@ class Event(msgspec.Struct, frozen=True):
 
     name: Literal["session", "delta", "done", "error"]
     data: dict[str, Any]
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """An exchange ready to run: ``turns`` are the model's input, ``stored`` is the stored answer for a retry."""
+
+    viewer: Viewer
+    session: NewSession | Row
+    user: NewMessage
+    model: str
+    turns: Sequence[Turn]
+    stored: Committed | None
+
+    @property
+    def session_id(self) -> uuid.UUID:
+        """The session's id; a new one names nothing before the exchange is stored."""
+        found: uuid.UUID = self.session.id if isinstance(self.session, NewSession) else self.session["id"]
+        return found
 
 
 class Talk:

@@ -458,14 +458,13 @@ def service_codes() -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
     """Codes of aria-api's sources: with the status of what answers, and with the exit code of what ends a command."""
     answers, ends = set(), set()
     # Where these functions take the status and the code.
-    places = {"refuse": (3, 5), "_answer": (1, 3)}
+    places = {"refuse": (3, 5), "problem": (1, 3)}
     kinds = {name: kind for room in (errors, problems, base) for name, kind in vars(room).items() if is_failure(kind)}
     for path in sources_of("service"):
         inner = path.relative_to(ROOT / "session_manager" / "service").parts
         at_start = inner[0] in ("embedded", "server.py", "config.py", "volume_reader.py") or inner in (
             ("db", "migrate.py"),
             ("db", "tokens.py"),
-            ("model", "settings.py"),
         )
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):

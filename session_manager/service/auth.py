@@ -83,7 +83,7 @@ class Auth:
         try:
             principal = await authenticator.principal(token_of(scope))
         except SQLAlchemyError:
-            return await refuse(scope, receive, send, 503, **UNREACHABLE)
+            return await refuse(scope, receive, send, 503, UNREACHABLE["error"], UNREACHABLE["code"])
         if principal is LOCAL and FORWARDED.intersection(Headers(scope=scope).keys()):
             # A proxy on this machine forwards requests from elsewhere.
             principal = None

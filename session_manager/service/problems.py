@@ -32,11 +32,11 @@ _WORDS = {
     "model_type": "must be a JSON object",
     "string_unicode": "must not contain half a character (a lone surrogate)",
 }
-UNREACHABLE: dict[str, Any] = {
+UNREACHABLE = {
     "error": "the database does not answer; try again in a moment",
     "code": "database_unavailable",
 }
-INTERNAL: dict[str, Any] = {"error": "internal error; the service's log says more", "code": "internal_error"}
+INTERNAL = {"error": "internal error; the service's log says more", "code": "internal_error"}
 
 
 class BadId(SessionManagerError):
@@ -119,7 +119,7 @@ def install(app: FastAPI) -> None:
 
 async def _ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, SessionManagerError)
-    return problem(request.scope, error.http_status, **error.document())
+    return problem(request.scope, error.http_status, error.message, error.code, **error.details)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -164,9 +164,9 @@ def _allowed(request: Request) -> list[str]:
 
 async def _database(request: Request, error: Exception) -> Response:
     told = document(error)
-    return problem(request.scope, 503 if told is UNREACHABLE else 500, **told)
+    return problem(request.scope, 503 if told is UNREACHABLE else 500, told["error"], told["code"])
 
 
 async def _internal(request: Request, error: Exception) -> Response:
     # It goes on to the server, which logs its traceback.
-    return problem(request.scope, 500, **INTERNAL)
+    return problem(request.scope, 500, INTERNAL["error"], INTERNAL["code"])

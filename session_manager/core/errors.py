@@ -84,6 +84,7 @@ class Interrupted(SessionManagerError):
     default_code = "interrupted"
 
 
+UNSUPPORTED = "store_unsupported"
 INTERRUPTED = "interrupted; the next call finishes or undoes what this one had begun"
 PARTIAL_EXIT_CODE = 3
 

@@ -10,7 +10,7 @@ import msgspec
 
 from session_manager.archives.purging import Archive, Purged, PurgePlan, plan_purge, preview_purge, purge
 from session_manager.archives.second_names import SecondNames
-from session_manager.core.errors import SessionManagerError, failure, with_errors
+from session_manager.core.errors import UNSUPPORTED, SessionManagerError, failure, with_errors
 from session_manager.core.session import DAY_MS
 from session_manager.files.atomic import clear_errors
 from session_manager.functions.ages import ages_from
@@ -19,7 +19,7 @@ from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise
 from session_manager.functions.sharing import stores_ever
 from session_manager.ledger import Ledger, start_run
-from session_manager.stores.base import UNSUPPORTED, Store
+from session_manager.stores.base import Store
 
 if TYPE_CHECKING:
     from session_manager.archives.folder import Guard

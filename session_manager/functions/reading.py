@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from session_manager.archives.folder import Folder
-from session_manager.core.errors import SessionManagerError, failure
+from session_manager.core.errors import UNSUPPORTED, SessionManagerError, failure
 from session_manager.core.families import families
 from session_manager.core.progress import stage
 from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.functions.context import Context, named
-from session_manager.stores.base import UNSUPPORTED, Snapshot, Store
 
 if TYPE_CHECKING:
+    from session_manager.archives.folder import Folder
     from session_manager.core.retention import Cutoff
+    from session_manager.stores.base import Snapshot, Store
 
 
 class AgentRead(msgspec.Struct):

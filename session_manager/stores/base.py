@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from session_manager.stores.lives import Blocked, Find, Life, Obstacle, Restored
 
 
-UNSUPPORTED = "store_unsupported"
-
 Done = TypeVar("Done")
 
 

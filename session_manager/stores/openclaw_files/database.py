@@ -13,10 +13,9 @@ import sqlite3
 import tempfile
 from urllib.parse import quote
 
-from session_manager.core.errors import Refused
+from session_manager.core.errors import UNSUPPORTED, Refused
 from session_manager.core.session import Entry, build_sessions
 from session_manager.files.versions import Identity
-from session_manager.stores.base import UNSUPPORTED
 from session_manager.stores.openclaw_files.store import Snapshot, Store
 
 # Gateways 2026.8.1 (19) and 2026.9.6 (23).

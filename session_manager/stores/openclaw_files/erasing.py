@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from session_manager.archives.work import Work
-from session_manager.core.errors import Refused
+from session_manager.core.errors import UNSUPPORTED, Refused
 from session_manager.core.protection import BUSY, Protection, refusal
 from session_manager.core.session import Session
-from session_manager.stores.base import UNSUPPORTED, Choose, Erasure
+from session_manager.stores.base import Choose, Erasure
 from session_manager.stores.openclaw_files.changing import end_earlier, has_unfinished
 from session_manager.stores.openclaw_files.erasure import Traces, erase, find_traces
 from session_manager.stores.openclaw_files.gateway_lock import StoreLock

@@ -10,7 +10,6 @@ import re
 from collections.abc import Collection, Iterable
 from functools import cache
 
-from session_manager.archives.names import is_text
 from session_manager.core.session import Session
 from session_manager.stores.openclaw_files.whereabouts import Whereabouts, is_transcript
 
@@ -34,6 +33,8 @@ def no_texts_of(ids: Collection[str], sessions_dir: str) -> list[str]:
 
     Returns none if the folder cannot be listed by now: the removal itself has reported that, or is done.
     """
+    from session_manager.archives.names import is_text
+
     try:
         names = os.listdir(sessions_dir)
     except OSError:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from session_manager.core.errors import Damaged, Failed, NotFound, Refused, SessionManagerError, UsageError
+from session_manager.core.errors import UNSUPPORTED, Damaged, Failed, NotFound, Refused, SessionManagerError, UsageError
 from session_manager.core.layout import INDEX_NAME
 from session_manager.core.session import safe_name
 from session_manager.files.liveness import now_ms
-from session_manager.stores.base import UNSUPPORTED
 from session_manager.stores.openclaw_files.kind import FilesStore
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
 from session_manager.stores.openclaw_files.store import SQLITE_NAME, folder_unreadable, not_readable

@@ -11,13 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from session_manager.history.connection import CONNECT_S, Connection, Unavailable
 from session_manager.history.ghosts import Ghosts, delete_ghosts, list_ghosts
 from session_manager.history.health import Health, prove, read_health
 from session_manager.history.marking import Mark, Outcome, Status, erase_many, mark_in_bulk, mark_one_by_one
 from session_manager.history.rows import Name, Row, read_rows
+
+Found = TypeVar("Found")
 
 
 class Client:
@@ -59,39 +61,36 @@ class Client:
     def mark(self, marks: Mapping[Name, Mark]) -> Outcome:
         """Sends marks of sessions to aria-api: in bulk, or row by row to an older service."""
         outcome = Outcome()
-        error = self._in_time(lambda: self._mark(marks, outcome))
+        _, error = self._in_time(lambda: self._mark(marks, outcome))
         return outcome.so_far(error)
 
     def find(self, session_id: str) -> tuple[list[Row], str | None]:
         """Returns the rows of a session id in any agent, and None; or none, and why aria-api could not be reached."""
-        found: list[Row] = []
 
-        def work() -> None:
+        def work() -> list[Row]:
             reading = read_rows(self._connection, session_id)
             if reading.everything:
                 self._all_rows = reading.rows
-            found.extend(row for row in reading.rows if row.session_id == session_id)
+            return [row for row in reading.rows if row.session_id == session_id]
 
-        error = self._in_time(work)
-        return ([], error) if error is not None else (found, None)
+        rows, error = self._in_time(work)
+        return rows or [], error
 
     def ghosts(self, older_than_minutes: int, most: int, *, delete: bool) -> tuple[Ghosts | None, str | None]:
         """Lists the first ``most`` conversations without a message and counts all, or deletes them.
 
         Returns None and the reason if aria-api could not be reached or did not report what it did.
         """
-        found: list[Ghosts] = []
         asked = self._left_behind is None
 
-        def work() -> None:
+        def work() -> Ghosts:
             if delete:
-                found.append(delete_ghosts(self._connection, older_than_minutes))
-            else:
-                found.append(list_ghosts(self._connection, older_than_minutes, most))
+                return delete_ghosts(self._connection, older_than_minutes)
+            return list_ghosts(self._connection, older_than_minutes, most)
 
-        error = self._in_time(work)
+        found, error = self._in_time(work)
         if error is None:
-            return found[0], None
+            return found, None
         connection, thread = self._connection, self._thread
         # An abandoned thread may still send the request.
         under_way = connection.reached and thread is not None and thread.is_alive()
@@ -109,26 +108,25 @@ class Client:
             prove(self._connection)
             self._connection.authorize(token)
 
-        return self._in_time(work, patience=CONNECT_S)
+        return self._in_time(work, patience=CONNECT_S)[1]
 
     def health(self) -> tuple[Health | None, str | None]:
         """Returns the state of aria-api and the token's permissions; or None and why it could not be reached."""
-        found: list[Health] = []
-        error = self._in_time(lambda: found.append(read_health(self._connection)))
-        return (found[0], None) if error is None else (None, error)
+        return self._in_time(lambda: read_health(self._connection))
 
-    def _in_time(self, work: Callable[[], None], patience: float | None = None) -> str | None:
+    def _in_time(self, work: Callable[[], Found], patience: float | None = None) -> tuple[Found | None, str | None]:
         """Runs ``work`` in a thread and waits while there is budget, or ``patience`` (seconds).
 
-        Returns the error as a sentence, or None.
+        Returns its result, and None; or None, and the error as a sentence.
         """
         if self._left_behind is not None:
-            return self._left_behind
+            return None, self._left_behind
+        found: list[Found] = []
         errors: list[str] = []
 
         def run() -> None:
             try:
-                work()
+                found.append(work())
             except Unavailable as error:
                 errors.append(str(error))
             except Exception as error:
@@ -148,7 +146,7 @@ class Client:
         thread.start()
         if not self._connection.answered.wait(min(CONNECT_S, self._ends_at - now)):
             self._left_behind = f"aria-api cannot be reached at {self._connection.url} in time; is it running?"
-            return self._left_behind
+            return None, self._left_behind
         ends_at = self._ends_at if patience is None else min(self._ends_at, now + patience)
         thread.join(max(0.0, ends_at - time.monotonic()))
         if thread.is_alive():
@@ -157,8 +155,8 @@ class Client:
             if patience is not None:
                 # An abandoned thread must not begin another request.
                 self._connection.give_up(self._left_behind)
-            return self._left_behind
-        return errors[0] if errors else None
+            return None, self._left_behind
+        return (None, errors[0]) if errors else (found[0], None)
 
     def _mark(self, marks: Mapping[Name, Mark], outcome: Outcome) -> None:
         statuses: dict[Name, Status] = {name: mark for name, mark in marks.items() if mark != "erased"}

@@ -24,6 +24,7 @@ from session_manager.service.api.common import (
     RowId,
     SessionType,
 )
+from session_manager.service.db import dashboard
 from session_manager.service.db import sessions as queries
 from session_manager.service.jobs.sync import sync_volume
 from session_manager.service.problems import Unavailable
@@ -123,8 +124,8 @@ async def sessions_per_hour(
     agent_id: AgentId = None,
 ) -> schemas.Hourly:
     """How many sessions started in each of the last hours."""
-    counted = await queries.hourly(database, hours, agent_id)
-    return schemas.Hourly(hours=hours, items=[schemas.Hour(hour=hour, sessions=n) for hour, n in counted])
+    counted = await dashboard.counts(database, hours, "hour", agent_id)
+    return schemas.Hourly(hours=hours, items=[schemas.Hour(hour=hour, sessions=n) for hour, n in counted.by_time])
 
 
 @router.post(

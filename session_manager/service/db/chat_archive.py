@@ -30,13 +30,6 @@ def idle(days: int, viewer: Viewer) -> list[ColumnElement[bool]]:
     return [s.c.message_count > 0, s.c.updated_at < func.now() - func.make_interval(0, 0, 0, days), *viewer.sees(s)]
 
 
-async def measure_idle(connection: AsyncConnection, days: int, viewer: Viewer) -> tuple[int, int]:
-    """Counts the idle conversations and their messages."""
-    query = select(func.count(), func.coalesce(func.sum(s.c.message_count), 0)).where(*idle(days, viewer))
-    sessions, messages_in_them = (await connection.execute(query)).one()
-    return int(sessions), int(messages_in_them)
-
-
 async def archive_idle(
     connection: AsyncConnection, days: int, viewer: Viewer, limit: int, after: Place | None = None
 ) -> list[Row]:

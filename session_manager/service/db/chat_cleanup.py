@@ -158,8 +158,11 @@ async def archive_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewe
 
 async def measure_idle(engine: AsyncEngine, days: int = IDLE_DAYS, viewer: Viewer = EVERYBODY) -> tuple[int, int]:
     """Returns the same counts as ``archive_idle``, without archiving."""
+    idle = chat_archive.idle(days, viewer)
+    query = select(func.count(), func.coalesce(func.sum(s.c.message_count), 0)).where(*idle)
     async with limited(engine) as connection:
-        return await chat_archive.measure_idle(connection, days, viewer)
+        sessions, messages = (await connection.execute(query)).one()
+    return int(sessions), int(messages)
 
 
 def _report(name: str, done: str, n: int, rows: Sequence[Row]) -> None:

@@ -103,19 +103,9 @@ async def stored_exchange(
 async def _begin(connection: AsyncConnection, session: NewSession, key: str | None) -> Row | None:
     """Creates a session; None when its owner has started one with this key. Waits for an attempt in progress."""
     now = await database_time(connection)
-    facts = {"created_at": now.isoformat(), "backend_created": True, "kind": session.kind}
-    values = {
-        "id": session.id,
-        "agent_id": session.agent_id,
-        "session_type": session.session_type,
-        "model": session.model,
-        "user_id": session.user_id,
-        "org_id": session.org_id,
-        "created_at": now,
-        "updated_at": now,
-        "creation_key": key,
-        "metadata": {**session.metadata, **facts},
-    }
+    values = msgspec.structs.asdict(session) | {"created_at": now, "updated_at": now, "creation_key": key}
+    facts = {"created_at": now.isoformat(), "backend_created": True, "kind": values.pop("kind")}
+    values["metadata"] = {**session.metadata, **facts}
     row = await first_row(connection, insert(s).values(values).on_conflict_do_nothing().returning(*ITEM))
     if row is not None and key is not None and await _begun_in(connection, archive, session, key) is not None:
         # It may have been archived before the insert, or while that waited: only now is its absence certain.

@@ -206,6 +206,7 @@ _CHARTS = text("""
       FROM agent_sessions
       WHERE started_at >= date_trunc(:unit, now(), 'UTC') - make_interval(hours => :hours)
         AND started_at < date_trunc(:unit, now(), 'UTC') + make_interval(hours => :step)
+        AND (CAST(:agent_id AS text) IS NULL OR agent_id = :agent_id)
       GROUP BY 1, 2, 3
     ), places AS (
       SELECT generate_series(
@@ -228,10 +229,12 @@ class Counts(msgspec.Struct, frozen=True):
     by_type: list[tuple[str, int]]
 
 
-async def counts(connection: AsyncConnection, bars: int, unit: Literal["hour", "day"]) -> Counts:
-    """Counts the sessions of the last ``bars`` hours or days (``unit`` is hour or day), this one included."""
+async def counts(
+    connection: AsyncConnection, bars: int, unit: Literal["hour", "day"], agent_id: str | None = None
+) -> Counts:
+    """Counts an agent's or all sessions of the last ``bars`` hours or days (``unit``), this one included."""
     step = 24 if unit == "day" else 1
-    values = {"unit": unit, "hours": (bars - 1) * step, "step": step}
+    values = {"unit": unit, "hours": (bars - 1) * step, "step": step, "agent_id": agent_id}
     found = (await connection.execute(_CHARTS, values)).all()
 
     def most_first(what: str) -> list[tuple[str, int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
@@ -15,18 +14,9 @@ from session_manager.service.db.engine import WRITERS, Row, all_rows
 from session_manager.service.db.tables import agent_sessions as t
 
 ARIA_SID = t.c.metadata["aria_session_id"].astext
-ITEM = (
-    t.c.id,
-    t.c.agent_id,
-    t.c.session_type,
-    t.c.started_at,
-    t.c.ended_at,
-    t.c.messages_count,
-    t.c.tokens_used,
-    t.c.cost_usd,
-    t.c.status,
-    t.c.metadata,
-)
+_COUNTED = ("messages_count", "tokens_used", "cost_usd")
+_SHOWN = ("id", "agent_id", "session_type", "started_at", "ended_at", *_COUNTED, "status", "metadata")
+ITEM = tuple(t.c[name] for name in _SHOWN)
 RUNTIME_TYPES = ("acp", "heartbeat", "hook", "node", "subagent")
 BY_REQUEST = "request"
 
@@ -262,25 +252,3 @@ async def stats(connection: AsyncConnection) -> Row:
         document[name] = dict(sorted(document[name].items()))
     document["active_sessions"] = document["by_status"].get("active", 0)
     return document
-
-
-_HOURLY = text("""
-    WITH hours AS (
-      SELECT generate_series(
-        date_trunc('hour', now(), 'UTC') - make_interval(hours => :hours - 1), date_trunc('hour', now(), 'UTC'),
-        interval '1 hour'
-      ) AS hour
-    ), counted AS (
-      SELECT date_trunc('hour', started_at, 'UTC') AS hour, count(*) AS sessions FROM agent_sessions
-      WHERE started_at >= (SELECT min(hour) FROM hours)
-        AND (CAST(:agent_id AS text) IS NULL OR agent_id = :agent_id)
-      GROUP BY 1
-    )
-    SELECT hour, coalesce(sessions, 0) AS sessions FROM hours LEFT JOIN counted USING (hour) ORDER BY hour
-""")
-
-
-async def hourly(connection: AsyncConnection, hours: int, agent_id: str | None) -> list[tuple[datetime, int]]:
-    """Returns how many sessions started in each of the last ``hours`` hours (UTC), this one included, oldest first."""
-    found = await connection.execute(_HOURLY, {"hours": hours, "agent_id": agent_id})
-    return [(row.hour, row.sessions) for row in found.all()]

@@ -14,12 +14,11 @@ from starlette.responses import RedirectResponse, Response
 from session_manager.core.errors import NotFound
 from session_manager.service.api.common import Database, RowId
 from session_manager.service.db import dashboard as queries
-from session_manager.service.db import jobs
 from session_manager.service.db import sessions as history
 from session_manager.service.db.tables import STATUSES
 from session_manager.service.jobs.loop import Runner
 from session_manager.service.pages.charts import Chart, Share, by_name, over_time
-from session_manager.service.pages.ledger import LedgerView, read_ledger
+from session_manager.service.pages.ledger import read_ledger
 from session_manager.service.problems import Forbidden
 from session_manager.service.render import address, is_part, local, own_file, part, render
 
@@ -75,11 +74,14 @@ async def dashboard(
     if is_part(request):
         return part("history.html", **values)
     agents, types = await queries.names(database)
+    statuses = (*STATUSES, queries.STALE)
+    runner: Runner = request.app.state.jobs
+    live = request.app.state.config.live
     return render(
         "sessions.html",
         scripts=True,
         **values,
-        statuses=(*STATUSES, queries.STALE),
+        statuses=statuses,
         agents=agents,
         many=[words for words, found in (("agents", agents), ("types", types)) if len(found) == queries.NAMED],
         named=queries.NAMED,
@@ -87,10 +89,11 @@ async def dashboard(
         clear=address(PATH, {"span": chosen["span"]}),
         totals=await queries.totals(database, request.scope["principal"].viewer),
         stale_minutes=queries.STALE_MINUTES,
-        links=_totals_links(),
+        links={name: address(PATH, {"status": name}) for name in statuses},
         drawn=await _drawn(request, database, span),
-        ledger=await _ledger(request),
-        jobs=await _jobs(request, database),
+        # None when this service has no volume.
+        ledger=None if live is None else await asyncio.to_thread(read_ledger, live),
+        jobs=list(zip(runner.jobs, await runner.runs(database, runner.jobs), strict=True)),
     )
 
 
@@ -124,10 +127,6 @@ async def _history(
     }
 
 
-def _totals_links() -> dict[str, str]:
-    return {name: address(PATH, {"status": name}) for name in (*STATUSES, queries.STALE)}
-
-
 async def _drawn(request: Request, database: AsyncConnection, span: Span) -> Drawn:
     known: dict[str, Drawn] = request.app.state.drawn
     # Of many concurrent requests, one counts, and the others wait for it.
@@ -141,17 +140,6 @@ async def _drawn(request: Request, database: AsyncConnection, span: Span) -> Dra
             )
             known[span] = found
         return found
-
-
-async def _ledger(request: Request) -> LedgerView | None:
-    """Returns the ledger's summary, None when this service has no volume."""
-    live = request.app.state.config.live
-    return None if live is None else await asyncio.to_thread(read_ledger, live)
-
-
-async def _jobs(request: Request, database: AsyncConnection) -> list[tuple[Any, jobs.Run]]:
-    runner: Runner = request.app.state.jobs
-    return list(zip(runner.jobs, await runner.runs(database, runner.jobs), strict=True))
 
 
 def may_delete(request: Request) -> None:

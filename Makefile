@@ -33,11 +33,10 @@ bench: $(VENV)/.ready  ## ratios, measured side by side; SIZE=smallest sees only
 	$(BIN)/python -m benchmarks $(if $(filter smallest,$(SIZE)),--smallest)
 
 soak: $(VENV)/.ready  ## the long runs of the concurrency tests; those of real gateways need what test-system installs
-	SOAK=1 $(BIN)/python -m pytest -m "not system" tests/test_gateway_writers.py tests/test_kill.py \
-		tests/test_kill_restore.py tests/test_faults.py tests/test_restore_faults.py tests/test_random_kills.py tests/test_stateful.py tests/test_engine_purge.py \
-		tests/test_chat_crowd.py
+	SOAK=1 $(BIN)/python -m pytest -m "not system" tests/service/test_chat_crowd.py tests/service/test_engine_purge.py \
+		$(addprefix tests/stores/test_,$(addsuffix .py,faults gateway_writers kill kill_restore random_kills restore_faults stateful))
 	SOAK=1 SM_GATEWAY_MESSAGES=200 $(BIN)/python -m pytest -m system tests/gateways/test_messages_and_removals.py \
-		tests/test_dashboard_page.py
+		tests/service/test_dashboard_page.py
 
 pictures: $(VENV)/.ready  ## the README's pictures, on a copy of the fixtures; needs Debian's chromium
 	$(BIN)/python docs/pictures.py

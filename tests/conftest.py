@@ -12,7 +12,8 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "fixtures"), str(ROOT / "tests")]
+ROOMS = sorted(str(path) for path in (ROOT / "tests").iterdir() if path.is_dir())
+sys.path[:0] = [str(ROOT), str(ROOT / "fixtures"), str(ROOT / "tests"), *ROOMS]
 
 from chats import Chats  # noqa: E402
 from forks import Forks  # noqa: E402

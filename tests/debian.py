@@ -37,7 +37,15 @@ def program(name: str, package: str, *folders: Path) -> str:
     return found
 
 
-_ELSEWHERE = ("service_process", "two_layers", "recovery_page", "operations_page", "pages", "chat_crowd", "odd_bytes")
+_ELSEWHERE = (
+    "service/test_service_process",
+    "history/test_two_layers",
+    "project/test_recovery_page",
+    "project/test_operations_page",
+    "service/test_pages",
+    "service/test_chat_crowd",
+    "stores/test_odd_bytes",
+)
 
 
 def run_suite(url: str, admin_url: str) -> None:
@@ -52,7 +60,7 @@ def run_suite(url: str, admin_url: str) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-m", "database and not system", "-p", "no:cacheprovider", "-n", "2"),
-            *(f"--ignore=tests/test_{name}.py" for name in _ELSEWHERE),
+            *(f"--ignore=tests/{name}.py" for name in _ELSEWHERE),
         ],
         cwd=ROOT,
         env=environment,

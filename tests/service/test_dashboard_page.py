@@ -13,10 +13,10 @@ from chats import Chats
 from chromium import chromium
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from service import Databases, Service, running
-from support import Skill, StoreBuilder
+from support import ROOT, Skill, StoreBuilder
 
 pytestmark = pytest.mark.system
-AXE = Path(__file__).parent / "axe" / "axe.min.js"
+AXE = ROOT / "tests" / "axe" / "axe.min.js"
 # A folder to keep pictures of the pages in.
 PICTURES = os.environ.get("SM_PICTURES")
 _FILL = """

@@ -217,7 +217,7 @@ class Machine(RuleBasedStateMachine):
         """A cron run expires: the entry goes, the transcript stays.
 
         Of a session that was restored before, that looks like an entry that a gateway wrote away, and a restore puts
-        it back: tests/test_restore.py.
+        it back: tests/functions/test_restore.py.
         """
         ids = self._known()
         life = self._of(ids[n % len(ids)])

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from session_manager.core.session import Entry, Session, SessionKey
+    from session_manager.core.keys import SessionKey
+    from session_manager.core.session import Entry, Session
 
 SPAWNED = frozenset({"subagent", "acp"})
 

@@ -8,7 +8,8 @@ from functools import cache
 
 import msgspec
 
-from session_manager.core.session import MAIN, Session, parse_key
+from session_manager.core.keys import MAIN, parse_key
+from session_manager.core.session import Session
 
 AGENT = "{agentId}"
 INDEX_NAME = "sessions.json"

@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from session_manager.core.errors import UsageError
+from session_manager.core.keys import KINDS, MAIN
 from session_manager.core.selection import full_name
-from session_manager.core.session import KINDS, MAIN, Session
+from session_manager.core.session import Session
 
 AGENT, JOB = "agent", "job"
 _AGE_UNITS = {"m": 1, "h": 60, "d": 1440}

@@ -7,7 +7,8 @@ from collections.abc import Set
 import msgspec
 
 from session_manager.core.errors import Refused
-from session_manager.core.session import MAIN, Session, safe_name
+from session_manager.core.keys import MAIN, safe_name
+from session_manager.core.session import Session
 
 CURRENT = "current"
 BUSY = "busy"

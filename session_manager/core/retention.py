@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence, Set
 import msgspec
 
 from session_manager.core.families import families
+from session_manager.core.keys import UNKNOWN
 from session_manager.core.protection import BUSY, CURRENT, ELSEWHERE, RUNNING, UNDELIVERED, protection
 from session_manager.core.selection import Selection
-from session_manager.core.session import UNKNOWN, Session
+from session_manager.core.session import Session
 
 PRUNABLE = frozenset({"cron", "subagent", "hook", "acp", "heartbeat", "node", "api", "explicit"})
 MINUTE_MS = 60_000

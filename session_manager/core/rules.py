@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 import msgspec
 
 from session_manager.core.families import families
+from session_manager.core.keys import parse_key
 from session_manager.core.policy import RetentionPolicy
 from session_manager.core.protection import protection
 from session_manager.core.retention import (
@@ -27,7 +28,7 @@ from session_manager.core.retention import (
     older_than,
 )
 from session_manager.core.selection import Selection
-from session_manager.core.session import Session, parse_key
+from session_manager.core.session import Session
 
 NO_RULE = "no rule"
 OVER_COUNT = "over count"

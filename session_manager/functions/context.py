@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from session_manager.core.errors import INTERRUPTED, Interrupted, SessionManagerError, UsageError
+from session_manager.core.keys import KINDS, safe_name
 from session_manager.core.selection import Selection
-from session_manager.core.session import KINDS, safe_name
 from session_manager.settings import Settings
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from session_manager.core.errors import NotFound, Refused, SessionManagerError, UsageError, with_errors
+from session_manager.core.keys import safe_name
 from session_manager.core.protection import PINNED, Protection, refusal
-from session_manager.core.session import safe_name
 from session_manager.functions.context import Agent, Context, iso_utc, named_when_interrupted
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import View, agent_ids, read_view, with_moved

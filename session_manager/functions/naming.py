@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 
+from session_manager.core.keys import parse_key, safe_name
 from session_manager.core.selection import names_of
-from session_manager.core.session import Session, parse_key, safe_name
+from session_manager.core.session import Session
 
 _AROUND = " \t\"'`\u201c\u201d\u2018\u2019"
 _ENDS_WITH_UUID = re.compile(r"(?:.*:)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.DOTALL | re.IGNORECASE)

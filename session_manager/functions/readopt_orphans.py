@@ -10,7 +10,8 @@ import msgspec
 
 from session_manager.archives.names import is_text
 from session_manager.core.errors import Damaged, NotFound, SessionManagerError, failure, with_errors
-from session_manager.core.session import epoch_ms, safe_name
+from session_manager.core.keys import safe_name
+from session_manager.core.session import epoch_ms
 from session_manager.functions.context import (
     Agent,
     Context,

@@ -26,9 +26,10 @@ from session_manager.archives.second_names import PART, SecondNames
 from session_manager.archives.work import Work
 from session_manager.core.diagnosis import Check
 from session_manager.core.errors import Damaged, Locked, NotFound, Refused, SessionManagerError, UsageError
+from session_manager.core.keys import safe_name
 from session_manager.core.retention import Cutoff
 from session_manager.core.selection import Selection
-from session_manager.core.session import Entry, Session, build_sessions, safe_name
+from session_manager.core.session import Entry, Session, build_sessions
 from session_manager.files.atomic import OWN_PREFIX, clear_errors, exchange, sync_folder, write_new
 from session_manager.files.liveness import now_ms
 from session_manager.files.own_lock import own_lock

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import StoreBuilder, now_ms, picture
 
+from session_manager.core.keys import KINDS
 from session_manager.core.retention import PRUNABLE, Decision, Policy, decide, is_old
 from session_manager.core.selection import Selection
-from session_manager.core.session import KINDS, Entry, Session, build_sessions
+from session_manager.core.session import Entry, Session, build_sessions
 from session_manager.functions import prune_sessions
 from session_manager.functions.context import Context
 from session_manager.settings import read_settings

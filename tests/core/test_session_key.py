@@ -10,19 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from session_manager.core.keys import KINDS, NAME_LIMIT, parse_key, safe_name
 from session_manager.core.session import (
     DAY_MS,
     EARLIEST_MS,
-    KINDS,
-    NAME_LIMIT,
     Entry,
     Session,
     build_sessions,
     entry_activity,
     entry_label,
     epoch_ms,
-    parse_key,
-    safe_name,
 )
 
 NOW = 1_771_180_200_000

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from session_manager.core.errors import UsageError
+from session_manager.core.keys import KINDS
 from session_manager.core.policy import Pins, RetentionPolicy, Rule, parse_policy
-from session_manager.core.session import KINDS
 
 WHOLE = """
 [types.cron]

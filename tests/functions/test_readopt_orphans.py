@@ -15,7 +15,7 @@ import pytest
 from support import ROOT, Skill, StoreBuilder, now_ms, picture
 
 from session_manager.core.jsonscan import scan_beginning, scan_object
-from session_manager.core.session import parse_key
+from session_manager.core.keys import parse_key
 from session_manager.functions import load
 from session_manager.functions.context import Context
 from session_manager.functions.readopt_orphans import Arguments

@@ -22,7 +22,8 @@ from support import ROOT, Skill, StoreBuilder, now_ms
 
 from session_manager.core import errors
 from session_manager.core.errors import PARTIAL_EXIT_CODE, SessionManagerError
-from session_manager.core.session import KINDS, Entry, parse_key
+from session_manager.core.keys import KINDS, parse_key
+from session_manager.core.session import Entry
 from session_manager.faces.runner import USAGE, catalogue_entry
 from session_manager.files.liveness import STORE_STALE_MS, TRANSCRIPT_STALE_MS, Payload
 from session_manager.functions import NAMES, load

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from session_manager.core.errors import SessionManagerError, UsageError
-from session_manager.core.session import KINDS
+from session_manager.core.keys import KINDS
 from session_manager.faces.cli import words
 
 

@@ -10,8 +10,8 @@ import msgspec
 
 from session_manager.core.errors import UsageError
 from session_manager.core.index import Index
+from session_manager.core.keys import safe_name
 from session_manager.core.layout import Layout
-from session_manager.core.session import safe_name
 from session_manager.files.versions import read_file
 from session_manager.stores.openclaw_files.kind import FilesStore
 from session_manager.stores.openclaw_files.volume import AGENT_ID, Volume, unknown_agent, unlistable, without_twins

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from session_manager.core.errors import UNSUPPORTED, Damaged, Failed, NotFound, Refused, SessionManagerError, UsageError
+from session_manager.core.keys import safe_name
 from session_manager.core.layout import INDEX_NAME
-from session_manager.core.session import safe_name
 from session_manager.files.liveness import now_ms
 from session_manager.stores.openclaw_files.kind import FilesStore
 from session_manager.stores.openclaw_files.snapshot import read_snapshot

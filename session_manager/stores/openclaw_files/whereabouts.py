@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from session_manager.core.keys import safe_name
 from session_manager.core.layout import INDEX_NAME
-from session_manager.core.session import Session, safe_name
+from session_manager.core.session import Session
 
 if TYPE_CHECKING:
     from session_manager.stores.openclaw_files.store import Snapshot, Store

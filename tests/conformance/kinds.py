@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +20,7 @@ from session_manager import functions
 from session_manager.archives.names import parse_archive
 from session_manager.core.session import DAY_MS
 from session_manager.files import steps
+from session_manager.files.liveness import iso_ms
 from session_manager.functions.context import Context
 from session_manager.ledger import Ledger
 from session_manager.settings import Settings, read_settings
@@ -62,6 +62,10 @@ class Builder(abc.ABC):
         """The folder with the agent's sessions."""
 
     @abc.abstractmethod
+    def begin_run(self, session_id: str) -> None:
+        """Has the owner begin a run of a session, which has not said anything yet."""
+
+    @abc.abstractmethod
     def live_file(self, session_id: str) -> str:
         """The name of the file that has what was said in a live session."""
 
@@ -93,6 +97,10 @@ class OpenClawFiles(Builder):
     @property
     def folder(self) -> Path:
         return self._store.dir
+
+    def begin_run(self, session_id: str) -> None:
+        marker = {"pid": os.getpid(), "createdAt": iso_ms(now_ms())}
+        (self.folder / (self.live_file(session_id) + ".lock")).write_text(json.dumps(marker))
 
     def live_file(self, session_id: str) -> str:
         return f"{session_id}.jsonl"
@@ -138,6 +146,9 @@ class Tiny(Builder):
     def folder(self) -> Path:
         return self.root / AGENT
 
+    def begin_run(self, session_id: str) -> None:
+        (self.folder / (session_id + RUNNING)).touch()
+
     def live_file(self, session_id: str) -> str:
         return session_id + LIVE
 
@@ -154,7 +165,7 @@ class Tiny(Builder):
         path.write_text(self._headers[session_id] + "\n" + _line(at, self.texts[session_id][0]))
         os.utime(path, (at / 1000, at / 1000))
         if running:
-            (self.folder / (session_id + RUNNING)).touch()
+            self.begin_run(session_id)
 
     def _say(self, session_id: str, text: str) -> None:
         with (self.folder / self.live_file(session_id)).open("a") as file:
@@ -164,8 +175,7 @@ class Tiny(Builder):
 
 def _line(at: int, text: str) -> str:
     """One message, in the form of both kinds."""
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at // 1000)) + f".{at % 1000:03d}Z"
-    return json.dumps({"type": "message", "timestamp": moment, "at": at, "text": text}) + "\n"
+    return json.dumps({"type": "message", "timestamp": iso_ms(at), "at": at, "text": text}) + "\n"
 
 
 KINDS: tuple[type[Builder], ...] = (OpenClawFiles, Tiny)
@@ -187,15 +197,16 @@ class Stage:
         return found.run(context, msgspec.convert(arguments, found.arguments))
 
     def steps_of(self, function: str, *, kill_at: int = 0, **arguments: Any) -> list[str]:
-        """Calls a function in a process of its own; kills it when that step is complete. Returns the steps."""
+        """Calls a function in a process of its own; kills it when so many steps are complete. Returns their names."""
         with tempfile.TemporaryFile() as log:
             pid = os.fork()
             if pid == 0:
                 self._as_child(log.fileno(), kill_at, function, arguments)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            assert code == (-signal.SIGKILL if kill_at else 0)
             log.seek(0)
-            return log.read().decode().splitlines()
+            names = log.read().decode().splitlines()
+            assert code == (-signal.SIGKILL if 0 < kill_at <= len(names) else 0)
+            return names
 
     def _as_child(self, log: int, kill_at: int, function: str, arguments: dict[str, Any]) -> None:
         seen = 0

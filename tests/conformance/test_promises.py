@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kinds import KINDS, Builder, Stage
 
-from session_manager.core.errors import Damaged, NotFound, Refused, SessionManagerError
+from session_manager.archives import archive
+from session_manager.archives.work import Work
+from session_manager.core.errors import Damaged, Locked, NotFound, Refused, SessionManagerError
+from session_manager.files.atomic import rename_new
+from session_manager.ledger import start_run
 
+NOTHING_IS_OLD = {"max_age_minutes": 1_000_000}
 OLD = {"old-0", "old-1", "old-2"}
 READING: list[tuple[str, dict[str, Any]]] = [
     ("list_sessions", {"sizes": True, "older_than_minutes": 60}),
@@ -63,6 +70,22 @@ def test_reading_and_every_dry_run_change_nothing(kind: type[Builder], tmp_path:
             assert stage.picture() == before, function
         # Once more beside archives, second names and a ledger.
         stage("delete_session", session_id="old-1")
+
+
+def test_what_is_told_is_what_is_there(stage: Stage) -> None:
+    rows = stage("list_sessions", sizes=True)["sessions"]
+    assert {row["id"]: row["bytes"] for row in rows} == {
+        session_id: len(stage.files()[stage.store.live_file(session_id)]) for session_id in OLD | {"young"}
+    }
+    assert rows[0]["id"] == "young"
+    assert {row["session_type"] for row in rows} == {"cron"}
+    assert {row["id"] for row in stage("list_sessions", older_than_minutes=60)["sessions"]} == OLD
+    stage("delete_session", session_id="old-0")
+    assert stage("show_session", session_id="old-0")["removed"][0]["restorable"] is True
+    (shown,) = stage("show_session", session_id="old-1")["live"]
+    assert list(shown["files"]) == [stage.store.live_file("old-1")]
+    (row,) = stage("list_deleted")["deleted"]
+    assert (row["id"], row["state"], row["reason"]) == ("old-0", "removed", "asked for")
 
 
 def test_nothing_is_thrown_away(stage: Stage) -> None:
@@ -226,6 +249,26 @@ def prepared(kind: type[Builder], root: Path, function: str) -> tuple[Stage, dic
     return stage, arguments, before
 
 
+def assert_nothing_is_lost(stage: Stage, before: dict[str, bytes], function: str, where: str) -> None:
+    """After one more call: each session is wholly live or wholly removed, and what is removed can be taken back."""
+    # It removes nothing itself: what it finds half done is all its work.
+    stage("prune_sessions", **NOTHING_IS_OLD)
+    if function in ("purge_archives", "erase_session"):
+        for session_id in [i for i in OLD if stage.where(stage.store.texts[i][0]) == ([], [])]:
+            del stage.store.texts[session_id]
+    assert "young" not in stage.removed(), where
+    for run_id in {row["run_id"] for row in stage("list_deleted")["deleted"] if row["restorable"]}:
+        assert stage("restore_run", run_id=run_id)["skipped"] == [], where
+    assert stage.removed() == set(), where
+    files = stage.files()
+    for session_id in stage.store.texts:
+        assert files[stage.store.live_file(session_id)] == before[stage.store.live_file(session_id)], where
+    if function != "restore_session" and stage.store.texts.keys() >= OLD:
+        # One by one, sessions may return in another order.
+        assert files == before, where
+    assert stage("verify_ledger")["whole"] is True, where
+
+
 @pytest.mark.parametrize("function", CALLS)
 def test_killed_at_any_step(kind: type[Builder], tmp_path: Path, function: str) -> None:
     stage, arguments, _ = prepared(kind, tmp_path / "none", function)
@@ -234,23 +277,82 @@ def test_killed_at_any_step(kind: type[Builder], tmp_path: Path, function: str) 
     for n, name in enumerate(names, 1):
         stage, arguments, before = prepared(kind, tmp_path / str(n), function)
         assert stage.steps_of(function, kill_at=n, **arguments)[-1] == name
-        # An ordinary call that removes nothing itself: what it finds half done is all its work.
-        stage("prune_sessions", max_age_minutes=1_000_000)
-        if function in ("purge_archives", "erase_session"):
-            for session_id in [i for i in OLD if stage.where(stage.store.texts[i][0]) == ([], [])]:
-                del stage.store.texts[session_id]
-        removed = stage.removed()
-        assert "young" not in removed
-        for run_id in {row["run_id"] for row in stage("list_deleted")["deleted"] if row["restorable"]}:
-            assert stage("restore_run", run_id=run_id)["skipped"] == [], name
-        assert stage.removed() == set()
-        files = stage.files()
-        for session_id in stage.store.texts:
-            assert files[stage.store.live_file(session_id)] == before[stage.store.live_file(session_id)], name
-        if function != "restore_session" and stage.store.texts.keys() >= OLD:
-            # One by one, sessions may return in another order.
-            assert files == before, name
-        assert stage("verify_ledger")["whole"] is True
+        assert_nothing_is_lost(stage, before, function, name)
+
+
+@pytest.mark.parametrize("function", CALLS)
+def test_killed_again_while_the_next_call_ends_it(kind: type[Builder], tmp_path: Path, function: str) -> None:
+    stage, arguments, _ = prepared(kind, tmp_path / "none", function)
+    count = len(stage.steps_of(function, **arguments))
+    for n in range(2, count, 3):
+        for m in range(1, 100):
+            stage, arguments, before = prepared(kind, tmp_path / f"{n}-{m}", function)
+            stage.steps_of(function, kill_at=n, **arguments)
+            names = stage.steps_of("prune_sessions", kill_at=m, **NOTHING_IS_OLD)
+            if len(names) < m:
+                break
+            assert_nothing_is_lost(stage, before, function, f"{n}, {names[-1]}")
+
+
+def test_killed_while_a_session_comes_back(kind: type[Builder], tmp_path: Path) -> None:
+    """Its owner has begun it anew: the next call joins both parts, wherever the one before was killed."""
+    for n in range(1, 100):
+        stage = staged(kind, tmp_path / str(n))
+        stage("prune_sessions")
+        stage.store.say("old-1")
+        names = stage.steps_of("prune_sessions", kill_at=n, **NOTHING_IS_OLD)
+        stage("prune_sessions", **NOTHING_IS_OLD)
+        assert stage.removed() == OLD - {"old-1"}, names[-1]
+        text = stage.files()[stage.store.live_file("old-1")].decode()
+        first, second = stage.store.texts["old-1"]
+        assert text.index(first) < text.index(second), names[-1]
+        assert (text.count(first), text.count(second)) == (1, 1), names[-1]
+        if len(names) < n:
+            return
+    raise AssertionError
+
+
+def test_a_run_that_begins_during_a_removal_keeps_the_session(
+    stage: Stage, kind: type[Builder], tmp_path: Path
+) -> None:
+    at = staged(kind, tmp_path / "none").steps_of("prune_sessions").index("intent written") + 1
+    with stage.meanwhile(at, lambda: stage.store.begin_run("old-1")):
+        document = stage("prune_sessions")
+    assert set(document["deleted_ids"]) == OLD - {"old-1"}
+    assert {"id": "old-1", "agentId": "main", "reason": "active"} in document["kept"]
+    assert stage.removed() == OLD - {"old-1"}
+
+
+def test_a_file_that_cannot_be_moved_stays_with_its_session(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(source: str, target: str, folder: int | None = None) -> None:
+        if source == stage.store.live_file("old-1"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        rename_new(source, target, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "rename_new", refusing)
+        document = stage("prune_sessions")
+    assert document["code"] == "partial"
+    assert [(e["id"], e["code"]) for e in document["errors"]] == [("old-1", "not_writable")]
+    assert set(document["deleted_ids"]) == OLD - {"old-1"}
+    assert stage.removed() == OLD - {"old-1"}
+    assert stage("prune_sessions")["deleted_ids"] == ["old-1"]
+    assert stage.removed() == OLD
+
+
+def test_two_calls_do_not_change_a_store_at_once(kind: type[Builder], tmp_path: Path) -> None:
+    stage = staged(kind, tmp_path / "agents", ARIA_LOCK_TIMEOUT="0.05")
+    store = stage.volume.store("main")
+    assert store is not None
+
+    def act(_: object) -> None:
+        for function in ("prune_sessions", "delete_session", "erase_session"):
+            with pytest.raises(Locked):
+                stage(function, **CALLS[function])
+
+    with Work(stage.settings, start_run("prune_sessions", stage.settings), stage.volume.living) as work:
+        store.locked(work, act)
+    assert stage.removed() == set()
 
 
 def test_a_message_during_a_removal_keeps_the_session_whole(kind: type[Builder], tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from session_manager.core.keys import safe_name
 from session_manager.core.retention import Cutoff
 from session_manager.core.selection import Selection
 from session_manager.core.session import Entry, Session, build_sessions
-from session_manager.files.atomic import OWN_PREFIX, clear_errors, exchange, sync_folder, write_new
+from session_manager.files.atomic import OWN_PREFIX, clear_errors, exchange, explain, sync_folder, write_new
 from session_manager.files.liveness import now_ms
 from session_manager.files.own_lock import own_lock
 from session_manager.files.steps import step
@@ -301,10 +301,11 @@ class TinyStore(msgspec.Struct, frozen=True):
     def locked(self, work: Work, act: Callable[[Any], Done]) -> Done:
         with contextlib.ExitStack() as stack:
             try:
-                with clear_errors("lock", self.sessions_dir):
-                    stack.enter_context(own_lock(self.path(LOCK), work.settings.lock_timeout))
+                stack.enter_context(own_lock(self.path(LOCK), work.settings.lock_timeout))
             except Timeout:
                 raise Locked(f"another call holds the store of agent {self.agent_id!r}; try again") from None
+            except OSError as error:
+                raise explain(error, "lock", self.sessions_dir) from error
             return act(Held())
 
     def end_earlier(self, work: Work, lock: Guard) -> tuple[list[Removal], list[dict[str, object]], Failures]:

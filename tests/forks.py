@@ -111,18 +111,9 @@ class Forks:
 
 
 def _import_everything() -> None:
-    import session_manager.core
-    import session_manager.functions
-    import session_manager.history
-    import session_manager.stores.openclaw_files
-
-    for room in (
-        session_manager.core,
-        session_manager.functions,
-        session_manager.history,
-        session_manager.stores.openclaw_files,
-    ):
-        for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
+    for room in ("archives", "core", "files", "functions", "gateway", "history", "ledger", "stores"):
+        package = importlib.import_module(f"session_manager.{room}")
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
     # A child that is an ordinary user may not be able to read the interpreter's own folder.
     for name in ("datetime", "difflib", "encodings.ascii", "encodings.utf_8_sig", "httpx", "platform", "pwd", "sqlite3",

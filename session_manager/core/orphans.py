@@ -11,6 +11,18 @@ from session_manager.core.protection import protection
 from session_manager.core.retention import RESTORED, Policy, decide
 from session_manager.core.session import Entry, Session, build_sessions
 
+# Classes of files in a sessions folder.
+LIVE = "live"
+PREVIOUS = "previous_generation"
+TOPIC = "topic_file"
+SIDECAR = "sidecar"
+PARTIAL = "partial"
+ORPHAN = "true_orphan"
+OTHER = "other"
+OWN = "own_temp"
+ARCHIVES = {"reset": "reset_archive", "deleted": "deleted_archive", "bak": "backup_archive"}
+CLASSES = (LIVE, PREVIOUS, *ARCHIVES.values(), TOPIC, SIDECAR, PARTIAL, ORPHAN, OWN, OTHER)
+
 YOUNG = "young"
 UNREADABLE = "unreadable"
 
@@ -29,7 +41,7 @@ class Orphan(msgspec.Struct):
     size: int
     last_activity: int | None
     busy: bool
-    kind: str = "true_orphan"
+    kind: str = ORPHAN
 
     @property
     def is_session(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from session_manager.core.errors import Refused, SessionManagerError, failure, with_errors
-from session_manager.core.orphans import Orphan, too_many
+from session_manager.core.orphans import CLASSES, Orphan, too_many
 from session_manager.core.selection import full_name
 from session_manager.core.session import Session
 from session_manager.functions.context import (
@@ -21,19 +21,14 @@ from session_manager.functions.context import (
     named,
     named_when_interrupted,
 )
-from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Plan, Planner
+from session_manager.functions.orphans import SHOWN, AgentState, Everyone, orphans_of
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise, only_observe
 from session_manager.functions.tally import ACTIVE, Notes, note
-from session_manager.stores import base
-from session_manager.stores.base import look_once_more
-from session_manager.stores.openclaw_files.kind import FilesStore
-from session_manager.stores.openclaw_files.orphans import CLASSES, ORPHAN
-from session_manager.stores.openclaw_files.store import Snapshot
+from session_manager.stores.base import OrphanPlan, Orphans, OrphansRemoved, Store, look_once_more
 
 if TYPE_CHECKING:
     from session_manager.archives.work import Work
-    from session_manager.stores.openclaw_files.gateway_lock import StoreLock
 
 DESCRIPTION = (
     "Classifies the files in the sessions folders, archives transcripts that no index entry refers to, and removes "
@@ -67,9 +62,9 @@ class Result(msgspec.Struct):
     notes: Notes = msgspec.field(default_factory=dict)
     errors: list[dict[str, object]] = msgspec.field(default_factory=list)
 
-    def count(self, plan: Plan) -> None:
+    def count(self, plan: OrphanPlan) -> None:
         """Adds a folder's classes."""
-        for kind, (count, size) in {**plan.folder.counted(), DEAD_ENTRY: (len(plan.entries), 0)}.items():
+        for kind, (count, size) in {**plan.classes, DEAD_ENTRY: (len(plan.entries), 0)}.items():
             self.classes[kind] = (self.classes[kind][0] + count, self.classes[kind][1] + size)
 
     def archive(self, orphan: Orphan, files: list[str]) -> None:
@@ -162,7 +157,7 @@ class Cleanup:
         self._scope = self._everyone.scope(context, arguments.agent)
         self.result = Result()
 
-    def each(self, act: Callable[[AgentState, FilesStore], None]) -> None:
+    def each(self, act: Callable[[AgentState, Store], None]) -> None:
         """Does ``act`` for every agent that has a store; one agent's failure does not stop the others."""
         failed: list[tuple[str, SessionManagerError]] = []
         for state in self._scope:
@@ -175,10 +170,9 @@ class Cleanup:
                 failed.append((state.agent_id, error))
         self.result.errors += errors_or_raise(failed, any_done=len(failed) < len(self._scope) or bool(self.result.gone))
 
-    def preview(self, state: AgentState, store: FilesStore) -> None:
+    def preview(self, state: AgentState, store: Store) -> None:
         """Decides without acting."""
-        assert state.snapshot is not None
-        plan = self._planner(state).plan(state.snapshot)
+        plan = self._orphans(store).plan(state.snapshot)
         self.result.count(plan)
         orphans, sessions = self._going(plan)
         for orphan in orphans:
@@ -187,66 +181,37 @@ class Cleanup:
             self.result.remove(state.agent_id, session.id, session.keys)
         self._keep(plan, set())
 
-    def clean(self, work: Work, state: AgentState, store: FilesStore) -> None:
+    def clean(self, work: Work, state: AgentState, store: Store) -> None:
         """Decides again under the lock, and acts."""
-        planner = self._planner(state)
-        first: list[Plan] = []
+        first: list[OrphanPlan] = []
 
-        def plan(snapshot: Snapshot) -> tuple[list[Orphan], list[Session]]:
-            found = planner.plan(snapshot)
+        def choose(plan: OrphanPlan) -> tuple[list[Orphan], list[Session]]:
             if not first:
-                first.append(found)
-                self.result.count(found)
-            return self._going(found)
+                first.append(plan)
+                self.result.count(plan)
+            return self._going(plan)
 
-        def act(lock: StoreLock) -> None:
-            self._act(work, state, store, lock, plan)
+        done = OrphansRemoved()
+        try:
+            self._orphans(store).remove(work, choose, done)
+        finally:
+            self._add(store, done)
+        for plan in first:
+            self._keep(plan, {i for a, i in self.result.gone if a == state.agent_id})
 
-        store.locked(work, act)
-        if first:
-            self._keep(first[0], {i for a, i in self.result.gone if a == state.agent_id})
-
-    def _act(
-        self,
-        work: Work,
-        state: AgentState,
-        store: FilesStore,
-        lock: StoreLock,
-        plan: Callable[[Snapshot], tuple[list[Orphan], list[Session]]],
-    ) -> None:
-        from session_manager.stores.openclaw_files.orphan_removal import archive_orphans
-
+    def _add(self, store: Store, done: OrphansRemoved) -> None:
         result = self.result
-        chosen: dict[str, Orphan] = {}
-        by_id: dict[str, Session] = {}
-
-        def choose_sessions(snapshot: base.Snapshot) -> list[tuple[Session, str]]:
-            assert isinstance(snapshot, Snapshot)
-            sessions = plan(snapshot)[1]
-            by_id.update({s.id: s for s in (*snapshot.sessions, *sessions)})
-            return [(session, "entry without transcript") for session in sessions]
-
-        def chooser(of_sessions: bool) -> Callable[[Snapshot], list[Orphan]]:
-            def choose_orphans(snapshot: Snapshot) -> list[Orphan]:
-                orphans = [o for o in plan(snapshot)[0] if o.is_session == of_sessions]
-                chosen.update({o.id: o for o in orphans})
-                return orphans
-
-            return choose_orphans
-
-        outcome = store.remove_locked(work, lock, choose_sessions, self._everyone.shared(store))
-        result.errors += note(result.notes, store, outcome)
-        for removal in outcome.removed:
-            result.remove(state.agent_id, removal.session_id, removal.keys)
-        for session_id in outcome.alive:
-            result.keep(by_id[session_id], ACTIVE)
-        for of_sessions in (True, False):
-            archived, spared, failures = archive_orphans(work, store, lock, chooser(of_sessions), history=of_sessions)
-            for removal in archived:
-                result.archive(chosen[removal.session_id], [target for _, target in removal.files])
-            for session_id in spared:
-                result.keep(chosen[session_id], ACTIVE)
-            result.errors += [failure(error, state.agent_id, i) for i, error in failures]
+        if done.outcome is not None:
+            result.errors += note(result.notes, store, done.outcome)
+            for removal in done.outcome.removed:
+                result.remove(store.agent_id, removal.session_id, removal.keys)
+            for session_id in done.outcome.alive:
+                result.keep(done.by_id[session_id], ACTIVE)
+        for orphan, removal in done.archived:
+            result.archive(orphan, [target for _, target in removal.files])
+        for orphan in done.spared:
+            result.keep(orphan, ACTIVE)
+        result.errors += [failure(error, store.agent_id, i) for i, error in done.failures]
 
     def look_once_more(self, work: Work) -> None:
         """Looks again for sessions whose entry reappeared."""
@@ -256,14 +221,14 @@ class Cleanup:
             for woken in outcome.woken:
                 result.spare(store.agent_id, woken.session_id)
 
-    def _planner(self, state: AgentState) -> Planner:
-        return Planner(self._context, self._everyone, state.agent_id, self._arguments.older_than_minutes)
+    def _orphans(self, store: Store) -> Orphans:
+        return orphans_of(self._context, self._everyone, store, self._arguments.older_than_minutes)
 
-    def _going(self, plan: Plan) -> tuple[list[Orphan], list[Session]]:
+    def _going(self, plan: OrphanPlan) -> tuple[list[Orphan], list[Session]]:
         """Returns the part of a plan that may be executed. Raises Refused (``too_many_orphans``)."""
         orphans = [j.subject for j in plan.orphans if j.reason is None and isinstance(j.subject, Orphan)]
         sessions = [j.subject for j in plan.entries if j.reason is None and isinstance(j.subject, Session)]
-        going, total = sum(plan.folder.classes[f] == ORPHAN for o in orphans for f in o.files), plan.transcripts
+        going, total = sum(plan.is_orphan(f) for o in orphans for f in o.files), plan.transcripts
         if too_many(going, total) and not self._arguments.force:
             agent_id = orphans[0].agent_id
             raise Refused(
@@ -274,7 +239,7 @@ class Cleanup:
                 agentId=agent_id,
                 orphans=going,
                 transcripts=total,
-                classes=_classes(plan.folder.counted()),
+                classes=_classes(plan.classes),
             )
         return [o for o in orphans if self._is_meant(o)], [s for s in sessions if self._is_meant(s)]
 
@@ -282,7 +247,7 @@ class Cleanup:
         names = (subject.id, full_name(subject.agent_id, subject.id))
         return self._only is None or not self._only.isdisjoint(names)
 
-    def _keep(self, plan: Plan, gone: Collection[str]) -> None:
+    def _keep(self, plan: OrphanPlan, gone: Collection[str]) -> None:
         for judged in (*plan.orphans, *plan.entries):
             if judged.reason is not None and judged.subject.id not in gone:
                 self.result.keep(judged.subject, judged.reason)

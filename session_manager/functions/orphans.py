@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
-from session_manager.archives import folder
 from session_manager.core.errors import SessionManagerError
-from session_manager.core.orphans import Judged, judge_entries, judge_orphans
 from session_manager.core.retention import Policy
 from session_manager.core.session import Session
-from session_manager.files.versions import Identity, read_file
 from session_manager.functions.context import Context
 from session_manager.functions.reading import (
     AgentRead,
@@ -23,12 +21,7 @@ from session_manager.functions.reading import (
     names_referred_to,
     observe,
 )
-from session_manager.stores.base import Store, not_supported
-from session_manager.stores.openclaw_files.kind import FilesStore
-from session_manager.stores.openclaw_files.orphans import Folder, Mentions, classify, orphans_in, with_traces
-from session_manager.stores.openclaw_files.snapshot import bare_entries, read_snapshot
-from session_manager.stores.openclaw_files.store import Snapshot
-from session_manager.stores.openclaw_files.wrapping import unwrapped
+from session_manager.stores.base import OrphanLook, Orphans, Snapshot, Store, not_supported
 
 # The most elements that a list in a result shows; the counts beside it count all.
 SHOWN = 100
@@ -41,9 +34,9 @@ class AgentState(msgspec.Struct):
     """
 
     agent_id: str
-    store: FilesStore | None
+    store: Store | None
     snapshot: Snapshot | None
-    mentions: Mentions
+    mentions: Any
     error: SessionManagerError | None = None
 
 
@@ -62,7 +55,7 @@ class Everyone:
         names = agent_ids(context, agents)
         return [a for a in self.agents if names is None or a.agent_id in names]
 
-    def shared(self, store: folder.Folder) -> set[str]:
+    def shared(self, store: Store) -> set[str]:
         """Returns names of files in ``store`` that other agents' entries refer to."""
         return names_referred_to(self._references, store, ())
 
@@ -70,89 +63,36 @@ class Everyone:
         """Returns sessions of other agents that share a family with one of this agent's."""
         return self._kin.get(agent_id, ())
 
-    def mentions_elsewhere(self, agent_id: str) -> list[Mentions]:
+    def mentions_elsewhere(self, agent_id: str) -> list[Any]:
         """Returns the files that the other agents' indexes mention."""
-        return [a.mentions for a in self.agents if a.agent_id != agent_id]
+        return [a.mentions for a in self.agents if a.agent_id != agent_id and a.mentions is not None]
 
 
 def _state(context: Context, agent_id: str, store: Store | SessionManagerError | None) -> AgentState:
-    nothing = Mentions(b"")
     if store is None or isinstance(store, SessionManagerError):
-        return AgentState(agent_id, None, None, nothing, store)
-    if not isinstance(store, FilesStore):
-        return AgentState(agent_id, None, None, nothing, not_supported(store, "look for orphans"))
+        return AgentState(agent_id, None, None, None, store)
     try:
         now = context.clock()
-        snapshot = read_snapshot(store, now)
+        snapshot = store.read(now)
         observe(context, snapshot, now)
     except SessionManagerError as error:
-        return AgentState(agent_id, store, None, _mentions_of_damaged(store), error)
-    return AgentState(agent_id, store, snapshot, Mentions(snapshot.index.data if snapshot.index else b""))
+        return AgentState(agent_id, store, None, store.mentions(None), error)
+    return AgentState(agent_id, store, snapshot, store.mentions(snapshot))
 
 
-def _mentions_of_damaged(store: FilesStore) -> Mentions:
-    try:
-        return Mentions(unwrapped(read_file(store.index_path)[0]))
-    except OSError:
-        return Mentions(b"")
-
-
-class Plan(msgspec.Struct):
-    """An agent's part of a folder. In ``orphans`` and ``entries``, ``reason`` None means that it may be removed.
-
-    ``transcripts`` counts all in the folder, of any agent.
-    """
-
-    folder: Folder
-    orphans: list[Judged]
-    entries: list[Judged]
-    transcripts: int
-
-
-class Planner:
-    """Decides for one agent, repeatedly: for a dry run, under the lock, and right before the change."""
-
-    def __init__(self, context: Context, everyone: Everyone, agent_id: str, older_than_minutes: int) -> None:
-        self._context = context
-        self._everyone = everyone
-        self._agent_id = agent_id
-        self._policy = Policy(older_than_minutes, include_durable=True)
-        self._mentions: tuple[Identity | None, Mentions] | None = None
-
-    def plan(self, snapshot: Snapshot) -> Plan:
-        """Classifies the folder and decides about its orphans and the entries without a transcript."""
-        now = self._context.clock()
-        store, sessions = snapshot.store, snapshot.sessions
-        cutoff, current = self._policy.cutoff(now), self._context.settings.current
-        observe(self._context, snapshot, now)
-        folder = self.classify(snapshot)
-        found_orphans = orphans_in(store, folder, snapshot.names, cutoff, now) if store.keeper else []
-        orphans = judge_orphans(found_orphans, cutoff, current, self._context.pins)
-        bare = bare_entries(snapshot, now)
-        for session in bare:
-            # Without a session id there is no transcript that a run could hold.
-            session.observed = True
-        listed = [*sessions, *bare]
-        raws = (
-            {s.id: [snapshot.index.raw(key)[1] for key in s.keys] for s in listed if not _has_file(folder, s)}
-            if snapshot.index
-            else {}
-        )
-        found = with_traces(store, folder, listed, raws)
-        kin = self._everyone.kin(self._agent_id)
-        entries = judge_entries(listed, found, self._policy, now, current, kin)
-        part = folder.only(snapshot.own_names(self._everyone.shared(store)))
-        return Plan(part, orphans, entries, len(folder.transcripts()))
-
-    def classify(self, snapshot: Snapshot) -> Folder:
-        """Only classifies the folder."""
-        if self._mentions is None or self._mentions[0] != snapshot.identity:
-            self._mentions = (snapshot.identity, Mentions(snapshot.index.data if snapshot.index else b""))
-        mentions = [self._mentions[1], *self._everyone.mentions_elsewhere(self._agent_id)]
-        return classify(
-            snapshot.store, snapshot.names, snapshot.sessions, self._everyone.shared(snapshot.store), mentions
-        )
-
-
-def _has_file(folder: Folder, session: Session) -> bool:
-    return session.id + ".jsonl" in folder.sizes
+def orphans_of(context: Context, everyone: Everyone, store: Store, older_than_minutes: int) -> Orphans:
+    """Returns a store's orphans. Raises Refused (``not_supported``) if its kind has none."""
+    look = OrphanLook(
+        context.clock,
+        Policy(older_than_minutes, include_durable=True),
+        context.settings.current,
+        context.pins,
+        lambda snapshot: observe(context, snapshot, context.clock()),
+        everyone.shared(store),
+        everyone.mentions_elsewhere(store.agent_id),
+        everyone.kin(store.agent_id),
+    )
+    found = store.orphans(look)
+    if found is None:
+        raise not_supported(store, "look for orphans")
+    return found

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from session_manager.archives.names import is_text
 from session_manager.core.errors import Damaged, NotFound, SessionManagerError, failure, with_errors
-from session_manager.core.keys import safe_name
-from session_manager.core.session import epoch_ms
 from session_manager.functions.context import (
     Agent,
     Context,
@@ -20,13 +16,9 @@ from session_manager.functions.context import (
     iso_utc,
     named_when_interrupted,
 )
-from session_manager.functions.orphans import SHOWN, AgentState, Everyone, Planner
+from session_manager.functions.orphans import SHOWN, AgentState, Everyone, orphans_of
 from session_manager.functions.reading import errors_or_raise
-from session_manager.stores.openclaw_files.kind import FilesStore
-from session_manager.stores.openclaw_files.names import session_id_of
-from session_manager.stores.openclaw_files.observe import last_timestamp
-from session_manager.stores.openclaw_files.orphans import ORPHAN, TOPIC, Header, held_ids, read_header
-from session_manager.stores.openclaw_files.store import Snapshot
+from session_manager.stores.base import Adoption, Readopted, Store
 
 if TYPE_CHECKING:
     from session_manager.archives.work import Work
@@ -50,40 +42,16 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True):
     force: Unguarded = False
 
 
-class Adoption(msgspec.Struct):
-    """A new entry: ``file`` is the transcript's name; times in epoch milliseconds."""
-
-    id: str
-    agent_id: str
-    key: str
-    file: str
-    updated_at: int
-    started_at: int | None
-
-    def row(self) -> dict[str, Any]:
-        """Returns the element for the result's ``adopted``."""
-        return {
-            "id": self.id,
-            "agentId": self.agent_id,
-            "key": self.key,
-            "file": self.file,
-            "updatedAt": iso_utc(self.updated_at),
-            "startedAt": iso_utc(self.started_at),
-        }
-
-    def member(self) -> tuple[bytes, bytes]:
-        """Returns the raw member, with the gateway's indentation."""
-        entry: dict[str, Any] = {"sessionId": self.id, "updatedAt": self.updated_at}
-        if self.file != f"{self.id}.jsonl":
-            entry["sessionFile"] = self.file
-        if self.started_at is not None:
-            entry["sessionStartedAt"] = self.started_at
-        text = msgspec.json.format(msgspec.json.encode(entry), indent=2)
-        return msgspec.json.encode(self.key), text.replace(b"\n", b"\n  ")
-
-
-class Unfit(Exception):
-    """A transcript gets no entry; the message is the reason."""
+def _row(adoption: Adoption) -> dict[str, Any]:
+    """Returns the element for the result's ``adopted``."""
+    return {
+        "id": adoption.id,
+        "agentId": adoption.agent_id,
+        "key": adoption.key,
+        "file": adoption.file,
+        "updatedAt": iso_utc(adoption.updated_at),
+        "startedAt": iso_utc(adoption.started_at),
+    }
 
 
 class Result(msgspec.Struct):
@@ -101,7 +69,7 @@ class Result(msgspec.Struct):
         document: dict[str, Any] = {
             "dry_run": arguments.dry_run,
             "adopted_count": len(self.adopted),
-            "adopted": [adoption.row() for adoption in self.adopted[:SHOWN]],
+            "adopted": [_row(adoption) for adoption in self.adopted[:SHOWN]],
             "skipped_count": len(self.skipped),
             "skipped": self.skipped[:SHOWN],
             "salvaged_entries": self.salvaged,
@@ -141,7 +109,7 @@ def run(context: Context, arguments: Arguments) -> dict[str, Any]:
     return with_errors({**result.document(arguments), **extra}, result.errors)
 
 
-def _each(scope: Sequence[AgentState], result: Result, act: Callable[[AgentState, FilesStore], None]) -> None:
+def _each(scope: Sequence[AgentState], result: Result, act: Callable[[AgentState, Store], None]) -> None:
     failed: list[tuple[str, SessionManagerError]] = []
     for state in scope:
         try:
@@ -155,110 +123,27 @@ def _each(scope: Sequence[AgentState], result: Result, act: Callable[[AgentState
 
 
 def _preview(
-    context: Context, everyone: Everyone, state: AgentState, store: FilesStore, result: Result, arguments: Arguments
+    context: Context, everyone: Everyone, state: AgentState, store: Store, result: Result, arguments: Arguments
 ) -> None:
-    snapshot = state.snapshot
-    if isinstance(state.error, Damaged) and arguments.rebuild:
-        from session_manager.stores.openclaw_files.readoption import salvage
-
-        snapshot, _ = salvage(store, state.error)
-        result.salvaged += len(snapshot.index.entries) if snapshot.index else 0
-    elif state.error is not None:
-        raise state.error
-    assert snapshot is not None
-    adopted, skipped = _decide(context, _planner(context, everyone, store), snapshot, arguments)
-    result.adopted += adopted
-    result.skipped += skipped
+    error = state.error
+    if error is not None and not (isinstance(error, Damaged) and arguments.rebuild):
+        raise error
+    damaged = error if isinstance(error, Damaged) else None
+    _add(
+        result, store, orphans_of(context, everyone, store, 1).adoptable(state.snapshot, damaged, arguments.session_id)
+    )
 
 
-def _act(
-    context: Context, everyone: Everyone, work: Work, store: FilesStore, result: Result, arguments: Arguments
-) -> None:
-    from session_manager.stores.openclaw_files.readoption import readopt
+def _act(context: Context, everyone: Everyone, work: Work, store: Store, result: Result, arguments: Arguments) -> None:
+    found = orphans_of(context, everyone, store, 1)
+    _add(result, store, found.readopt(work, arguments.session_id, rebuild=arguments.rebuild))
 
-    planner = _planner(context, everyone, store)
-    last: tuple[list[Adoption], list[dict[str, str]]] = ([], [])
 
-    def choose(snapshot: Snapshot) -> Mapping[str, tuple[bytes, bytes]]:
-        nonlocal last
-        last = _decide(context, planner, snapshot, arguments)
-        return {adoption.key: adoption.member() for adoption in last[0]}
-
-    done = store.locked(work, lambda lock: readopt(work, store, lock, choose, rebuild=arguments.rebuild))
-    result.adopted += [adoption for adoption in last[0] if adoption.key in done.members]
-    result.skipped += last[1]
+def _add(result: Result, store: Store, done: Readopted) -> None:
+    result.adopted += done.adopted
+    result.skipped += [{"file": name, "agentId": store.agent_id, "reason": why} for name, why in done.skipped]
     result.salvaged += done.salvaged
     result.recovered += done.recovered
     result.errors += [failure(error, store.agent_id) for error in done.failures]
     if done.kept_as is not None:
         result.kept_as.append({"agentId": store.agent_id, "file": done.kept_as})
-
-
-def _planner(context: Context, everyone: Everyone, store: FilesStore) -> Planner:
-    return Planner(context, everyone, store.agent_id, 1)
-
-
-def _decide(
-    context: Context, planner: Planner, snapshot: Snapshot, arguments: Arguments
-) -> tuple[list[Adoption], list[dict[str, str]]]:
-    """Picks the transcripts that get an entry: idle orphans and topic files that name their session."""
-    store, now = snapshot.store, context.clock()
-    folder = planner.classify(snapshot)
-    # In a shared folder the keeper adopts files that belong to no agent.
-    files = {name: session_id_of(name) or "" for name in folder.of_class(ORPHAN, TOPIC) if store.keeper}
-    busy = held_ids(store, snapshot.names, set(files.values()), now)
-    taken = set(snapshot.index.entries) if snapshot.index else set()
-    living = {s.id for s in snapshot.sessions}
-    adopted: dict[str, Adoption] = {}
-    skipped = []
-
-    def rank(name: str) -> tuple[bool, bool, int]:
-        # A session's own file comes before its others, and before its topic files; then the newest.
-        return (folder.classes[name] == TOPIC, name != f"{files[name]}.jsonl", -folder.mtimes.get(name, 0))
-
-    for name in sorted(files, key=rank):
-        path = os.path.join(store.sessions_dir, name)
-        header = read_header(path)
-        if arguments.session_id not in (None, files[name], header.id if header else None):
-            continue
-        try:
-            if not is_text(name):
-                raise Unfit("name is not UTF-8")
-            if files[name] in busy:
-                raise Unfit("busy")
-            adoption = _adoption(store.agent_id, path, header, now, taken)
-            if adoption.id in living:
-                raise Unfit("has an entry")
-            if adoption.id in adopted:
-                raise Unfit("another file of the session was taken")
-        except Unfit as why:
-            skipped.append({"file": name, "agentId": store.agent_id, "reason": str(why)})
-        else:
-            adopted[adoption.id] = adoption
-            taken.add(adoption.key)
-    return list(adopted.values()), skipped
-
-
-def _adoption(agent_id: str, path: str, header: Header | None, now_ms: int, taken: Collection[str]) -> Adoption:
-    """Derives the entry from a transcript. Raises Unfit."""
-    if header is None or not isinstance(header.id, str):
-        raise Unfit("no header")
-    if session_id_of(f"{header.id}.jsonl") != header.id or not safe_name(header.id):
-        raise Unfit("unsafe id")
-    try:
-        mtime_ms = os.lstat(path).st_mtime_ns // 1_000_000
-        last = last_timestamp(path, now_ms, mtime_ms) or min(mtime_ms, now_ms)
-    except OSError:
-        raise Unfit("unreadable") from None
-    started = epoch_ms(header.timestamp, now_ms)
-    return Adoption(header.id, agent_id, _key(agent_id, header.id, taken), os.path.basename(path), last, started)
-
-
-def _key(agent_id: str, session_id: str, taken: Collection[str]) -> str:
-    """Returns a free key of type ``ui``, as a person's own chats have: no prune removes it by age."""
-    plain = f"agent:{agent_id}:dashboard:{session_id}".lower()
-    key, number = plain, 1
-    while key in taken:
-        number += 1
-        key = f"{plain}-{number}"
-    return key

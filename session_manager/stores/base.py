@@ -8,7 +8,7 @@ process holds the store), except where it says otherwise.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from session_manager.archives.second_names import SecondNames
     from session_manager.archives.work import Work
     from session_manager.core.diagnosis import Check
-    from session_manager.core.retention import Cutoff
+    from session_manager.core.errors import Damaged
+    from session_manager.core.orphans import Judged, Orphan
+    from session_manager.core.policy import Pins
+    from session_manager.core.retention import Cutoff, Policy
     from session_manager.core.selection import Selection
     from session_manager.ledger import Archived, Ledger, Removal
     from session_manager.stores.lives import Blocked, Find, Life, Obstacle, Restored
@@ -173,6 +176,100 @@ class Outcome(msgspec.Struct):
     left_alone: dict[str, list[str]] = {}
 
 
+class OrphanLook(msgspec.Struct, frozen=True):
+    """What a store's orphans are judged with.
+
+    ``observe`` completes a read. ``shared`` are names of files that other stores refer to, ``mentioned`` what their
+    lists mention (see ``Store.mentions``), ``kin`` sessions of other agents of the same families.
+    """
+
+    clock: Callable[[], int]
+    policy: Policy
+    current: Set[str]
+    pins: Pins | None
+    observe: Callable[[Snapshot], None]
+    shared: set[str]
+    mentioned: Sequence[Any]
+    kin: Sequence[Session]
+
+
+class OrphanPlan(msgspec.Struct):
+    """An agent's files by class (count, bytes), and its orphans and entries without files, each judged.
+
+    ``transcripts`` counts all in the folder, of any agent; ``is_orphan`` tells if a file is a transcript without entry.
+    """
+
+    classes: dict[str, tuple[int, int]]
+    orphans: list[Judged]
+    entries: list[Judged]
+    transcripts: int
+    is_orphan: Callable[[str], bool]
+
+
+class OrphansRemoved(msgspec.Struct):
+    """What was done about orphans: to entries (``outcome``), and to files, each with its removal.
+
+    ``by_id`` are the sessions as they were read, ``spared`` are orphans that turned out to be none.
+    """
+
+    outcome: Outcome | None = None
+    by_id: dict[str, Session] = {}
+    archived: list[tuple[Orphan, Removal]] = []
+    spared: list[Orphan] = []
+    failures: Failures = []
+
+
+class Adoption(msgspec.Struct):
+    """A new entry: ``file`` is the transcript's name; times in epoch milliseconds."""
+
+    id: str
+    agent_id: str
+    key: str
+    file: str
+    updated_at: int
+    started_at: int | None
+
+
+class Readopted(msgspec.Struct):
+    """What readopting did in one store: new entries, transcripts without one and why (file, reason).
+
+    ``kept_as`` is the damaged list's new name, ``salvaged`` counts the entries saved from it; ``failures`` are errors
+    after the list was in place.
+    """
+
+    adopted: list[Adoption]
+    skipped: list[tuple[str, str]]
+    kept_as: str | None = None
+    salvaged: int = 0
+    recovered: list[dict[str, object]] = []
+    failures: list[SessionManagerError] = []
+
+
+class Orphans(Protocol):
+    """The files in a store that no session has, and the sessions that have no file."""
+
+    def plan(self, snapshot: Any) -> OrphanPlan:
+        """Classifies the store's files and decides about its orphans; changes nothing."""
+
+    def remove(
+        self, work: Work, choose: Callable[[OrphanPlan], tuple[list[Orphan], list[Session]]], into: OrphansRemoved
+    ) -> None:
+        """Removes what ``choose`` picks from a fresh plan under the lock; it is asked again right before each change.
+
+        ``into`` gets what was done, also when this raises. Killed anywhere, files of orphans get their names back, and
+        sessions are wholly live or wholly removed.
+        """
+
+    def adoptable(self, read: Any, error: Damaged | None, session_id: str | None) -> Readopted:
+        """Returns what ``readopt`` would do after a read (a Snapshot), or after the ``error`` that prevented it."""
+
+    def readopt(self, work: Work, session_id: str | None, *, rebuild: bool) -> Readopted:
+        """Gives idle transcripts without an entry one; with ``rebuild`` replaces a list that cannot be read.
+
+        The damaged list is kept beside it. Killed anywhere, the list is the old one or the new one.
+        """
+
+
 class Store(Folder, Protocol):
     """One agent's sessions as one program keeps them."""
 
@@ -274,6 +371,12 @@ class Store(Folder, Protocol):
 
     def writer(self, now_ms: int) -> str | None:
         """Returns what may write the store now, as part of a sentence; None without a sign of any."""
+
+    def mentions(self, snapshot: Any) -> Any:
+        """Returns what the list of a read mentions, for ``OrphanLook``; None: of a list that cannot be read."""
+
+    def orphans(self, look: OrphanLook) -> Orphans | None:
+        """Returns the store's orphans; None if this kind has none."""
 
     def to_import(self) -> dict[str, str] | None:
         """Returns what a person has to do before restored sessions live: ``agentId``, ``index``, ``how``; or None."""

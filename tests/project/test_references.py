@@ -23,13 +23,13 @@ from support import ROOT, Skill, StoreBuilder, now_ms
 from session_manager.core import errors
 from session_manager.core.errors import PARTIAL_EXIT_CODE, SessionManagerError
 from session_manager.core.keys import KINDS, parse_key
+from session_manager.core.orphans import CLASSES
 from session_manager.core.session import Entry
 from session_manager.faces.runner import USAGE, catalogue_entry
 from session_manager.files.liveness import STORE_STALE_MS, TRANSCRIPT_STALE_MS, Payload
 from session_manager.functions import NAMES, load
 from session_manager.service import problems
 from session_manager.service.model import base
-from session_manager.stores.openclaw_files.orphans import CLASSES
 
 FUNCTIONS, STORE_FORMAT = sections("functions.md"), sections("store-format.md")
 # What a dry run of each function is called with; the others have none.

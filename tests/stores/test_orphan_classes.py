@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_manager.core.orphans import Orphan, judge_entries, judge_orphans, too_many
+from session_manager.core.orphans import CLASSES, Orphan, judge_entries, judge_orphans, too_many
 from session_manager.core.retention import Policy
 from session_manager.core.session import Entry, Session, build_sessions
 from session_manager.stores.openclaw_files.orphans import (
-    CLASSES,
     Mentions,
     class_of_name,
     classify,

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from session_manager.core.diagnosis import Check
     from session_manager.core.session import Session
     from session_manager.ledger import Archived, Ledger, Removal
-    from session_manager.stores.base import Choose, Erasure, Look, Outcome, Place
+    from session_manager.stores.base import Choose, Erasure, Look, OrphanLook, Outcome, Place
     from session_manager.stores.lives import Blocked, Find, Life, Restored
     from session_manager.stores.openclaw_files.gateway_lock import StoreLock
+    from session_manager.stores.openclaw_files.orphan_care import FileOrphans
+    from session_manager.stores.openclaw_files.orphans import Mentions
 
 Done = TypeVar("Done")
 
@@ -147,6 +149,18 @@ class FilesStore(Store, frozen=True):
 
         return writer(self.read(now_ms))
 
+    def mentions(self, snapshot: Snapshot | None) -> Mentions:
+        """Returns what the index mentions."""
+        from session_manager.stores.openclaw_files.orphan_care import mentions
+
+        return mentions(self, snapshot)
+
+    def orphans(self, look: OrphanLook) -> FileOrphans:
+        """Returns the store's orphans."""
+        from session_manager.stores.openclaw_files.orphan_care import FileOrphans
+
+        return FileOrphans(self, look)
+
     def to_import(self) -> dict[str, str] | None:
         """Returns what a person does with restored entries, if the agent has moved to SQLite."""
         if not self.database:
@@ -160,11 +174,3 @@ class FilesStore(Store, frozen=True):
         from session_manager.stores.openclaw_files.sharing import archives
 
         return archives(self, names, ledger)
-
-    def remove_locked(
-        self, work: Work, lock: StoreLock, choose: Choose, shared: Collection[str], *, erased: str | None = None
-    ) -> Outcome:
-        """Does what ``remove`` does, for a caller who holds the lock."""
-        from session_manager.stores.openclaw_files.removal import remove_locked
-
-        return remove_locked(work, self, lock, choose, shared, erased=erased)

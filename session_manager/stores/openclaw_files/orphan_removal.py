@@ -14,6 +14,7 @@ import msgspec
 
 from session_manager.archives.archive import Failures, archive_files, bring_back_files, forget_second_names
 from session_manager.archives.names import archive_names
+from session_manager.core.orphans import ORPHAN as TRUE_ORPHAN
 from session_manager.core.orphans import Orphan
 from session_manager.files.atomic import clear_errors, sync_folder
 from session_manager.files.liveness import now_ms
@@ -29,7 +30,6 @@ from session_manager.stores.openclaw_files.transcripts import files_by_session
 if TYPE_CHECKING:
     from session_manager.archives.work import Work
 
-TRUE_ORPHAN = "true_orphan"
 
 ChooseOrphans = Callable[[Snapshot], Sequence[Orphan]]
 

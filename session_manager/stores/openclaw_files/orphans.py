@@ -17,7 +17,19 @@ import msgspec
 
 from session_manager.archives.names import original_name, parse_archive
 from session_manager.core.layout import INDEX_NAME
-from session_manager.core.orphans import Orphan
+from session_manager.core.orphans import (
+    ARCHIVES,
+    CLASSES,
+    LIVE,
+    ORPHAN,
+    OTHER,
+    OWN,
+    PARTIAL,
+    PREVIOUS,
+    SIDECAR,
+    TOPIC,
+    Orphan,
+)
 from session_manager.core.session import EARLIEST_MS, Session
 from session_manager.files.atomic import OWN_PREFIX
 from session_manager.stores.openclaw_files.leftovers import find_leftovers, is_being_written, written_at
@@ -26,17 +38,6 @@ from session_manager.stores.openclaw_files.observe import held_transcripts, last
 from session_manager.stores.openclaw_files.store import Store
 from session_manager.stores.openclaw_files.transcripts import files_by_session, owner
 from session_manager.stores.openclaw_files.whereabouts import REFUSED, Whereabouts, inside, is_transcript
-
-LIVE = "live"
-PREVIOUS = "previous_generation"
-TOPIC = "topic_file"
-SIDECAR = "sidecar"
-PARTIAL = "partial"
-ORPHAN = "true_orphan"
-OTHER = "other"
-OWN = "own_temp"
-ARCHIVES = {"reset": "reset_archive", "deleted": "deleted_archive", "bak": "backup_archive"}
-CLASSES = (LIVE, PREVIOUS, *ARCHIVES.values(), TOPIC, SIDECAR, PARTIAL, ORPHAN, OWN, OTHER)
 
 _HEADER_LIMIT = 64 * 1024
 

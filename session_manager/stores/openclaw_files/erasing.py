@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from session_manager.archives.erasing import Traces, erase
 from session_manager.archives.work import Work
 from session_manager.core.errors import UNSUPPORTED, Refused
 from session_manager.core.protection import BUSY, Protection, refusal
 from session_manager.core.session import Session
 from session_manager.stores.base import Choose, Erasure
 from session_manager.stores.openclaw_files.changing import end_earlier, has_unfinished
-from session_manager.stores.openclaw_files.erasure import Traces, erase, find_traces
+from session_manager.stores.openclaw_files.erasure import also_of, find_traces
 from session_manager.stores.openclaw_files.gateway_lock import StoreLock
 from session_manager.stores.openclaw_files.mentions import mentions
 from session_manager.stores.openclaw_files.orphans import held_ids
@@ -58,7 +59,7 @@ def erase_in(
         raise refusal(Protection(BUSY, overridable=True), session_id, "erased")
     traces = _traces(work, store, read_snapshot(store, now_ms).sessions, names, session_id, shared)
     if traces.files or _is_in_ledger(work, store, session_id):
-        erased = erase(store, lock, work.ledger, work.run, session_id, traces, keys)
+        erased = erase(store, lock, work.ledger, work.run, session_id, traces, keys, also_of(store, session_id))
         into.known = into.changed = True
         into.files, into.bytes, into.entries = erased.files, erased.bytes, erased.entries
         into.spared, into.unerased = erased.spared, erased.failures

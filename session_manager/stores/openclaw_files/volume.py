@@ -148,10 +148,12 @@ class Volume:
 
         Raises Refused, Damaged or Failed.
         """
+        from session_manager.archives.erasing import erase_lost
         from session_manager.stores.base import Erasure
-        from session_manager.stores.openclaw_files.erasure import erase_lost
+        from session_manager.stores.openclaw_files.erasure import traces_of_lost
 
-        erased = erase_lost(work.ledger, work.run, agent_id, session_id)
+        traces = traces_of_lost(work.ledger, agent_id, session_id)
+        erased = erase_lost(work.ledger, work.run, agent_id, session_id, traces)
         return Erasure(
             known=True,
             changed=True,

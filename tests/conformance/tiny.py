@@ -19,9 +19,10 @@ import msgspec
 from filelock import Timeout
 
 from session_manager.archives.archive import Failures, archive_files, bring_back_files, forget_second_names
+from session_manager.archives.erasing import Traces, carry_out, erase, erase_lost
 from session_manager.archives.folder import Guard
 from session_manager.archives.names import archive_names, original_name, parse_archive
-from session_manager.archives.purging import end_purge, unlink_all
+from session_manager.archives.purging import Archive, end_purge
 from session_manager.archives.second_names import PART, SecondNames
 from session_manager.archives.work import Work
 from session_manager.core.diagnosis import Check
@@ -317,7 +318,8 @@ class TinyStore(msgspec.Struct, frozen=True):
             if attempt.kind == PURGE:
                 failures += end_purge(self, work.ledger, attempt)
             elif attempt.kind == ERASE:
-                failures += self._erase(work, attempt, 0).unerased
+                traces = self.traces(work.second_names, attempt.removals[0].session_id)
+                failures += carry_out(self, work.ledger, attempt, traces, 0).failures
             else:
                 alive, failed = self._settle(work, lock, attempt)
                 failures += failed
@@ -477,7 +479,7 @@ class TinyStore(msgspec.Struct, frozen=True):
     def _is_left(self, work: Work, session_id: str) -> bool:
         ledger = work.existing_ledger
         in_ledger = ledger is not None and ledger.holds(self.agent_id, session_id)
-        return in_ledger or bool(self.traces(work.second_names, session_id))
+        return in_ledger or bool(self.traces(work.second_names, session_id).files)
 
     def erase(
         self,
@@ -500,46 +502,20 @@ class TinyStore(msgspec.Struct, frozen=True):
             into.failures += outcome.failures
             into.known = bool(work.removed(session_id, self.agent_id))
             if self._is_left(work, session_id):
-                attempt = work.ledger.intend_erasure(work.run, self.store_id, self.agent_id, session_id, [])
-                step("erasure intent written")
-                done = self._erase(work, attempt, into.keys)
+                traces = self.traces(work.second_names, session_id)
+                done = erase(self, lock, work.ledger, work.run, session_id, traces, into.keys)
                 into.known = into.changed = True
                 into.files, into.bytes, into.entries = done.files, done.bytes, done.entries
-                into.unerased += done.unerased
+                into.unerased += done.failures
 
         self.locked(work, act)
 
-    def traces(self, second_names: SecondNames, session_id: str) -> list[str]:
-        """Returns the paths of a session's archives, under both of their names."""
-        here = [self.path(name) for name in self.listing()]
-        second = [path for paths in second_names.of_agent(self.agent_id).values() for path in paths]
-        return [path for path in here + second if _archived_id(os.path.basename(path)) == session_id]
-
-    def _erase(self, work: Work, attempt: Attempt, keys: int) -> base.Erasure:
-        session_id, ledger = attempt.removals[0].session_id, work.ledger
-        erased = self.unlink_traces(work.second_names, session_id)
-        with clear_errors("erase files in", self.sessions_dir):
-            sync_folder(self.sessions_dir)
-        if not erased.unerased:
-            counts = {"keys": keys, "files": erased.files, "bytes": erased.bytes}
-            erased.entries = ledger.forget_session(attempt, session_id, counts)
-            step("session forgotten")
-            ledger.compact()
-            ledger.finish_erasure(attempt)
-            step("erasure noted")
-        return erased
-
-    def unlink_traces(self, second_names: SecondNames, session_id: str) -> base.Erasure:
-        """Removes a session's archives; what could not be removed is in the result."""
-        erased, paths = base.Erasure(known=True, changed=True), self.traces(second_names, session_id)
-        for path in paths:
-            freed, error = unlink_all([path])
-            step("trace removed")
-            erased.bytes += freed
-            erased.files += path.startswith(self.sessions_dir + os.sep)
-            erased.unerased += [] if error is None else [(session_id, error)]
-        second_names.tidy(paths)
-        return erased
+    def traces(self, second_names: SecondNames, session_id: str) -> Traces:
+        """Returns a session's archives, each with both of its names."""
+        here, second = self.listing(), second_names.of_agent(self.agent_id)
+        names = sorted(name for name in {*here, *second} if _archived_id(name) == session_id)
+        paths = {name: [self.path(name), *second.get(name, ())] for name in names}
+        return Traces([Archive(name, paths[name]) for name in names], [])
 
     def left_of(self, session_id: str) -> list[tuple[str, str]]:
         return []
@@ -590,11 +566,9 @@ class TinyVolume:
         return None
 
     def erase_lost(self, work: Work, agent_id: str, session_id: str) -> base.Erasure:
-        erased = TinyStore(agent_id, "", "").unlink_traces(work.second_names, session_id)
-        if not erased.unerased:
-            erased.entries = work.ledger.forget_lost_session(work.run, agent_id, session_id)
-            work.ledger.compact()
-        return erased
+        traces = TinyStore(agent_id, "", "").traces(work.second_names, session_id)
+        done = erase_lost(work.ledger, work.run, agent_id, session_id, traces)
+        return base.Erasure(True, True, 0, done.files, done.bytes, done.entries, unerased=done.failures)
 
 
 def _archived_id(name: str) -> str | None:

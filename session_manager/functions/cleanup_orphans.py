@@ -25,7 +25,8 @@ from session_manager.functions.orphans import SHOWN, AgentState, Everyone, orpha
 from session_manager.functions.policy import with_policy
 from session_manager.functions.reading import errors_or_raise, only_observe
 from session_manager.functions.tally import ACTIVE, Notes, note
-from session_manager.stores.base import OrphanPlan, Orphans, OrphansRemoved, Store, look_once_more
+from session_manager.stores.base import Orphans, Store, look_once_more
+from session_manager.stores.results import OrphanPlan, OrphansRemoved
 
 if TYPE_CHECKING:
     from session_manager.archives.work import Work

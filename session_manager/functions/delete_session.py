@@ -31,7 +31,7 @@ from session_manager.stores.base import Snapshot, Store, look_once_more
 if TYPE_CHECKING:
     from session_manager.archives.work import Work
     from session_manager.functions.delivery import History
-from session_manager.stores.base import Outcome
+from session_manager.stores.results import Outcome
 
 DESCRIPTION = (
     "Removes one session: all its keys leave the index, its transcripts are archived, its history row is marked ended."

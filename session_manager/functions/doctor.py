@@ -15,7 +15,8 @@ from session_manager.core.errors import SessionManagerError
 from session_manager.files.owners import advice_about
 from session_manager.functions.context import Context
 from session_manager.settings import ledger_path
-from session_manager.stores.base import Look, Store
+from session_manager.stores.base import Store
+from session_manager.stores.results import Look
 
 if TYPE_CHECKING:
     from session_manager.ledger import Ledger

@@ -11,7 +11,8 @@ from session_manager.core.session import Session
 from session_manager.functions.context import Context
 from session_manager.functions.reading import View, foreign_references, names_referred_to, observe
 from session_manager.functions.shared_files import archive_left, left_by
-from session_manager.stores.base import Erasure, Snapshot, Store, reported
+from session_manager.stores.base import Snapshot, Store, reported
+from session_manager.stores.results import Erasure
 
 
 class Result(msgspec.Struct):

@@ -21,7 +21,8 @@ from session_manager.functions.reading import (
     names_referred_to,
     observe,
 )
-from session_manager.stores.base import OrphanLook, Orphans, Snapshot, Store, not_supported
+from session_manager.stores.base import Orphans, Snapshot, Store, not_supported
+from session_manager.stores.results import OrphanLook
 
 # The most elements that a list in a result shows; the counts beside it count all.
 SHOWN = 100

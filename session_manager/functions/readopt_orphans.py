@@ -18,7 +18,8 @@ from session_manager.functions.context import (
 )
 from session_manager.functions.orphans import SHOWN, AgentState, Everyone, orphans_of
 from session_manager.functions.reading import errors_or_raise
-from session_manager.stores.base import Adoption, Readopted, Store
+from session_manager.stores.base import Store
+from session_manager.stores.results import Adoption, Readopted
 
 if TYPE_CHECKING:
     from session_manager.archives.work import Work

@@ -17,7 +17,7 @@ from session_manager.stores.base import Store, reported
 
 if TYPE_CHECKING:
     from session_manager.core.rules import Overrun
-    from session_manager.stores.base import Outcome
+    from session_manager.stores.results import Outcome
 
 ACTIVE = "active"
 

@@ -38,7 +38,7 @@ from session_manager.files.steps import step
 from session_manager.files.versions import Identity, identity_of, read_file
 from session_manager.ledger import ERASE, PURGE, REMOVE, REMOVED, RESTORE, Archived, Attempt, Ledger, Removal, Removed
 from session_manager.ledger.facts import facts_of
-from session_manager.stores import base
+from session_manager.stores import base, results
 from session_manager.stores.lives import (
     FILE_EXISTS,
     KEY_TAKEN,
@@ -127,8 +127,8 @@ class TinySnapshot(msgspec.Struct):
     def archives_of(self, session_id: str, names: Iterable[str]) -> list[str]:
         return [name for name in names if _archived_id(name) == session_id]
 
-    def usage(self, names: Iterable[str]) -> base.Usage:
-        types, found = {s.id + LIVE: s.session_type for s in self.sessions}, base.Usage()
+    def usage(self, names: Iterable[str]) -> results.Usage:
+        types, found = {s.id + LIVE: s.session_type for s in self.sessions}, results.Usage()
         for name in names:
             size = os.lstat(self.store.path(name)).st_size
             if name in types:
@@ -138,10 +138,10 @@ class TinySnapshot(msgspec.Struct):
                 found.archived += size
         return found
 
-    def details(self, session: Session, now_ms: int) -> base.Details:
+    def details(self, session: Session, now_ms: int) -> results.Details:
         self._look_inside(session)
         session.size = self.versions[session.id].size
-        return base.Details({session.id + LIVE: session.size})
+        return results.Details({session.id + LIVE: session.size})
 
 
 class TinyPlace:
@@ -282,7 +282,7 @@ class TinyStore(msgspec.Struct, frozen=True):
         paths = (self.path(target), second_names.path(removed.run_id, self.agent_id, target))
         return next((path for path in paths if os.path.lexists(path)), None)
 
-    def check(self, look: base.Look) -> Iterator[Check]:
+    def check(self, look: results.Look) -> Iterator[Check]:
         name, snapshot = f"store {self.agent_id}", self.read(look.now_ms)
         if look.ledger is not None and look.ledger.has_open_attempts(self.store_id, self.agent_id, snapshot.names):
             yield Check(
@@ -333,10 +333,10 @@ class TinyStore(msgspec.Struct, frozen=True):
                     os.unlink(self.path(name))
         return [], recovered, failures
 
-    def remove(self, work: Work, choose: base.Choose, shared: Collection[str] = ()) -> base.Outcome:
+    def remove(self, work: Work, choose: base.Choose, shared: Collection[str] = ()) -> results.Outcome:
         return self.locked(work, lambda lock: self._remove(work, lock, choose))
 
-    def _remove(self, work: Work, lock: Guard, choose: base.Choose, erased: str | None = None) -> base.Outcome:
+    def _remove(self, work: Work, lock: Guard, choose: base.Choose, erased: str | None = None) -> results.Outcome:
         _, recovered, failures = self.end_earlier(work, lock)
         snapshot = self.read(now_ms())
         chosen = list(choose(snapshot))
@@ -345,7 +345,7 @@ class TinyStore(msgspec.Struct, frozen=True):
             snapshot = self.read(now_ms())
             chosen = list(choose(snapshot))
         base.refuse_unobserved(session for session, _ in chosen)
-        outcome = base.Outcome(snapshot, [], set(), failures + failed, recovered, [], woken)
+        outcome = results.Outcome(snapshot, [], set(), failures + failed, recovered, [], woken)
         if chosen:
             removals = self._plan(snapshot, chosen)
             versions = [snapshot.versions[removal.session_id] for removal in removals]
@@ -364,7 +364,7 @@ class TinyStore(msgspec.Struct, frozen=True):
             for s, reason in chosen
         ]
 
-    def _archive(self, work: Work, lock: Guard, attempt: Attempt, outcome: base.Outcome) -> None:
+    def _archive(self, work: Work, lock: Guard, attempt: Attempt, outcome: results.Outcome) -> None:
         """Looks a second time, archives what nobody has touched since, and settles the attempt by what is true then."""
         going = [r for r in attempt.removals if self._is_untouched(attempt, r)]
         step("looked again")
@@ -409,7 +409,7 @@ class TinyStore(msgspec.Struct, frozen=True):
 
     def _wake(
         self, work: Work, lock: Guard, snapshot: TinySnapshot, erased: str | None
-    ) -> tuple[list[base.Woken], Failures]:
+    ) -> tuple[list[results.Woken], Failures]:
         """Undoes the removals of sessions that were begun anew since; except of one that will be erased."""
         ledger = work.existing_ledger
         living = {session.id for session in snapshot.sessions} - {erased}
@@ -419,10 +419,10 @@ class TinyStore(msgspec.Struct, frozen=True):
         if not halves:
             return [], []
         alive, failures = self._restore(work, lock, halves)
-        woken = [base.Woken(self.agent_id, r.session_id, r.run_id, r.session_id in alive) for r in halves]
+        woken = [results.Woken(self.agent_id, r.session_id, r.run_id, r.session_id in alive) for r in halves]
         return woken, failures
 
-    def look_once_more(self, work: Work, observe: base.Choose) -> base.Outcome | None:
+    def look_once_more(self, work: Work, observe: base.Choose) -> results.Outcome | None:
         step("store let go")
         back = {session_id for session_id in work.left[self] if self.holds(session_id + LIVE)}
         return self.remove(work, observe) if back else None
@@ -488,7 +488,7 @@ class TinyStore(msgspec.Struct, frozen=True):
         choose: base.Choose,
         shared: Collection[str],
         now_ms: int,
-        into: base.Erasure,
+        into: results.Erasure,
         *,
         force: bool,
     ) -> None:
@@ -565,10 +565,10 @@ class TinyVolume:
             return lambda name: _archived_id(name) in live
         return None
 
-    def erase_lost(self, work: Work, agent_id: str, session_id: str) -> base.Erasure:
+    def erase_lost(self, work: Work, agent_id: str, session_id: str) -> results.Erasure:
         traces = TinyStore(agent_id, "", "").traces(work.second_names, session_id)
         done = erase_lost(work.ledger, work.run, agent_id, session_id, traces)
-        return base.Erasure(True, True, 0, done.files, done.bytes, done.entries, unerased=done.failures)
+        return results.Erasure(True, True, 0, done.files, done.bytes, done.entries, unerased=done.failures)
 
 
 def _archived_id(name: str) -> str | None:

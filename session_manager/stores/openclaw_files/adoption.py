@@ -12,11 +12,11 @@ from session_manager.archives.names import is_text
 from session_manager.core.keys import safe_name
 from session_manager.core.orphans import ORPHAN, TOPIC
 from session_manager.core.session import epoch_ms
-from session_manager.stores.base import Adoption
 from session_manager.stores.openclaw_files.names import session_id_of
 from session_manager.stores.openclaw_files.observe import last_timestamp
 from session_manager.stores.openclaw_files.orphans import Folder, Header, held_ids, read_header
 from session_manager.stores.openclaw_files.store import Snapshot
+from session_manager.stores.results import Adoption
 
 
 class Unfit(Exception):

@@ -12,12 +12,12 @@ from session_manager.core.errors import Damaged, Locked, Refused, SessionManager
 from session_manager.files.liveness import TRANSCRIPT_STALE_MS
 from session_manager.files.owners import advice_about, run_as
 from session_manager.ledger import REMOVED, RESTORED
-from session_manager.stores.base import Look
 from session_manager.stores.openclaw_files.locks import ALIVE, STALE, UNSEEN, locks
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
 from session_manager.stores.openclaw_files.store import Snapshot, Store, listing
 from session_manager.stores.openclaw_files.waking import half_removed, strays
 from session_manager.stores.openclaw_files.whereabouts import is_transcript
+from session_manager.stores.results import Look
 
 _UNREADABLE = (
     "stop the gateway, then call readopt_orphans with rebuild: true or put a backup of sessions.json back; until then "

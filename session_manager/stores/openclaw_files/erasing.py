@@ -9,7 +9,7 @@ from session_manager.archives.work import Work
 from session_manager.core.errors import UNSUPPORTED, Refused
 from session_manager.core.protection import BUSY, Protection, refusal
 from session_manager.core.session import Session
-from session_manager.stores.base import Choose, Erasure
+from session_manager.stores.base import Choose
 from session_manager.stores.openclaw_files.changing import end_earlier, has_unfinished
 from session_manager.stores.openclaw_files.erasure import also_of, find_traces
 from session_manager.stores.openclaw_files.gateway_lock import StoreLock
@@ -20,6 +20,7 @@ from session_manager.stores.openclaw_files.sharing import others_too, pass_on
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
 from session_manager.stores.openclaw_files.store import SQLITE_NAME, Store, listing
 from session_manager.stores.openclaw_files.waiting import PUT_ASIDE, put_aside
+from session_manager.stores.results import Erasure
 
 _IN_SQLITE = "only the gateway writes its database, which may still hold the session"
 

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from session_manager.core.diagnosis import Check
     from session_manager.core.session import Session
     from session_manager.ledger import Archived, Ledger, Removal
-    from session_manager.stores.base import Choose, Erasure, Look, OrphanLook, Outcome, Place
+    from session_manager.stores.base import Choose, Place
     from session_manager.stores.lives import Blocked, Find, Life, Restored
     from session_manager.stores.openclaw_files.gateway_lock import StoreLock
     from session_manager.stores.openclaw_files.orphan_care import FileOrphans
     from session_manager.stores.openclaw_files.orphans import Mentions
+    from session_manager.stores.results import Erasure, Look, OrphanLook, Outcome
 
 Done = TypeVar("Done")
 

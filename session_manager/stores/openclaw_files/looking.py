@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from session_manager.archives.names import parse_archive
 from session_manager.core.session import Session
-from session_manager.stores.base import Details, Usage
 from session_manager.stores.openclaw_files.observe import file_bytes, last_timestamp
 from session_manager.stores.openclaw_files.transcripts import files_by_session, owner
 from session_manager.stores.openclaw_files.whereabouts import OWN, Whereabouts, inside, is_transcript
+from session_manager.stores.results import Details, Usage
 
 if TYPE_CHECKING:
     from session_manager.stores.openclaw_files.store import Snapshot

@@ -11,12 +11,12 @@ from session_manager.core.orphans import CLASSES, ORPHAN, Orphan, judge_entries,
 from session_manager.core.session import Session
 from session_manager.files.versions import Identity, read_file
 from session_manager.stores import base
-from session_manager.stores.base import Adoption, OrphanLook, OrphanPlan, OrphansRemoved, Readopted
 from session_manager.stores.openclaw_files.adoption import decide, member
 from session_manager.stores.openclaw_files.orphans import Folder, Mentions, classify, orphans_in, with_traces
 from session_manager.stores.openclaw_files.snapshot import bare_entries
 from session_manager.stores.openclaw_files.store import Snapshot, Store
 from session_manager.stores.openclaw_files.wrapping import unwrapped
+from session_manager.stores.results import Adoption, OrphanLook, OrphanPlan, OrphansRemoved, Readopted
 
 if TYPE_CHECKING:
     from session_manager.archives.work import Work

@@ -24,7 +24,7 @@ from session_manager.files.liveness import now_ms
 from session_manager.files.steps import step
 from session_manager.files.versions import identity_of
 from session_manager.ledger import Attempt, Removal
-from session_manager.stores.base import Choose, Outcome, Woken, refuse_unobserved
+from session_manager.stores.base import Choose, refuse_unobserved
 from session_manager.stores.lives import REAPPEARED
 from session_manager.stores.openclaw_files.changing import end_earlier, intend, locked, refuse_unguarded
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
@@ -40,6 +40,7 @@ from session_manager.stores.openclaw_files.transcripts import no_texts_of
 from session_manager.stores.openclaw_files.unmovable import set_aside
 from session_manager.stores.openclaw_files.waking import half_removed, idle_strays, take_back
 from session_manager.stores.openclaw_files.whereabouts import outside_files
+from session_manager.stores.results import Outcome, Woken
 
 # A gateway that waited for the marker takes it within 1 s (2026.2.17: retries after 50, 100, 150 … ms), and mostly
 # within a few retries.

@@ -20,7 +20,7 @@ SQLITE_NAME = "openclaw-agent.sqlite"
 if TYPE_CHECKING:
     from session_manager.core.retention import Cutoff
     from session_manager.core.selection import Selection
-    from session_manager.stores.base import Details, Usage
+    from session_manager.stores.results import Details, Usage
 
 
 class Store(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ from session_manager.stores.openclaw_files.store import SQLITE_NAME, folder_unre
 
 if TYPE_CHECKING:
     from session_manager.archives.work import Work
-    from session_manager.stores.base import Erasure
+    from session_manager.stores.results import Erasure
 
 _SQLITE_HEADER = b"SQLite format 3\0"
 # Gateway 2026.2.17 ``normalizeAgentId``.
@@ -149,8 +149,8 @@ class Volume:
         Raises Refused, Damaged or Failed.
         """
         from session_manager.archives.erasing import erase_lost
-        from session_manager.stores.base import Erasure
         from session_manager.stores.openclaw_files.erasure import traces_of_lost
+        from session_manager.stores.results import Erasure
 
         traces = traces_of_lost(work.ledger, agent_id, session_id)
         erased = erase_lost(work.ledger, work.run, agent_id, session_id, traces)

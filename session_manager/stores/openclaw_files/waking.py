@@ -21,7 +21,6 @@ from session_manager.core.orphans import Orphan
 from session_manager.core.session import Session
 from session_manager.files.liveness import now_ms
 from session_manager.ledger import REMOVED, Ledger, Removed, Run
-from session_manager.stores.base import Woken
 from session_manager.stores.openclaw_files.gateway_lock import StoreLock
 from session_manager.stores.openclaw_files.names import session_id_of
 from session_manager.stores.openclaw_files.observe import held_transcripts, observe_locks
@@ -29,6 +28,7 @@ from session_manager.stores.openclaw_files.recovery import recover_attempt
 from session_manager.stores.openclaw_files.store import Snapshot, Store
 from session_manager.stores.openclaw_files.transcripts import files_by_session
 from session_manager.stores.openclaw_files.whereabouts import is_transcript
+from session_manager.stores.results import Woken
 
 # Within this time a run shows by its lock or its status, even on a busy machine.
 _SETTLED_MS = 3_000

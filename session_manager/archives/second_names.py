@@ -10,31 +10,21 @@ run's age is in its id: no file in here can be forgotten.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
-import stat
-import time
 from collections.abc import Callable, Iterable, Sequence
-from io import FileIO
-from typing import BinaryIO
 
 import msgspec
 
+from session_manager.archives.copying import LINKLESS, PART, Copying, holds, keep_at, own_part
 from session_manager.archives.folder import Folder, Guard
 from session_manager.core.progress import tracked
-from session_manager.files import weaker
-from session_manager.files.atomic import NO_LINKS, explain, keep_owner, opened_folder, rename_new, sync, sync_folder
+from session_manager.files.atomic import explain, keep_owner, opened_folder, rename_new, sync, sync_folder
 from session_manager.files.steps import step
 from session_manager.ledger import Attempt, Removal, run_started_at
 
 FOLDER = "archives"
-PART = ".part"
-_NO_LINKS = (errno.EXDEV, *NO_LINKS)
 _CHECK_EVERY = 64
-# The gateway waits for the store meanwhile: a file that exceeds this keeps one name only, and is reported.
-_COPY_BYTES, _COPY_S = 256 * 1024 * 1024, 5.0
-_PIECE = 1024 * 1024
 # Old names are removed in small batches, but faster than new ones are made.
 _LEAST_DROPPED = 2_000
 
@@ -61,7 +51,7 @@ class SecondNames:
     def __init__(self, state_dir: str) -> None:
         self.root = os.path.join(state_dir, FOLDER)
         self._kept = 0
-        self._copying = _Copying(None)
+        self._copying = Copying(None)
 
     def path(self, run_id: str, agent_id: str, name: str) -> str:
         """Returns the path of the second name of the archive ``name``, even if it does not exist."""
@@ -105,7 +95,7 @@ class SecondNames:
                     if count % _CHECK_EVERY == _CHECK_EVERY - 1:
                         lock.check()
                     try:
-                        if not _keep(source, here, target, name, copying):
+                        if not keep_at(source, here, target, name, copying):
                             continue
                     except OSError as error:
                         at_risk.add(AtRisk(1, explain(error, "keep a second name of", name).message))
@@ -121,10 +111,10 @@ class SecondNames:
             at_risk.add(AtRisk(max(1, len(files) - at_risk.files), sentence))
         return at_risk
 
-    def _copying_under(self, lock: Guard) -> _Copying:
+    def _copying_under(self, lock: Guard) -> Copying:
         """Returns the copier to use while ``lock`` is held: one budget for all of that time."""
         if self._copying.lock is not lock:
-            self._copying = _Copying(lock)
+            self._copying = Copying(lock)
         return self._copying
 
     def bring_back(self, store: Folder, run_id: str, name: str, source: str) -> bool:
@@ -138,12 +128,12 @@ class SecondNames:
         except FileNotFoundError:
             return False
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in LINKLESS:
                 raise
-            part = os.path.join(store.sessions_dir, _own_part())
+            part = os.path.join(store.sessions_dir, own_part())
             try:
                 with opened_folder(os.path.dirname(second)) as folder, opened_folder(store.sessions_dir) as sessions:
-                    _Copying(None).copy(folder, name, sessions, os.path.basename(part))
+                    Copying(None).copy(folder, name, sessions, os.path.basename(part))
                 rename_new(part, live)
             finally:
                 with contextlib.suppress(FileNotFoundError):
@@ -160,7 +150,7 @@ class SecondNames:
             try:
                 os.link(old, new, follow_symlinks=False)
             except OSError as error:
-                if error.errno not in _NO_LINKS:
+                if error.errno not in LINKLESS:
                     raise
                 os.rename(old, new)
         sync_folder(os.path.dirname(new))
@@ -175,7 +165,7 @@ class SecondNames:
                 opened_folder(os.path.dirname(self.path(run_id, store.agent_id, name))) as folder,
                 opened_folder(store.sessions_dir) as sessions,
             ):
-                return _holds(sessions, source, folder, name)
+                return holds(sessions, source, folder, name)
         except FileNotFoundError:
             return True
 
@@ -250,134 +240,3 @@ class SecondNames:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
                 keep_owner(path, os.stat(state_dir))
-
-
-def alone(path: str) -> None:
-    """Replaces a file that has other names by its own copy under this name. Raises OSError."""
-    status = os.lstat(path)
-    if status.st_nlink == 1 or not stat.S_ISREG(status.st_mode):
-        return
-    part = _own_part()
-    with opened_folder(os.path.dirname(path)) as folder:
-        _Copying(None).copy(folder, os.path.basename(path), folder, part)
-        os.rename(part, os.path.basename(path), src_dir_fd=folder, dst_dir_fd=folder)
-        sync(folder)
-
-
-def _own_part() -> str:
-    return f".session_manager.{os.getpid()}.{os.urandom(6).hex()}{PART}"
-
-
-def _keep(source: int, here: str, target: int, name: str, copying: _Copying) -> bool:
-    """Gives the file ``here`` the second name ``name``; False if it has it, or does not exist. Raises OSError."""
-    try:
-        theirs = os.stat(here, dir_fd=source, follow_symlinks=False)
-        if here != name and _exists(name, source):
-            return False
-        try:
-            ours = os.stat(name, dir_fd=target, follow_symlinks=False)
-        except FileNotFoundError:
-            try:
-                os.link(here, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
-                return True
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                if error.errno != errno.EXDEV:
-                    weaker.note(weaker.LINKS)
-        else:
-            if _alike(ours, theirs):
-                return False
-            if not _holds(source, here, target, name):
-                # On a file system that treats two spellings as one name it may belong to another session.
-                raise OSError(errno.EEXIST, "another file has that name", name)
-            if ours.st_size == theirs.st_size:
-                return False
-        copying.within_budget(source, here)
-        copying.copy(source, here, target, PART)
-        os.rename(PART, name, src_dir_fd=target, dst_dir_fd=target)
-    except FileNotFoundError:
-        # The file itself is gone: the gateway, or a person, was faster.
-        return False
-    return True
-
-
-def _exists(name: str, folder: int) -> bool:
-    try:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _alike(ours: os.stat_result, theirs: os.stat_result) -> bool:
-    """Returns True if a file is the same as another one, or a copy of it."""
-    same_file = (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
-    return same_file or (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
-
-
-def _holds(folder: int, name: str, second_folder: int, second: str) -> bool:
-    """Returns True if a file is the same as a second name, or begins with its whole content. Raises OSError."""
-    ours = os.stat(second, dir_fd=second_folder, follow_symlinks=False)
-    theirs = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    if _alike(ours, theirs):
-        return True
-    if not (stat.S_ISREG(ours.st_mode) and stat.S_ISREG(theirs.st_mode) and ours.st_size <= theirs.st_size):
-        return False
-    with _reading(second, second_folder) as beginning, _reading(name, folder) as whole:
-        while piece := beginning.read(_PIECE):
-            if whole.read(len(piece)) != piece:
-                return False
-    return True
-
-
-def _reading(name: str, folder: int) -> BinaryIO:
-    return os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder), "rb")
-
-
-class _Copying:
-    """Durable copies, within a budget of bytes and seconds for all of them together."""
-
-    def __init__(self, lock: Guard | None) -> None:
-        self.lock = lock
-        self._bytes = _COPY_BYTES
-        self._deadline: float | None = None
-
-    def within_budget(self, folder: int, name: str) -> None:
-        """Subtracts a file's bytes from the budget. Raises OSError (EFBIG) if they exceed the rest of it."""
-        self._deadline = self._deadline or time.monotonic() + _COPY_S
-        size = os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
-        if size > self._bytes or time.monotonic() > self._deadline:
-            raise OSError(errno.EFBIG, "copying it would take too long", name)
-        self._bytes -= size
-
-    def copy(self, source: int, name: str, target: int, new: str) -> None:
-        """Copies a regular file with its times, 0600, owned by the owner of the target folder. Raises OSError."""
-        from_fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=source)
-        with open(from_fd, "rb", buffering=0) as reading:
-            status = os.fstat(from_fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "not a regular file", name)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(new, dir_fd=target)
-            to_fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
-            try:
-                with open(to_fd, "wb", buffering=0) as writing:
-                    keep_owner(to_fd, os.fstat(target))
-                    self._pour(reading, writing)
-                    with contextlib.suppress(PermissionError):
-                        # Where no times can be kept, files are compared by content.
-                        os.utime(to_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-                    sync(to_fd)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(new, dir_fd=target)
-                raise
-
-    def _pour(self, reading: FileIO, writing: FileIO) -> None:
-        while piece := reading.read(_PIECE):
-            view = memoryview(piece)
-            while view:
-                view = view[writing.write(view) :]
-            if self.lock is not None:
-                self.lock.check()

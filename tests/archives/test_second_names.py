@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support import CLOSED_API, Skill, StoreBuilder, ledger_sql, small_file_system
 
-from session_manager.archives import second_names
+from session_manager.archives import copying, second_names
 from session_manager.files.liveness import now_ms
 from session_manager.functions import load
 from session_manager.functions.context import Context
@@ -153,7 +153,7 @@ def test_copies_are_bounded_and_what_has_none_is_said(agents: Path, monkeypatch:
     (store.dir / "s1.jsonl").write_bytes(b"x" * 5000)
     os.utime(store.dir / "s1.jsonl", (1, 1))
     no_links(monkeypatch)
-    monkeypatch.setattr(second_names, "_COPY_BYTES", 4000)
+    monkeypatch.setattr(copying, "_COPY_BYTES", 4000)
     document = call(agents, "prune_sessions", {})
     assert document["pruned_count"] == 3
     assert document["at_risk"]["files"] == 1

@@ -19,11 +19,12 @@ import msgspec
 from filelock import Timeout
 
 from session_manager.archives.archive import Failures, archive_files, bring_back_files, forget_second_names
+from session_manager.archives.copying import PART
 from session_manager.archives.erasing import Traces, carry_out, erase, erase_lost
 from session_manager.archives.folder import Guard
 from session_manager.archives.names import archive_names, original_name, parse_archive
 from session_manager.archives.purging import Archive, end_purge
-from session_manager.archives.second_names import PART, SecondNames
+from session_manager.archives.second_names import SecondNames
 from session_manager.archives.work import Work
 from session_manager.core.diagnosis import Check
 from session_manager.core.errors import Damaged, Locked, NotFound, Refused, SessionManagerError, UsageError

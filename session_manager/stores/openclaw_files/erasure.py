@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import msgspec
 
 from session_manager.archives.archive import Failures
+from session_manager.archives.copying import PART
 from session_manager.archives.erasing import Traces, carry_out
 from session_manager.archives.names import original_name
 from session_manager.archives.purging import Archive
-from session_manager.archives.second_names import PART, SecondNames
+from session_manager.archives.second_names import SecondNames
 from session_manager.core.session import Session
 from session_manager.files.atomic import clear_errors
 from session_manager.files.liveness import now_ms

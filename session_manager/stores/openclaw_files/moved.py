@@ -20,7 +20,8 @@ from session_manager.archives.archive import (
     forget_second_names,
     never_brought_back,
 )
-from session_manager.archives.second_names import SecondNames, alone
+from session_manager.archives.copying import alone
+from session_manager.archives.second_names import SecondNames
 from session_manager.files.atomic import clear_errors, explain, sync_folder
 from session_manager.files.liveness import now_ms
 from session_manager.files.steps import step

@@ -20,9 +20,10 @@ from session_manager.archives.archive import (
     forget_second_names,
     never_brought_back,
 )
+from session_manager.archives.copying import PART
 from session_manager.archives.names import archive_timestamp
 from session_manager.archives.purging import end_purge
-from session_manager.archives.second_names import PART, SecondNames
+from session_manager.archives.second_names import SecondNames
 from session_manager.core.errors import Locked, SessionManagerError
 from session_manager.core.index import Index
 from session_manager.files.atomic import OWN_PREFIX, clear_errors, rename_new, sync_folder

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
-from session_manager.archives.second_names import PART
+from session_manager.archives.copying import PART
 from session_manager.core.errors import Refused
 from session_manager.core.index import Index
 from session_manager.files.atomic import OWN_PREFIX, clear_errors, explain, private_in, sync_folder, write_new

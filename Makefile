@@ -27,6 +27,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/conformance/tiny.py
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.ready  ## ratios, measured side by side; SIZE=smallest sees only that each benchmark runs

@@ -27,8 +27,6 @@ class Obstacle(msgspec.Struct, frozen=True):
     reason: str
 
 
-LOST = Obstacle("store_locked", "a gateway that takes no lock has overwritten the index without it; try again")
-
 # A life that cannot be restored, and why.
 Blocked = tuple[Life, Obstacle]
 

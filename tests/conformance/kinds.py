@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -199,7 +200,10 @@ class Stage:
     def steps_of(self, function: str, *, kill_at: int = 0, **arguments: Any) -> list[str]:
         """Calls a function in a process of its own; kills it when so many steps are complete. Returns their names."""
         with tempfile.TemporaryFile() as log:
-            pid = os.fork()
+            with warnings.catch_warnings():
+                # A worker of pytest-xdist has a second thread, which holds nothing that the child needs.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
             if pid == 0:
                 self._as_child(log.fileno(), kill_at, function, arguments)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

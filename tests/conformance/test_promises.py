@@ -72,6 +72,18 @@ def test_reading_and_every_dry_run_change_nothing(kind: type[Builder], tmp_path:
         stage("delete_session", session_id="old-1")
 
 
+@pytest.mark.parametrize("function", ["cleanup_orphans", "readopt_orphans"])
+def test_a_store_without_orphans_says_so(stage: Stage, function: str) -> None:
+    before = stage.picture()
+    try:
+        document = stage(function)
+    except Refused as error:
+        assert (stage.store.name, error.code) == ("tiny", "not_supported")  # noqa: PT017
+    else:
+        assert document["dry_run"] is True
+    assert stage.picture() == before
+
+
 def test_what_is_told_is_what_is_there(stage: Stage) -> None:
     rows = stage("list_sessions", sizes=True)["sessions"]
     assert {row["id"]: row["bytes"] for row in rows} == {

@@ -295,6 +295,12 @@ class TinyStore(msgspec.Struct, frozen=True):
     def writer(self, now_ms: int) -> str | None:
         return None
 
+    def mentions(self, snapshot: Any) -> Any:
+        return None
+
+    def orphans(self, look: results.OrphanLook) -> base.Orphans | None:
+        return None
+
     def to_import(self) -> dict[str, str] | None:
         return None
 

@@ -17,6 +17,8 @@ from session_manager.stores.openclaw_files.whereabouts import is_transcript
 if TYPE_CHECKING:
     from session_manager.stores.openclaw_files.store import Snapshot
 
+LOST = Obstacle("store_locked", "a gateway that takes no lock has overwritten the index without it; try again")
+
 _ENDS = {
     "restored": "it was restored",
     "purged": "its archives were purged",

@@ -24,10 +24,10 @@ from session_manager.files.steps import step
 from session_manager.files.versions import Identity, read_file
 from session_manager.ledger import Attempt, Removal, Removed
 from session_manager.ledger.rows import Member
-from session_manager.stores.lives import FILE_EXISTS, LOST, NOT_RESTORABLE, Find, Life, Obstacle, Restored, refusal
+from session_manager.stores.lives import FILE_EXISTS, NOT_RESTORABLE, Find, Life, Obstacle, Restored, refusal
 from session_manager.stores.openclaw_files.changing import end_earlier, refuse_unguarded
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
-from session_manager.stores.openclaw_files.obstacles import Place, place_of
+from session_manager.stores.openclaw_files.obstacles import LOST, Place, place_of
 from session_manager.stores.openclaw_files.recovery import places_of, recover_attempt, try_recover
 from session_manager.stores.openclaw_files.sharing import gather
 from session_manager.stores.openclaw_files.snapshot import read_snapshot

@@ -173,6 +173,7 @@ class Cleanup:
 
     def preview(self, state: AgentState, store: Store) -> None:
         """Decides without acting."""
+        assert state.snapshot is not None
         plan = self._orphans(store).plan(state.snapshot)
         self.result.count(plan)
         orphans, sessions = self._going(plan)

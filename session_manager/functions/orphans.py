@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -37,7 +36,7 @@ class AgentState(msgspec.Struct):
     agent_id: str
     store: Store | None
     snapshot: Snapshot | None
-    mentions: Any
+    mentions: object
     error: SessionManagerError | None = None
 
 
@@ -64,7 +63,7 @@ class Everyone:
         """Returns sessions of other agents that share a family with one of this agent's."""
         return self._kin.get(agent_id, ())
 
-    def mentions_elsewhere(self, agent_id: str) -> list[Any]:
+    def mentions_elsewhere(self, agent_id: str) -> list[object]:
         """Returns the files that the other agents' indexes mention."""
         return [a.mentions for a in self.agents if a.agent_id != agent_id and a.mentions is not None]
 

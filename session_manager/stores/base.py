@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from session_manager.archives.folder import Folder
+from session_manager.archives.folder import Folder, Guard
 from session_manager.core.errors import Refused, SessionManagerError
 from session_manager.core.session import Session
 
@@ -45,8 +45,14 @@ Done = TypeVar("Done")
 class Place(Protocol):
     """A store as a place to restore sessions to."""
 
+    def was_taken_back(self, life: Life) -> bool:
+        """Returns True if removals of one session were already restored, and completely."""
+
     def obstacle(self, life: Life) -> Obstacle | None:
         """Returns what is in the way of restoring one session, or None."""
+
+    def claim(self, life: Life) -> None:
+        """Marks the keys and file names of ``life`` as taken."""
 
 
 class Snapshot(Protocol):
@@ -110,7 +116,7 @@ Choose = Callable[[Snapshot], Sequence[tuple[Session, str]]]
 class Orphans(Protocol):
     """The files in a store that no session has, and the sessions that have no file."""
 
-    def plan(self, snapshot: Any) -> OrphanPlan:
+    def plan(self, snapshot: Snapshot) -> OrphanPlan:
         """Classifies the store's files and decides about its orphans; changes nothing."""
 
     def remove(
@@ -122,7 +128,7 @@ class Orphans(Protocol):
         sessions are wholly live or wholly removed.
         """
 
-    def adoptable(self, read: Any, error: Damaged | None, session_id: str | None) -> Readopted:
+    def adoptable(self, read: Snapshot | None, error: Damaged | None, session_id: str | None) -> Readopted:
         """Returns what ``readopt`` would do after a read (a Snapshot), or after the ``error`` that prevented it."""
 
     def readopt(self, work: Work, session_id: str | None, *, rebuild: bool) -> Readopted:
@@ -163,13 +169,13 @@ class Store(Folder, Protocol):
     def has_unfinished(self, work: Work, names: Collection[str] | None = None) -> bool:
         """Returns True if a killed process left work to finish; ``names`` lie in the store, if they are known."""
 
-    def locked(self, work: Work, act: Callable[[Any], Done]) -> Done:
+    def locked(self, work: Work, act: Callable[[Guard], Done]) -> Done:
         """Runs ``act``, which gets the guard, under the store's lock; starts again if another process took that over.
 
         Raises Locked when it cannot be acquired in time, and whatever ``act`` raises.
         """
 
-    def end_earlier(self, work: Work, lock: Any) -> tuple[list[Removal], list[dict[str, object]], Failures]:
+    def end_earlier(self, work: Work, guard: Guard) -> tuple[list[Removal], list[dict[str, object]], Failures]:
         """Ends what killed runs left, by what is true now, for a caller who holds the lock.
 
         Returns what this very run had done before it lost the lock, what was done about other runs, and failures.
@@ -234,7 +240,7 @@ class Store(Folder, Protocol):
     def writer(self, now_ms: int) -> str | None:
         """Returns what may write the store now, as part of a sentence; None without a sign of any."""
 
-    def mentions(self, snapshot: Any) -> Any:
+    def mentions(self, snapshot: Snapshot | None) -> object:
         """Returns what the list of a read mentions, for ``OrphanLook``; None: of a list that cannot be read."""
 
     def orphans(self, look: OrphanLook) -> Orphans | None:

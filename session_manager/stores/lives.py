@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from session_manager.archives.archive import Failures
 from session_manager.core.errors import Refused
 from session_manager.ledger import REMOVED, Ledger, Removal, Removed
+
+if TYPE_CHECKING:
+    from session_manager.stores.base import Place
 
 # Reasons of removals that a store's owner caused: written back out of a cache; without an entry; no conversation.
 REAPPEARED, ORPHAN, LEFTOVER = "reappeared", "orphan", "leftover"
@@ -78,3 +82,19 @@ def refusal(blocked: Sequence[tuple[Life, Obstacle]]) -> Refused:
         code=obstacle.code,
         conflicts=conflicts,
     )
+
+
+def split(place: Place, found: Iterable[Life]) -> tuple[list[Life], list[Blocked]]:
+    """Returns the lives that can be restored, and the others with their obstacles; omits those already restored."""
+    going: list[Life] = []
+    blocked: list[Blocked] = []
+    for life in found:
+        if place.was_taken_back(life):
+            continue
+        obstacle = place.obstacle(life)
+        if obstacle is None:
+            place.claim(life)
+            going.append(life)
+        else:
+            blocked.append((life, obstacle))
+    return going, blocked

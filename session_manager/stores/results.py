@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence, Set
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -109,7 +109,7 @@ class OrphanLook(msgspec.Struct, frozen=True):
     pins: Pins | None
     observe: Callable[[Snapshot], None]
     shared: set[str]
-    mentioned: Sequence[Any]
+    mentioned: Sequence[object]
     kin: Sequence[Session]
 
 

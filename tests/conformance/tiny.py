@@ -51,6 +51,7 @@ from session_manager.stores.lives import (
     Obstacle,
     Restored,
     refusal,
+    split,
 )
 
 LIVE, RUNNING, LOCK = ".session", ".running", ".session_manager.lock"
@@ -156,20 +157,13 @@ class TinyPlace:
     def obstacle(self, life: Life) -> Obstacle | None:
         return next((found for removed in life if (found := self._obstacle(removed)) is not None), None)
 
-    def split(self, found: Iterable[Life]) -> tuple[list[Life], list[Blocked]]:
-        """Returns the lives that can be restored, and the others with their obstacles; none that live already."""
-        going: list[Life] = []
-        blocked: list[Blocked] = []
-        for life in found:
-            if all(removed.state == "restored" for removed in life):
-                continue
-            obstacle = self.obstacle(life)
-            if obstacle is not None:
-                blocked.append((life, obstacle))
-                continue
-            going.append(life)
-            self._holders.update((key, removed.session_id) for removed in life for key in removed.keys)
-        return going, blocked
+    def was_taken_back(self, life: Life) -> bool:
+        """Returns True if removals of one session were already restored."""
+        return all(removed.state == "restored" for removed in life)
+
+    def claim(self, life: Life) -> None:
+        """Marks the keys of ``life`` as taken."""
+        self._holders.update((key, removed.session_id) for removed in life for key in removed.keys)
 
     def _obstacle(self, removed: Removed) -> Obstacle | None:
         if removed.state != REMOVED:
@@ -440,7 +434,7 @@ class TinyStore(msgspec.Struct, frozen=True):
         return TinyPlace(self.read(now_ms), second_names)
 
     def restorable(self, work: Work, found: Iterable[Life], now_ms: int) -> tuple[list[Life], list[Blocked]]:
-        return TinyPlace(self.read(now_ms), work.second_names).split(found)
+        return split(TinyPlace(self.read(now_ms), work.second_names), found)
 
     def restore(self, work: Work, find: Find, *, skip_conflicts: bool) -> Restored:
         def act(lock: Guard) -> Restored:

@@ -10,11 +10,13 @@ from session_manager.stores.openclaw_files.store import Snapshot, Store, listing
 
 if TYPE_CHECKING:
     from session_manager.archives.archive import Failures
+    from session_manager.archives.folder import Guard
     from session_manager.archives.second_names import SecondNames
     from session_manager.archives.work import Work
     from session_manager.core.diagnosis import Check
     from session_manager.core.session import Session
     from session_manager.ledger import Archived, Ledger, Removal
+    from session_manager.stores import base
     from session_manager.stores.base import Choose, Place
     from session_manager.stores.lives import Blocked, Find, Life, Restored
     from session_manager.stores.openclaw_files.gateway_lock import StoreLock
@@ -61,11 +63,13 @@ class FilesStore(Store, frozen=True):
 
         return locked(work, self, act)
 
-    def end_earlier(self, work: Work, lock: StoreLock) -> tuple[list[Removal], list[dict[str, object]], Failures]:
+    def end_earlier(self, work: Work, guard: Guard) -> tuple[list[Removal], list[dict[str, object]], Failures]:
         """Recovers the interrupted runs, for a caller who holds the lock."""
         from session_manager.stores.openclaw_files.changing import end_earlier
+        from session_manager.stores.openclaw_files.gateway_lock import StoreLock
 
-        return end_earlier(work, self, lock)
+        assert isinstance(guard, StoreLock)
+        return end_earlier(work, self, guard)
 
     def place(self, second_names: SecondNames, keep_days: int, now_ms: int) -> Place:
         """Returns the store as a place to restore sessions to."""
@@ -75,8 +79,8 @@ class FilesStore(Store, frozen=True):
 
     def restorable(self, work: Work, found: Iterable[Life], now_ms: int) -> tuple[list[Life], list[Blocked]]:
         """Returns the lives that can be restored now, and the others with their obstacles."""
+        from session_manager.stores.lives import split
         from session_manager.stores.openclaw_files.obstacles import place_of
-        from session_manager.stores.openclaw_files.restoration import split
 
         return split(place_of(work, self.read(now_ms)), found)
 
@@ -150,10 +154,11 @@ class FilesStore(Store, frozen=True):
 
         return writer(self.read(now_ms))
 
-    def mentions(self, snapshot: Snapshot | None) -> Mentions:
+    def mentions(self, snapshot: base.Snapshot | None) -> Mentions:
         """Returns what the index mentions."""
         from session_manager.stores.openclaw_files.orphan_care import mentions
 
+        assert snapshot is None or isinstance(snapshot, Snapshot)
         return mentions(self, snapshot)
 
     def orphans(self, look: OrphanLook) -> FileOrphans:

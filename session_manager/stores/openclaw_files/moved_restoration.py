@@ -10,12 +10,11 @@ from session_manager.archives.work import Work
 from session_manager.files.liveness import now_ms
 from session_manager.files.steps import step
 from session_manager.ledger import Removal, Removed
-from session_manager.stores.lives import Find, Restored, refusal
+from session_manager.stores.lives import Find, Restored, refusal, split
 from session_manager.stores.openclaw_files.changing import end_earlier
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
 from session_manager.stores.openclaw_files.moved import settle
 from session_manager.stores.openclaw_files.obstacles import LOST, place_of
-from session_manager.stores.openclaw_files.restoration import split
 from session_manager.stores.openclaw_files.sharing import gather
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
 from session_manager.stores.openclaw_files.store import Store

@@ -43,8 +43,9 @@ class FileOrphans:
         self._look = look
         self._mentions: tuple[Identity | None, Mentions] | None = None
 
-    def plan(self, snapshot: Snapshot) -> OrphanPlan:
+    def plan(self, snapshot: base.Snapshot) -> OrphanPlan:
         """Classifies the folder and decides about its orphans and the entries without a transcript."""
+        assert isinstance(snapshot, Snapshot)
         look, store = self._look, self._store
         now, current = look.clock(), look.current
         cutoff = look.policy.cutoff(now)
@@ -73,7 +74,7 @@ class FileOrphans:
         """Only classifies the folder."""
         if self._mentions is None or self._mentions[0] != snapshot.identity:
             self._mentions = (snapshot.identity, Mentions(snapshot.index.data if snapshot.index else b""))
-        mentions = [self._mentions[1], *self._look.mentioned]
+        mentions = [self._mentions[1], *(each for each in self._look.mentioned if isinstance(each, Mentions))]
         return classify(snapshot.store, snapshot.names, snapshot.sessions, self._look.shared, mentions)
 
     def remove(self, work: Work, choose: Choose, into: OrphansRemoved) -> None:
@@ -108,15 +109,16 @@ class FileOrphans:
             into.spared += [chosen[session_id] for session_id in spared]
             into.failures += failures
 
-    def adoptable(self, read: Snapshot | None, error: Damaged | None, session_id: str | None) -> Readopted:
+    def adoptable(self, read: base.Snapshot | None, error: Damaged | None, session_id: str | None) -> Readopted:
         """Returns what ``readopt`` would do, from what can be read of the index."""
         salvaged = 0
         if error is not None:
             from session_manager.stores.openclaw_files.readoption import salvage
 
-            read, _ = salvage(self._store, error)
-            salvaged = len(read.index.entries) if read.index else 0
-        assert read is not None
+            found, _ = salvage(self._store, error)
+            salvaged = len(found.index.entries) if found.index else 0
+            read = found
+        assert isinstance(read, Snapshot)
         return Readopted(*decide(read, self._classify(read), session_id, self._look.clock()), salvaged=salvaged)
 
     def readopt(self, work: Work, session_id: str | None, *, rebuild: bool) -> Readopted:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import msgspec
 
@@ -24,10 +24,10 @@ from session_manager.files.steps import step
 from session_manager.files.versions import Identity, read_file
 from session_manager.ledger import Attempt, Removal, Removed
 from session_manager.ledger.rows import Member
-from session_manager.stores.lives import FILE_EXISTS, NOT_RESTORABLE, Find, Life, Obstacle, Restored, refusal
+from session_manager.stores.lives import FILE_EXISTS, NOT_RESTORABLE, Find, Life, Obstacle, Restored, refusal, split
 from session_manager.stores.openclaw_files.changing import end_earlier, refuse_unguarded
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
-from session_manager.stores.openclaw_files.obstacles import LOST, Place, place_of
+from session_manager.stores.openclaw_files.obstacles import LOST, place_of
 from session_manager.stores.openclaw_files.recovery import places_of, recover_attempt, try_recover
 from session_manager.stores.openclaw_files.sharing import gather
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
@@ -36,22 +36,6 @@ from session_manager.stores.openclaw_files.swap import IndexChanged, Swap, look_
 
 _FRESH_STARTS = 20
 _LOOKS_AFTER = 20
-
-
-def split(place: Place, found: Iterable[Life]) -> tuple[list[Life], list[tuple[Life, Obstacle]]]:
-    """Returns the lives that can be restored, and the others with their obstacles; omits those already restored."""
-    going: list[Life] = []
-    blocked: list[tuple[Life, Obstacle]] = []
-    for life in found:
-        if place.was_taken_back(life):
-            continue
-        obstacle = place.obstacle(life)
-        if obstacle is None:
-            place.claim(life)
-            going.append(life)
-        else:
-            blocked.append((life, obstacle))
-    return going, blocked
 
 
 def restore(work: Work, store: Store, lock: StoreLock, find: Find, *, skip_conflicts: bool) -> Restored:

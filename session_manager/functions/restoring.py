@@ -14,7 +14,7 @@ from session_manager.functions.context import Context
 from session_manager.functions.reading import errors_or_raise
 from session_manager.ledger import Removal, Removed, keeping
 from session_manager.stores.base import Store
-from session_manager.stores.lives import UNFINISHED, Find, Life, Obstacle, refusal
+from session_manager.stores.lives import UNFINISHED, Blocked, Find, Life, Obstacle, refusal
 
 
 class Outcome(msgspec.Struct):
@@ -63,10 +63,9 @@ def take_back(context: Context, work: Work, wanted: Mapping[str, Find], *, skip_
         try:
             store = _store(context, agent_id)
             outcome.recovered += end_earlier(work, store)
-            able, unable = store.restorable(work, find(work.ledger), context.clock())
+            able, unable, abroad[agent_id] = _look(context, work, store, find)
             conflicts += unable
-            going += [(agent_id, life[0].session_id) for life in able]
-            abroad[agent_id] = _abroad(removed for life in able for removed in life)
+            going += [(agent_id, session_id) for session_id in able]
             stores.append((store, find))
         except SessionManagerError as error:
             failed.append((agent_id, error))
@@ -95,6 +94,17 @@ def take_back(context: Context, work: Work, wanted: Mapping[str, Find], *, skip_
         outcome.errors += [failure(error, store.agent_id, session_id) for session_id, error in done.failures]
     outcome.errors += errors_or_raise(failed, any_done=len(failed) < len(wanted))
     return outcome
+
+
+def _look(
+    context: Context, work: Work, store: Store, find: Find
+) -> tuple[list[str], list[Blocked], dict[str, list[str]]]:
+    """Returns the ids of sessions that can be restored to a store, the others' conflicts, and their shared files.
+
+    The lives themselves are as large as the list of sessions, and must not outlive this.
+    """
+    able, unable = store.restorable(work, find(work.ledger), context.clock())
+    return [life[0].session_id for life in able], unable, _abroad(removed for life in able for removed in life)
 
 
 def _abroad(going: Iterable[Removed]) -> dict[str, list[str]]:

@@ -203,11 +203,11 @@ class Cleanup:
 
     def _add(self, store: Store, done: OrphansRemoved) -> None:
         result = self.result
-        if done.outcome is not None:
-            result.errors += note(result.notes, store, done.outcome)
-            for removal in done.outcome.removed:
+        for outcome in done.outcomes:
+            result.errors += note(result.notes, store, outcome)
+            for removal in outcome.removed:
                 result.remove(store.agent_id, removal.session_id, removal.keys)
-            for session_id in done.outcome.alive:
+            for session_id in outcome.alive:
                 result.keep(done.by_id[session_id], ACTIVE)
         for orphan, removal in done.archived:
             result.archive(orphan, [target for _, target in removal.files])

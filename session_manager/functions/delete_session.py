@@ -295,6 +295,7 @@ def _wait(scope: View, wanted: str, seconds: float, context: Context) -> None:
             try:
                 snapshot = read.store.read(now)
                 observe(context, snapshot, now)
+                snapshot.release()
             except SessionManagerError:
                 # The removal meets the same failure under the lock, and reports it.
                 break

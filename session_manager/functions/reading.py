@@ -134,6 +134,7 @@ def read_view(
                 now = context.clock()
                 snapshot = store.read(now)
                 observe(context, snapshot, now, cutoff)
+                snapshot.release()
             except SessionManagerError as error:
                 view.failed.append((agent_id, error))
             else:
@@ -155,6 +156,7 @@ def with_moved(context: Context, view: View) -> View:
             if store is None:
                 raise error
             snapshot = store.read(context.clock())
+            snapshot.release()
             found.agents.append(AgentRead(agent_id, store, snapshot, snapshot.names))
         except SessionManagerError as failed:
             found.failed.append((agent_id, failed))

@@ -70,6 +70,9 @@ class Snapshot(Protocol):
     def names(self) -> list[str]:
         """The names of the files that lie in the store; none if it keeps its sessions in no files."""
 
+    def release(self) -> None:
+        """Frees the text of the list, which only ``orphans`` needs: a view of all agents would hold all of them."""
+
     def observe(self, now_ms: int, cutoff: Cutoff | None = None) -> None:
         """Completes the sessions: whether a run is in progress, and what else the list of them does not say.
 

@@ -127,12 +127,12 @@ class OrphanPlan(msgspec.Struct):
 
 
 class OrphansRemoved(msgspec.Struct):
-    """What was done about orphans: to entries (``outcome``), and to files, each with its removal.
+    """What was done about orphans: to entries (``outcomes``, one for each try), and to files, each with its removal.
 
     ``by_id`` are the sessions as they were read, ``spared`` are orphans that turned out to be none.
     """
 
-    outcome: Outcome | None = None
+    outcomes: list[Outcome] = []
     by_id: dict[str, Session] = {}
     archived: list[tuple[Orphan, Removal]] = []
     spared: list[Orphan] = []

@@ -93,6 +93,9 @@ class TinySnapshot(msgspec.Struct):
     def agent_id(self) -> str:
         return self.store.agent_id
 
+    def release(self) -> None:
+        """Does nothing: it keeps no text."""
+
     def observe(self, now_ms: int, cutoff: Cutoff | None = None) -> None:
         here = set(self.store.listing())
         for session in self.sessions:

@@ -66,7 +66,7 @@ async def sync_volume(engine: AsyncEngine, config: Config, *, wait: bool) -> Syn
         read_at = await queries.database_time(connection)
         known = await queries.identities(connection, config.volume)
         read: VolumeRead = await asyncio.to_thread(read_volume, volume, known)
-        applied: dict[str, int] = {}
+        applied = dict.fromkeys(("created", "updated", "revived", "ended"), 0)
         if read.versions:
             applied = await queries.apply(connection, config.volume, read_at, read.versions, read.rows)
     result = SyncResult(

@@ -100,7 +100,7 @@ class FileOrphans:
             chosen.update({o.id: o for o in orphans})
             return orphans
 
-        into.outcome = remove_locked(work, self._store, lock, choose_sessions, self._look.shared)
+        into.outcomes.append(remove_locked(work, self._store, lock, choose_sessions, self._look.shared))
         for of_sessions in (True, False):
             archived, spared, failures = archive_orphans(
                 work, self._store, lock, partial(choose_orphans, of_sessions), history=of_sessions

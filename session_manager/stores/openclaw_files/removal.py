@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -56,16 +56,26 @@ def remove(work: Work, store: Store, choose: Choose, shared: Collection[str] = (
     again when the gateway wrote in between. ``shared`` are file names that other agents refer to. Raises
     whatever ``choose`` raises, Locked, Refused, Damaged or Failed; the store is then as it was.
     """
-    return locked(work, store, lambda lock: remove_locked(work, store, lock, choose, shared))
+    seen: dict[str, Session] = {}
+    return locked(work, store, lambda lock: remove_locked(work, store, lock, choose, shared, seen=seen))
 
 
 def remove_locked(
-    work: Work, store: Store, lock: StoreLock, choose: Choose, shared: Collection[str], *, erased: str | None = None
+    work: Work,
+    store: Store,
+    lock: StoreLock,
+    choose: Choose,
+    shared: Collection[str],
+    *,
+    erased: str | None = None,
+    seen: dict[str, Session] | None = None,
 ) -> Outcome:
     """Does what ``remove`` does, for a caller who holds the lock. Also raises LockLost.
 
     ``erased`` is a session that will be erased with all files of its earlier removals: none of these is undone.
+    ``seen`` remembers the chosen sessions, should the lock be lost: this run may have removed them then.
     """
+    seen = {} if seen is None else seen
     own, recovered, failures = end_earlier(work, store, lock)
     looked_for_strays = False
     woken: dict[str, Woken] = {}
@@ -95,8 +105,11 @@ def remove_locked(
             chosen = [(session, REAPPEARED if session.id in again else reason) for session, reason in chosen]
             chosen += [(session, REAPPEARED) for session in back if session.id not in going]
         refuse_unobserved(session for session, _ in chosen)
+        seen.update((session.id, session) for session, _ in chosen)
         if not chosen:
-            return Outcome(snapshot, own, set(), failures, recovered, [], list(woken.values()), _outside(snapshot, own))
+            return Outcome(
+                snapshot, own, set(), failures, recovered, [], list(woken.values()), _outside(snapshot, own, seen)
+            )
         # With very many sessions each stage takes seconds: keep the marker fresh in between.
         lock.check()
         try:
@@ -108,19 +121,22 @@ def remove_locked(
         reappeared = [r for r in removed if r.session_id not in going]
         own += [r for r in removed if r.session_id in going]
         found = [one for one in woken.values() if one.session_id not in {r.session_id for r in removed}]
-        outside = _outside(snapshot, own)
+        outside = _outside(snapshot, own, seen)
         return Outcome(snapshot, own, alive & going, failures + failed, recovered, reappeared, found, outside)
     raise Locked(f"the gateway keeps writing the index of agent {store.agent_id!r}; try again", agentId=store.agent_id)
 
 
-def _outside(snapshot: Snapshot, removed: Sequence[Removal]) -> dict[str, list[str]]:
+def _outside(snapshot: Snapshot, removed: Sequence[Removal], seen: Mapping[str, Session]) -> dict[str, list[str]]:
     """Returns the files of removed sessions that stay outside the agent's folder, or in it with unusable names."""
     gone, store = {removal.session_id for removal in removed}, snapshot.store
     if not gone:
         return {}
-    going = [session for session in snapshot.sessions if session.id in gone]
+    going = [session for session in seen.values() if session.id in gone]
     archived = [source for removal in removed for source, _ in removal.files]
-    outside = outside_files(store, snapshot.sessions, going, archived)
+    outside: dict[str, list[str]] = {}
+    with contextlib.suppress(OSError):
+        # The sessions are removed: a folder that cannot be listed by now is no reason to fail.
+        outside = outside_files(store, snapshot.sessions, going, archived)
     return outside | {name: [] for name in no_texts_of(gone, store.sessions_dir)}
 
 

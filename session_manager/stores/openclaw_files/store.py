@@ -102,6 +102,10 @@ class Snapshot(msgspec.Struct):
         """The agent whose store it is."""
         return self.store.agent_id
 
+    def release(self) -> None:
+        """Frees the index's text; the sessions and names stay."""
+        self.index = None
+
     def observe(self, now_ms: int, cutoff: Cutoff | None = None) -> None:
         """Completes the sessions from the files beside the index.
 

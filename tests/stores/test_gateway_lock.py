@@ -10,14 +10,17 @@ import threading
 import time
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from support import ROOT, Skill, StoreBuilder, contend, dead_pid, now_ms, picture
 
+from benchmarks.measure import call
 from session_manager.core.errors import Locked
 from session_manager.files import lock_file
 from session_manager.files.liveness import iso_ms, process_stat
+from session_manager.stores.openclaw_files import orphan_removal, removal
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
 from session_manager.stores.openclaw_files.store import Store
 from session_manager.stores.openclaw_files.volume import Volume
@@ -131,6 +134,7 @@ def test_a_dead_gateways_marker_is_reclaimed_when_stale(store: Store, marker: Pa
 CONTENDER = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
+from session_manager.stores.openclaw_files import orphan_removal, removal
 from session_manager.stores.openclaw_files.gateway_lock import StoreLock
 from session_manager.stores.openclaw_files.volume import Volume
 store = Volume(sys.argv[2]).store("main")
@@ -231,3 +235,45 @@ def test_nothing_is_swapped_when_the_marker_is_lost(
     assert answer.document["deleted_ids"] == ["old"]
     assert builder.names() >= {"sessions.json"}
     assert [n for n in builder.names() if n.startswith(".session_manager")] == []
+
+
+def loses_the_lock_once(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> None:
+    """Lets a step of a call meet a lock that another process has taken over, the first time."""
+    real = getattr(module, name)
+    lost: list[str] = []
+
+    def step(*given: Any, **named: Any) -> Any:
+        if not lost:
+            lost.append(name)
+            raise LockLost
+        return real(*given, **named)
+
+    monkeypatch.setattr(module, name, step)
+
+
+def test_entries_removed_before_the_lock_was_lost_are_told(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StoreBuilder(agents)
+    store.add("cron:dead", 3000, "dead", transcript=False)
+    for number in range(6):
+        store.add(f"cron:{number}", 3000, f"live-{number}")
+    store.write()
+    loses_the_lock_once(monkeypatch, orphan_removal, "archive_orphans")
+    document = call(agents, "cleanup_orphans", dry_run=False)
+    assert [entry["id"] for entry in document["removed_entries"]] == ["dead"]
+
+
+def test_files_left_alone_are_told_though_the_lock_was_lost(
+    agents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = tmp_path / "agents elsewhere" / "main" / "sessions" / "gone.jsonl"
+    outside.parent.mkdir(parents=True)
+    outside.write_text("{}\n")
+    os.utime(outside, (1_000_000_000, 1_000_000_000))
+    store = StoreBuilder(agents)
+    store.add("cron:gone", 3000, "gone", sessionFile=str(outside))
+    store.add("cron:stays", 1, "stays")
+    store.write()
+    loses_the_lock_once(monkeypatch, removal, "archive_files")
+    document = call(agents, "delete_sessions", session_ids=["gone"], dry_run=False, force=True)
+    assert document["deleted_ids"] == ["gone"]
+    assert document["left_alone"] == [str(outside)]

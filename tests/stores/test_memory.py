@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import StoreBuilder
+from support import StoreBuilder, now_ms
 
 from benchmarks import stores
 from benchmarks.measure import call
 from session_manager.files.versions import Identity
+from session_manager.functions.context import Context
+from session_manager.functions.reading import read_view
+from session_manager.settings import read_settings
 from session_manager.stores.openclaw_files.snapshot import read_snapshot
+from session_manager.stores.openclaw_files.store import Snapshot
 from session_manager.stores.openclaw_files.volume import Volume
 
 SESSIONS, ENTRY_BYTES = 1_000, 6_000
@@ -62,3 +66,13 @@ def test_a_version_that_is_known_is_read_again_only_when_another_is_in_its_place
     assert [session.id for session in read_snapshot(store, 0, (known, identity)).sessions] == ["known"]
     os.utime(store.index_path, ns=(1, 1))
     assert [session.id for session in read_snapshot(store, 0, (known, identity)).sessions] == ["written"]
+
+
+def test_a_view_of_all_agents_holds_the_text_of_no_index(agents: Path) -> None:
+    for agent in ("a", "b"):
+        builder = StoreBuilder(agents, agent)
+        builder.add("cron:1", 5, session_id="one")
+        builder.write()
+    context = Context(read_settings({"ARIA_AGENTS_DIR": str(agents), "ARIA_API_URL": ""}), Volume(str(agents)), now_ms)
+    snapshots = [read.snapshot for read in read_view(context, None).agents]
+    assert [isinstance(snapshot, Snapshot) and snapshot.index for snapshot in snapshots] == [None, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from chats import Chats
 from chromium import chromium
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 from service import Databases, Service, running
 from support import ROOT, Skill, StoreBuilder
 
@@ -219,6 +220,32 @@ def test_conversations_in_parts_and_back(page: Page, service: Service, server: D
     expect(page.locator("#found")).to_have_text("1 conversation.")
     page.get_by_role("link", name="Clear").click()
     expect(page.locator("#found")).to_have_text("50 conversations, and older ones.")
+
+
+def test_back_pressed_again_before_the_scripts_listen(page: Page, service: Service, server: Databases) -> None:
+    """The browser then changes the address alone."""
+    assert service.database_url is not None
+    rows = Chats(server, service.database_url)
+    rows.execute("DELETE FROM chat_sessions WHERE title IS NOT NULL")
+    rows.execute(
+        "INSERT INTO chat_sessions (title, message_count) VALUES ('one', 1), ('one two', 1) RETURNING %s", True
+    )
+    found, search = page.locator("#found"), page.get_by_label("Search")
+    page.goto("/conversations?search=two")
+    for words, count in (("one", "2 conversations."), ("nobody", "No conversation")):
+        search.fill(words)
+        expect(found).to_contain_text(count)
+    held: list[Route] = []
+    released = threading.Event()
+    page.route("**/htmx*.js", lambda route: route.continue_() if released.is_set() else held.append(route))
+    page.evaluate("history.back()")
+    expect(found).to_have_text("2 conversations.")
+    page.evaluate("history.back()")
+    expect(page).to_have_url(re.compile(r"search=two$"))
+    released.set()
+    for route in held:
+        route.continue_()
+    expect(found).to_have_text("1 conversation.")
 
 
 def test_a_session_that_ended_in_between_leads_to_the_login_and_back(

@@ -19,3 +19,8 @@ document.addEventListener("htmx:afterSettle", () => {
   if (document.activeElement === document.body) document.getElementById("history").focus({ preventScroll: true });
 });
 document.addEventListener("htmx:sendError", () => told("the service cannot be reached"));
+document.addEventListener("DOMContentLoaded", () => {
+  // "Back", pressed again before htmx listened, has changed the address alone: show the page that it names.
+  const [shown] = performance.getEntriesByType("navigation");
+  if (shown && shown.name.split("#")[0] !== location.href.split("#")[0]) location.reload();
+});

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from session_manager.core.errors import SessionManagerError, UsageError, failure, with_errors
-from session_manager.core.protection import protection
-from session_manager.core.retention import MINUTE_MS, Decision, apply_limit, is_old
+from session_manager.core.errors import Refused, SessionManagerError, UsageError, failure, with_errors
+from session_manager.core.protection import Protection, protection, refusal
+from session_manager.core.retention import LIMIT, MINUTE_MS, Decision, apply_limit, is_old
 from session_manager.core.selection import Selection
 from session_manager.core.session import Session
 from session_manager.functions.context import (
@@ -34,9 +34,8 @@ from session_manager.functions.reading import (
     only_observe,
     read_view,
 )
-from session_manager.functions.refusal import kept_although_named
 from session_manager.functions.shared_files import archive_left
-from session_manager.functions.tally import Tally, plan_rows
+from session_manager.functions.tally import ACTIVE, Tally, plan_rows
 from session_manager.stores.base import Snapshot, look_once_more
 
 if TYPE_CHECKING:
@@ -200,7 +199,7 @@ def _with_named(document: dict[str, Any], tally: Tally, choice: Choice, lost: Ab
     """Adds the outcome of named sessions that were not removed. Raises the first error when nothing was done."""
     failures: list[tuple[str | None, str, SessionManagerError]] = []
     if choice.only.ids is not None:
-        kept = ((k["agentId"], k["id"], kept_although_named(k["reason"], k["id"])) for k in document["kept"])
+        kept = ((k["agentId"], k["id"], _kept_although_named(k["reason"], k["id"])) for k in document["kept"])
         failures += [(agent_id, session_id, error) for agent_id, session_id, error in kept if error is not None]
     if lost is not None:
         failures += [(None, name, error) for name, error in lost.errors]
@@ -212,6 +211,15 @@ def _with_named(document: dict[str, Any], tally: Tally, choice: Choice, lost: Ab
             first.details.setdefault("errors", errors)
         raise first
     return with_errors(document | {"errors": errors}, errors)
+
+
+def _kept_although_named(reason: str, session_id: str) -> Refused | None:
+    """Returns the error for a named session that stayed; None when a limit spared it."""
+    if reason == LIMIT:
+        return None
+    if reason == ACTIVE:
+        return Refused(f"session {session_id} has just become active and was kept", code="session_busy", reason=reason)
+    return refusal(Protection(reason, overridable=True), session_id)
 
 
 def _chooser(

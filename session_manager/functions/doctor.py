@@ -97,15 +97,16 @@ def _ledger(context: Context) -> Iterator[Ledger | None]:
 def _agent(
     context: Context, agent_id: str, store: Store | SessionManagerError | None, ledger: Ledger | None
 ) -> Iterator[Check]:
-    from session_manager.archives.second_names import SecondNames
-
-    name, second_names = f"store {agent_id}", SecondNames(context.settings.state_dir)
+    name = f"store {agent_id}"
     if store is None:
         yield Check(name, True, "no sessions folder", None, None, agent_id)
     elif isinstance(store, SessionManagerError):
         path = os.path.join(context.volume.root, agent_id, "sessions")
         yield failed(name, store, _ADVICE.get(store.code) or advice_about(store, path), agent_id)
     else:
+        from session_manager.archives.second_names import SecondNames
+
+        second_names = SecondNames(context.settings.state_dir)
         try:
             yield from store.check(Look(context.clock(), ledger, second_names, partial(_shared, context, store)))
         except SessionManagerError as error:

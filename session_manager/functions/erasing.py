@@ -98,15 +98,7 @@ class Erasing:
         shared = names_referred_to(self._references, store, gone)
         erasure = Erasure()
         try:
-            store.erase(
-                self._work,
-                self._session_id,
-                self._choose,
-                shared,
-                self._context.clock(),
-                erasure,
-                force=self._force,
-            )
+            store.erase(self._work, self._session_id, self._choose, shared, erasure, force=self._force)
         finally:
             self._add(store.agent_id, erasure)
 

@@ -223,7 +223,6 @@ class Store(Folder, Protocol):
         session_id: str,
         choose: Choose,
         shared: Collection[str],
-        now_ms: int,
         into: Erasure,
         *,
         force: bool,

@@ -491,7 +491,6 @@ class TinyStore(msgspec.Struct, frozen=True):
         session_id: str,
         choose: base.Choose,
         shared: Collection[str],
-        now_ms: int,
         into: results.Erasure,
         *,
         force: bool,

@@ -13,7 +13,7 @@ from session_manager.files.liveness import TRANSCRIPT_STALE_MS
 from session_manager.files.owners import advice_about, run_as
 from session_manager.ledger import REMOVED, RESTORED
 from session_manager.stores.openclaw_files.locks import ALIVE, STALE, UNSEEN, locks
-from session_manager.stores.openclaw_files.snapshot import read_snapshot
+from session_manager.stores.openclaw_files.snapshot import read_listed
 from session_manager.stores.openclaw_files.store import Snapshot, Store, listing
 from session_manager.stores.openclaw_files.waking import half_removed, strays
 from session_manager.stores.openclaw_files.whereabouts import is_transcript
@@ -32,7 +32,7 @@ def check(store: Store, look: Look) -> Iterator[Check]:
     """Yields the checks of one store. Raises what reading its folder raises."""
     name, names = f"store {store.agent_id}", listing(store)
     try:
-        snapshot = read_snapshot(store, look.now_ms)
+        snapshot = read_listed(store, names, look.now_ms)
     except Damaged as error:
         yield failed(name, error, _UNREADABLE, store.agent_id)
     except Refused as error:

@@ -9,6 +9,7 @@ from session_manager.archives.work import Work
 from session_manager.core.errors import UNSUPPORTED, Refused
 from session_manager.core.protection import BUSY, Protection, refusal
 from session_manager.core.session import Session
+from session_manager.files.liveness import now_ms
 from session_manager.stores.base import Choose
 from session_manager.stores.openclaw_files.changing import end_earlier, has_unfinished
 from session_manager.stores.openclaw_files.erasure import also_of, find_traces
@@ -43,7 +44,6 @@ def erase_in(
     session_id: str,
     choose: Choose,
     shared: Collection[str],
-    now_ms: int,
     into: Erasure,
     *,
     held_too: bool,
@@ -52,13 +52,13 @@ def erase_in(
 
     ``held_too``: even if a program holds its files.
     """
-    keys = _remove(work, store, lock, session_id, choose, shared, now_ms, into)
+    keys = _remove(work, store, lock, session_id, choose, shared, into)
     pass_on(work, store, session_id)
     into.shared += others_too(work, store, session_id)
     names = listing(store)
-    if not held_too and held_ids(store, names, (session_id,), now_ms):
+    if not held_too and held_ids(store, names, (session_id,), now_ms()):
         raise refusal(Protection(BUSY, overridable=True), session_id, "erased")
-    traces = _traces(work, store, read_snapshot(store, now_ms).sessions, names, session_id, shared)
+    traces = _traces(work, store, read_snapshot(store, now_ms()).sessions, names, session_id, shared)
     if traces.files or _is_in_ledger(work, store, session_id):
         erased = erase(store, lock, work.ledger, work.run, session_id, traces, keys, also_of(store, session_id))
         into.known = into.changed = True
@@ -75,12 +75,11 @@ def _remove(
     session_id: str,
     choose: Choose,
     shared: Collection[str],
-    now_ms: int,
     into: Erasure,
 ) -> int:
     """Removes the session from the index; returns how many keys it had there."""
     if store.database:
-        _leave_to_gateway(work, store, lock, session_id, now_ms, into)
+        _leave_to_gateway(work, store, lock, session_id, into)
         return 0
     outcome = remove_locked(work, store, lock, choose, shared, erased=session_id)
     into.recovered += outcome.recovered
@@ -97,12 +96,12 @@ def _remove(
     return keys
 
 
-def _leave_to_gateway(work: Work, store: Store, lock: StoreLock, session_id: str, now_ms: int, into: Erasure) -> None:
+def _leave_to_gateway(work: Work, store: Store, lock: StoreLock, session_id: str, into: Erasure) -> None:
     """Recovers an interrupted run. Raises Refused when the gateway's database has the session."""
     _, recovered, failures = end_earlier(work, store, lock)
     into.recovered += recovered
     into.failures += failures
-    if any(session.id == session_id for session in read_snapshot(store, now_ms).sessions):
+    if any(session.id == session_id for session in read_snapshot(store, now_ms()).sessions):
         raise Refused(
             f"session {session_id} of agent {store.agent_id!r} is in the gateway's database, which only the "
             "gateway may edit; delete it there (`openclaw sessions`), then call again",

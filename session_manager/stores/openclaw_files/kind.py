@@ -80,9 +80,8 @@ class FilesStore(Store, frozen=True):
     def restorable(self, work: Work, found: Iterable[Life], now_ms: int) -> tuple[list[Life], list[Blocked]]:
         """Returns the lives that can be restored now, and the others with their obstacles."""
         from session_manager.stores.lives import split
-        from session_manager.stores.openclaw_files.obstacles import place_of
 
-        return split(place_of(work, self.read(now_ms)), found)
+        return split(self.place(work.second_names, work.settings.keep_days, now_ms), found)
 
     def restore(self, work: Work, find: Find, *, skip_conflicts: bool) -> Restored:
         """Restores what ``find`` returns: into the index, or as files if the agent has moved to SQLite."""
@@ -124,7 +123,6 @@ class FilesStore(Store, frozen=True):
         session_id: str,
         choose: Choose,
         shared: Collection[str],
-        now_ms: int,
         into: Erasure,
         *,
         force: bool,
@@ -132,9 +130,7 @@ class FilesStore(Store, frozen=True):
         """Removes a session, and erases all that is left of it."""
         from session_manager.stores.openclaw_files.erasing import erase_in
 
-        self.locked(
-            work, lambda lock: erase_in(work, self, lock, session_id, choose, shared, now_ms, into, held_too=force)
-        )
+        self.locked(work, lambda lock: erase_in(work, self, lock, session_id, choose, shared, into, held_too=force))
 
     def left_of(self, session_id: str) -> list[tuple[str, str]]:
         """Returns (place, reason) of what an erasure could not reach."""

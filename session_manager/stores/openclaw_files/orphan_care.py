@@ -71,11 +71,10 @@ class FileOrphans:
         return OrphanPlan(classes, orphans, entries, transcripts, lambda name: part.classes[name] == ORPHAN)
 
     def _classify(self, snapshot: Snapshot) -> Folder:
-        """Only classifies the folder."""
         if self._mentions is None or self._mentions[0] != snapshot.identity:
-            self._mentions = (snapshot.identity, Mentions(snapshot.index.data if snapshot.index else b""))
-        mentions = [self._mentions[1], *(each for each in self._look.mentioned if isinstance(each, Mentions))]
-        return classify(snapshot.store, snapshot.names, snapshot.sessions, self._look.shared, mentions)
+            self._mentions = (snapshot.identity, mentions(self._store, snapshot))
+        everywhere = [self._mentions[1], *(each for each in self._look.mentioned if isinstance(each, Mentions))]
+        return classify(self._store, snapshot.names, snapshot.sessions, self._look.shared, everywhere)
 
     def remove(self, work: Work, choose: Choose, into: OrphansRemoved) -> None:
         """Removes what ``choose`` picks from a plan under the lock."""

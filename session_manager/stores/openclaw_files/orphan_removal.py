@@ -23,7 +23,7 @@ from session_manager.ledger import Removal
 from session_manager.stores.lives import LEFTOVER, ORPHAN
 from session_manager.stores.openclaw_files.gateway_lock import LockLost, StoreLock
 from session_manager.stores.openclaw_files.recovery import try_recover
-from session_manager.stores.openclaw_files.snapshot import read_snapshot
+from session_manager.stores.openclaw_files.snapshot import read_listed, read_snapshot
 from session_manager.stores.openclaw_files.store import Snapshot, Store, listing
 from session_manager.stores.openclaw_files.transcripts import files_by_session
 
@@ -49,10 +49,8 @@ def archive_orphans(
     moved; their orphans stay whole. Raises whatever ``choose`` raises, LockLost, Refused, Damaged or Failed; the
     files then have their names. With ``history`` false they are no sessions, and no marks are recorded.
     """
-    # Listed first: a session that begins in between has its entry in this read.
     names = listing(store)
-    snapshot = msgspec.structs.replace(read_snapshot(store, now_ms()), _names=names)
-    chosen = choose(snapshot)
+    chosen = choose(read_listed(store, names, now_ms()))
     if not chosen:
         return [], set(), []
     taken, now = set(names), now_ms()

@@ -26,7 +26,6 @@ from session_manager.stores.openclaw_files.names import session_id_of
 from session_manager.stores.openclaw_files.observe import file_bytes, held_transcripts
 from session_manager.stores.openclaw_files.orphan_removal import archive_orphans
 from session_manager.stores.openclaw_files.store import Snapshot, Store, listing
-from session_manager.stores.openclaw_files.transcripts import files_by_session
 
 REASON = "shared file"
 
@@ -137,7 +136,7 @@ def archive_last(
 
     def choose(snapshot: Snapshot) -> list[Orphan]:
         here = snapshot.names
-        in_use = {n for files in files_by_session(here, snapshot.sessions, store.sessions_dir).values() for n in files}
+        in_use = snapshot.own_files()
         in_use.update(referred_to(), held_transcripts(store, here, now_ms()))
         found: dict[str, Orphan] = {}
         for name, owner in whose.items():

@@ -6,6 +6,8 @@ import os
 import time
 from collections.abc import Iterator
 
+import msgspec
+
 from session_manager.core.errors import Damaged
 from session_manager.core.index import Index
 from session_manager.core.layout import tell_main
@@ -42,6 +44,14 @@ def read_snapshot(store: Store, now_ms: int, known: tuple[bytes, Identity] | Non
         what = trouble(data) or f"is not a readable JSON object ({error})"
         raise _damaged(store, what if data else "has 0 bytes") from error
     return Snapshot(store, index, identity, sessions_of(store, index, now_ms))
+
+
+def read_listed(store: Store, names: list[str], now_ms: int) -> Snapshot:
+    """Does what ``read_snapshot`` does, for a folder that was listed before.
+
+    A session that begins in between has its entry in this read: its file is no orphan.
+    """
+    return msgspec.structs.replace(read_snapshot(store, now_ms), _names=names)
 
 
 def _entries(store: Store, index: Index) -> Iterator[tuple[str, Entry]]:
